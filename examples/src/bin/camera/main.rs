@@ -1,0 +1,3 @@
+//! The camera demo.
+
+fn main() {}
