@@ -1,0 +1,4 @@
+//! Placeholder.
+pub(crate) fn run(_args: &[String]) -> crate::Outcome {
+    Ok(())
+}
