@@ -24,6 +24,10 @@ pub mod text;
 #[cfg(feature = "train")]
 pub mod train_lm;
 #[cfg(feature = "train")]
+pub mod export;
+#[cfg(feature = "train")]
+pub mod golden;
+#[cfg(feature = "train")]
 pub mod data;
 #[cfg(feature = "train")]
 pub mod log_file;

@@ -253,7 +253,7 @@ impl Sequence {
 /// Bins of values: clamp(floor((v − low)/(high − low)·n), 0, n−1).
 ///
 /// Units: those of the values.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Binning {
     /// Lowest value of each dimension.
     pub low: Vec<f32>,
@@ -302,3 +302,7 @@ pub fn check_codes(codes: &[u16]) -> Result<()> {
     }
     Err(Error::Setting(format!("a frame has {N_CODES} codes, not {}", codes.len())))
 }
+
+#[cfg(test)]
+#[path = "pack_tests.rs"]
+mod tests;

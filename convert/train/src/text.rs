@@ -41,7 +41,7 @@ pub fn train(lines: &[String], n_text: usize) -> Result<String> {
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
     tokenizer.train(&mut trainer, lines.iter().map(String::as_str)).map_err(whole)?;
-    tokenizer.to_string(true).map_err(whole)
+    tokenizer.to_string(false).map_err(whole)
 }
 
 /// Opens a `tokenizer.json` and checks that its specials have the ids of the layout.

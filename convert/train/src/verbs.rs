@@ -10,6 +10,7 @@ use saccade_train::corpus::{Codes, PictureSet, RobotSet, Shape};
 use saccade_train::data::episodes::{self, Episode, Episodes, Step};
 use saccade_train::data::pictures::{self, Pictures};
 use saccade_train::data::Frames;
+use saccade_train::export::Ranges;
 use saccade_train::layout::Dims;
 use saccade_train::lm::{self, Precision};
 use saccade_train::params::{Params, write_whole};
@@ -87,6 +88,9 @@ pub(crate) struct LmArgs {
     #[arg(long, default_value_t = 200)]
     validate_every: usize,
 }
+
+/// Actions a second in Meta-World: five physics steps of 2.5 ms each.
+const RATE_HZ: f32 = 80.0;
 
 /// The folder of episodes that is trained on.
 fn robot_folder(folders: &Folders) -> PathBuf {
@@ -254,8 +258,8 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
     };
     let robot = read("robot", None)?;
     if let Some(robot) = &robot {
-        let bins = serde_json::json!({"state": [robot.state.low, robot.state.high], "action": [robot.action.low, robot.action.high]});
-        write_whole(&folders.out.join("bins.json"), bins.to_string().as_bytes())?;
+        let ranges = Ranges { state: robot.state.clone(), action: robot.action.clone(), rate_hz: RATE_HZ };
+        write_whole(&folders.out.join("ranges.json"), &serde_json::to_vec(&ranges)?)?;
         if let Some(set) = read("robot-heldout", Some((robot.state.clone(), robot.action.clone())))? {
             let given = Shape { steps: 6, instruction: true, states: true, actions: true, asked: 6 };
             let bare = Shape { instruction: false, states: false, actions: false, ..given };
