@@ -185,7 +185,7 @@ fn attention<B: Fused>(
     let q = crate::ops::like(Tensor::cat(vec![q, bias], 3), dtype);
     let k = crate::ops::like(Tensor::cat(vec![k, one_hot], 3), dtype);
     let v = crate::ops::like(Tensor::cat(vec![v.cast(FloatDType::F32), blank], 3), dtype);
-    let out = B::attention(q, repeat(k, h / g), repeat(v, h / g), batch.mask.clone(), scale);
+    let out = B::attend(q, repeat(k, h / g), repeat(v, h / g), batch.mask.clone(), scale);
     let out = out.narrow(3, 0, hd).swap_dims(1, 2).reshape([b * n, h * hd]);
     project(out, w("o"), precision)
 }

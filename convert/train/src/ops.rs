@@ -14,7 +14,7 @@ pub trait Fused: Backend {
     /// Softmax attention with an additive mask.
     ///
     /// Shapes: `q [b, h, n, d]`, `k, v [b, h, m, d]`, `mask [b, 1, n, m]` (0 or a large negative number).
-    fn attention(
+    fn attend(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,

@@ -66,7 +66,7 @@ fn region<const N: usize, const D: usize>(
     Tensor::from_primitive(TensorPrimitive::Float(out))
 }
 
-fn attend(q: &tch::Tensor, k: &tch::Tensor, v: &tch::Tensor, mask: &tch::Tensor, scale: f64) -> tch::Tensor {
+fn sdpa(q: &tch::Tensor, k: &tch::Tensor, v: &tch::Tensor, mask: &tch::Tensor, scale: f64) -> tch::Tensor {
     tch::Tensor::scaled_dot_product_attention(q, k, v, Some(mask), 0.0, false, scale, false)
 }
 
@@ -93,7 +93,7 @@ fn wrap<const D: usize>(t: tch::Tensor) -> Tensor<Cpu, D> {
 impl Fused for Cpu {
     const BF16: bool = true;
 
-    fn attention(
+    fn attend(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
@@ -101,7 +101,7 @@ impl Fused for Cpu {
         scale: f64,
     ) -> Tensor<Self, 4> {
         let [q, k, v, mask] = [q, k, v, mask].map(plain);
-        wrap(attend(&q.tensor, &k.tensor, &v.tensor, &mask.tensor.to_kind(q.tensor.kind()), scale))
+        wrap(sdpa(&q.tensor, &k.tensor, &v.tensor, &mask.tensor.to_kind(q.tensor.kind()), scale))
     }
 
     fn convolution(
@@ -118,7 +118,7 @@ impl Fused for Cpu {
 impl Fused for Graph {
     const BF16: bool = true;
 
-    fn attention(
+    fn attend(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
@@ -127,7 +127,7 @@ impl Fused for Graph {
     ) -> Tensor<Self, 4> {
         let mask = plain(mask.inner());
         region([q, k, v].map(Tensor::into_primitive), |[q, k, v]| {
-            attend(q, k, v, &mask.tensor.to_kind(q.kind()), scale)
+            sdpa(q, k, v, &mask.tensor.to_kind(q.kind()), scale)
         })
     }
 
