@@ -42,6 +42,19 @@ pub trait Fused: Backend {
         burn::tensor::activation::silu(gate) * up
     }
 
+    /// `x · sigmoid(x)`.
+    fn silu(x: Tensor<Self, 4>) -> Tensor<Self, 4> {
+        burn::tensor::activation::silu(x)
+    }
+
+    /// Every pixel four times (nearest neighbour).
+    ///
+    /// Shapes: `x [b, c, h, w]`, out `[b, c, 2h, 2w]`.
+    fn double(x: Tensor<Self, 4>) -> Tensor<Self, 4> {
+        let [b, c, h, w] = x.dims();
+        x.reshape([b * c, h, 1, w, 1]).expand([b * c, h, 2, w, 2]).reshape([b, c, 2 * h, 2 * w])
+    }
+
     /// Two-dimensional convolution.
     ///
     /// Shapes: `x [b, c, h, w]`, `weight [o, c, k, k]`, `bias [o]`.

@@ -139,6 +139,16 @@ impl Fused for Graph {
         region([gate.into_primitive(), up.into_primitive()], |[gate, up]| gate.silu() * up)
     }
 
+    fn silu(x: Tensor<Self, 4>) -> Tensor<Self, 4> {
+        region([x.into_primitive()], |[x]| x.silu())
+    }
+
+    fn double(x: Tensor<Self, 4>) -> Tensor<Self, 4> {
+        let [_, _, h, w] = x.dims();
+        let size = [h, w].map(|n| i64::try_from(2 * n).unwrap_or(0));
+        region([x.into_primitive()], |[x]| x.upsample_nearest2d(size, None, None))
+    }
+
     fn convolution(
         x: Tensor<Self, 4>,
         weight: Tensor<Self, 4>,

@@ -3,7 +3,6 @@
 //! The encoder and decoder are trained by gradients; the code book follows its vectors by moving averages on the host,
 //! where reviving a dead code is a copy.
 
-use burn::tensor::activation::silu;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use rand::Rng;
@@ -49,21 +48,21 @@ fn conv<B: Fused>(p: &Leaves<B>, name: &str, k: usize, stride: usize, x: Tensor<
 }
 
 fn res<B: Fused>(p: &Leaves<B>, name: &str, x: Tensor<B, 4>) -> Tensor<B, 4> {
-    let h = conv(p, &format!("{name}.conv1"), 3, 1, silu(x.clone()));
-    x + conv(p, &format!("{name}.conv2"), 1, 1, silu(h))
+    let h = conv(p, &format!("{name}.conv1"), 3, 1, B::silu(x.clone()));
+    x + conv(p, &format!("{name}.conv2"), 1, 1, B::silu(h))
 }
 
 /// Frames to the vectors before the code book.
 ///
 /// Shapes: `x [b, 3, 64, 64]` in −1..1, out `[b, code_dim, 8, 8]`.
 pub fn encode<B: Fused>(p: &Leaves<B>, dims: &ImageDims, x: Tensor<B, 4>) -> Tensor<B, 4> {
-    let h = silu(conv(p, "encoder.0", 4, 2, x));
-    let h = silu(conv(p, "encoder.1", 4, 2, h));
+    let h = B::silu(conv(p, "encoder.0", 4, 2, x));
+    let h = B::silu(conv(p, "encoder.1", 4, 2, h));
     let mut h = conv(p, "encoder.2", 4, 2, h);
     for i in 0..dims.n_res {
         h = res(p, &format!("encoder.res.{i}"), h);
     }
-    conv(p, "encoder.out", 1, 1, silu(h))
+    conv(p, "encoder.out", 1, 1, B::silu(h))
 }
 
 /// Code vectors to frames, not clamped.
@@ -74,15 +73,9 @@ pub fn decode<B: Fused>(p: &Leaves<B>, dims: &ImageDims, z: Tensor<B, 4>) -> Ten
     for i in 0..dims.n_res {
         h = res(p, &format!("decoder.res.{i}"), h);
     }
-    let h = silu(conv(p, "decoder.up.0", 3, 1, double(h)));
-    let h = silu(conv(p, "decoder.up.1", 3, 1, double(h)));
-    conv(p, "decoder.up.2", 3, 1, double(h))
-}
-
-/// Every pixel four times (nearest neighbour).
-fn double<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
-    let [b, c, h, w] = x.dims();
-    x.reshape([b * c, h, 1, w, 1]).expand([b * c, h, 2, w, 2]).reshape([b, c, 2 * h, 2 * w])
+    let h = B::silu(conv(p, "decoder.up.0", 3, 1, B::double(h)));
+    let h = B::silu(conv(p, "decoder.up.1", 3, 1, B::double(h)));
+    conv(p, "decoder.up.2", 3, 1, B::double(h))
 }
 
 /// `[b, c, h, w]` to one row a position.
@@ -109,9 +102,9 @@ pub struct CodeBook {
 }
 
 /// Decay of the code book's averages.
-const DECAY: f32 = 0.97;
+const DECAY: f32 = 0.98;
 /// A code that is used less than this often (vectors a batch, averaged) is dead.
-const DEAD: f32 = 0.3;
+const DEAD: f32 = 0.06;
 
 impl CodeBook {
     /// A code book whose vectors are drawn from `z`, the vectors of a first batch.
