@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::batch::{Batch, Rope};
 use crate::layout::{Dims, N_CODES, N_MODALITIES, N_SLOTS, N_TASKS, PREFIX_LEN};
 use crate::ops::{Fused, linear};
-use crate::params::{Leaves, Params};
+use crate::params::{Leaves, Params, Rule};
 use crate::qat;
 
 /// How a forward pass computes.
@@ -40,19 +40,19 @@ pub fn declare<B: AutodiffBackend>(params: &mut Params<B>, dims: &Dims, codebook
     let gauss = |n: usize, std: f32, rng: &mut ChaCha8Rng| (0..n).map(|_| normal(rng, std)).collect::<Vec<f32>>();
     let mut embed = gauss(dims.vocab_size() * d, EMBED_STD, rng);
     project_codes(&mut embed[dims.image_codes().start * d..], dims, codebook, rng);
-    params.declare("embed.weight", &[dims.vocab_size(), d], false, embed);
-    params.declare("modality_embed.weight", &[N_MODALITIES, d], false, gauss(N_MODALITIES * d, EMBED_STD, rng));
+    params.declare("embed.weight", &[dims.vocab_size(), d], Rule::Adam, embed);
+    params.declare("modality_embed.weight", &[N_MODALITIES, d], Rule::Adam, gauss(N_MODALITIES * d, EMBED_STD, rng));
     let n_prefix = N_TASKS * PREFIX_LEN;
-    params.declare("task_prefix.weight", &[n_prefix, d], false, gauss(n_prefix * d, EMBED_STD, rng));
-    params.declare("image_grid.weight", &[N_CODES, d], false, gauss(N_CODES * d, EMBED_STD, rng));
-    params.declare("action_slots.weight", &[N_SLOTS, d], false, gauss(N_SLOTS * d, EMBED_STD, rng));
-    params.declare("norm.weight", &[d], false, vec![1.0; d]);
+    params.declare("task_prefix.weight", &[n_prefix, d], Rule::Adam, gauss(n_prefix * d, EMBED_STD, rng));
+    params.declare("image_grid.weight", &[N_CODES, d], Rule::Adam, gauss(N_CODES * d, EMBED_STD, rng));
+    params.declare("action_slots.weight", &[N_SLOTS, d], Rule::Adam, gauss(N_SLOTS * d, EMBED_STD, rng));
+    params.declare("norm.weight", &[d], Rule::Adam, vec![1.0; d]);
     let (q, kv) = (dims.n_heads * dims.head_dim, dims.n_kv_heads * dims.head_dim);
     let small = 1.0 / (2.0 * dims.n_layers as f32).sqrt();
     for l in 0..dims.n_layers {
         let mut matrix = |name: &str, out: usize, inp: usize, gain: f32| {
             let values = gauss(out * inp, gain / (inp as f32).sqrt(), rng);
-            params.declare(format!("layers.{l}.{name}.weight"), &[out, inp], true, values);
+            params.declare(format!("layers.{l}.{name}.weight"), &[out, inp], Rule::Muon, values);
         };
         matrix("attn.q", q, d, 1.0);
         matrix("attn.k", kv, d, 1.0);
@@ -62,10 +62,10 @@ pub fn declare<B: AutodiffBackend>(params: &mut Params<B>, dims: &Dims, codebook
         matrix("ffn.up", dims.d_ff, d, 1.0);
         matrix("ffn.down", d, dims.d_ff, small);
         for (name, n) in [("attn_norm", d), ("ffn_norm", d), ("attn.q_norm", dims.head_dim), ("attn.k_norm", dims.head_dim)] {
-            params.declare(format!("layers.{l}.{name}.weight"), &[n], false, vec![1.0; n]);
+            params.declare(format!("layers.{l}.{name}.weight"), &[n], Rule::Adam, vec![1.0; n]);
         }
         let bias = [dims.n_heads, N_MODALITIES, N_MODALITIES];
-        params.declare(format!("layers.{l}.attn.modality_bias"), &bias, false, vec![0.0; bias.iter().product()]);
+        params.declare(format!("layers.{l}.attn.modality_bias"), &bias, Rule::Adam, vec![0.0; bias.iter().product()]);
     }
 }
 

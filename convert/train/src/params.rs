@@ -1,4 +1,4 @@
-//! Named parameters, AdamW over them, and the training checkpoint: one safetensors file under the names of the shipped one.
+//! Named parameters, the optimiser over them, and the training checkpoint: one safetensors file under the names of the shipped one.
 //!
 //! Parameters are kept as matrices (`[out, in]`; a vector is `[1, n]`, a convolution `[out, in·kh·kw]`), because every
 //! place that touches all of them (optimiser, fake quantisation, export) then needs one case instead of four.
@@ -15,9 +15,22 @@ use crate::error::{Error, Result};
 /// One parameter with its optimiser state.
 struct Param<B: Backend> {
     shape: Vec<usize>,
-    decay: bool,
+    rule: Rule,
     value: Tensor<B, 2>,
-    moments: Option<[Tensor<B, 2>; 2]>,
+    /// Mean of the gradients, and of their squares where the rule wants that.
+    moments: [Option<Tensor<B, 2>>; 2],
+}
+
+/// How a parameter is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// AdamW without decay: tables, norms, biases, convolutions.
+    Adam,
+    /// Muon with decay: the matrices of the transformer. The step is the momentum with all singular values brought to
+    /// about one, scaled to the root mean square of an AdamW step.
+    ///
+    /// Source: Jordan et al. 2024 (Muon), with the scale of Liu et al. 2025 (arXiv:2502.16982).
+    Muon,
 }
 
 /// All parameters of a model, by the names of the shipped checkpoint.
@@ -50,20 +63,22 @@ impl<B: Backend> Leaves<B> {
 
 /// Settings of the optimiser.
 #[derive(Debug, Clone, Copy)]
-pub struct AdamW {
+pub struct Optimiser {
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
+    /// Momentum of Muon.
+    pub momentum: f64,
     /// Weight decay, on matrices only.
     pub weight_decay: f64,
     /// Largest global gradient norm.
     pub clip: f64,
 }
 
-impl Default for AdamW {
+impl Default for Optimiser {
     fn default() -> Self {
-        AdamW { beta1: 0.9, beta2: 0.98, weight_decay: 0.05, clip: 1.0 }
+        Optimiser { beta1: 0.9, beta2: 0.98, momentum: 0.95, weight_decay: 0.05, clip: 1.0 }
     }
 }
 
@@ -82,14 +97,14 @@ impl<B: AutodiffBackend> Params<B> {
         Params { device: device.clone(), map: BTreeMap::new() }
     }
 
-    /// Declares a parameter; `decay` says whether weight decay applies.
+    /// Declares a parameter and the rule that moves it.
     ///
     /// # Panics
     /// If `values` does not fill `shape`.
-    pub fn declare(&mut self, name: impl Into<String>, shape: &[usize], decay: bool, values: Vec<f32>) {
+    pub fn declare(&mut self, name: impl Into<String>, shape: &[usize], rule: Rule, values: Vec<f32>) {
         assert_eq!(values.len(), shape.iter().product::<usize>(), "values fill the declared shape");
         let value = Tensor::from_data(TensorData::new(values, matrix(shape)), &self.device);
-        self.map.insert(name.into(), Param { shape: shape.to_vec(), decay, value, moments: None });
+        self.map.insert(name.into(), Param { shape: shape.to_vec(), rule, value, moments: [None, None] });
     }
 
     /// The device that holds the parameters.
@@ -135,10 +150,10 @@ impl<B: AutodiffBackend> Params<B> {
         Ok(())
     }
 
-    /// One AdamW step with global norm clipping; returns the norm before clipping.
+    /// One step of the optimiser with global norm clipping; returns the norm before clipping.
     ///
     /// `step` counts from 1. A step whose gradient is not finite changes nothing and returns the norm all the same.
-    pub fn update(&mut self, leaves: &Leaves<B>, grads: &mut B::Gradients, lr: f64, step: usize, opt: &AdamW) -> f64 {
+    pub fn update(&mut self, leaves: &Leaves<B>, grads: &mut B::Gradients, lr: f64, step: usize, opt: &Optimiser) -> f64 {
         let mut found = Vec::new();
         let mut square: Option<Tensor<B::InnerBackend, 1>> = None;
         for name in self.map.keys() {
@@ -161,16 +176,29 @@ impl<B: AutodiffBackend> Params<B> {
         for (name, grad) in found {
             let Some(p) = self.map.get_mut(&name) else { continue };
             let grad = grad.mul_scalar(shrink);
-            let [m, v] = match p.moments.take() {
-                Some(m) => m,
-                None => [grad.zeros_like(), grad.zeros_like()],
+            let [m, v] = std::mem::take(&mut p.moments);
+            let mean = |old: Option<Tensor<_, 2>>, new: Tensor<B::InnerBackend, 2>, beta: f64| match old {
+                Some(old) => old.mul_scalar(beta) + new.mul_scalar(1.0 - beta),
+                None => new.mul_scalar(1.0 - beta),
             };
-            let m = m.mul_scalar(opt.beta1) + grad.clone().mul_scalar(1.0 - opt.beta1);
-            let v = v.mul_scalar(opt.beta2) + (grad.clone() * grad).mul_scalar(1.0 - opt.beta2);
-            let delta = m.clone().mul_scalar(1.0 / c1) / (v.clone().mul_scalar(1.0 / c2).sqrt() + 1e-8);
-            let keep = if p.decay { 1.0 - lr * opt.weight_decay } else { 1.0 };
-            p.value = p.value.clone().mul_scalar(keep) - delta.mul_scalar(lr);
-            p.moments = Some([m, v]);
+            match p.rule {
+                Rule::Adam => {
+                    let m = mean(m, grad.clone(), opt.beta1);
+                    let v = mean(v, grad.clone() * grad, opt.beta2);
+                    let delta = m.clone().mul_scalar(1.0 / c1) / (v.clone().mul_scalar(1.0 / c2).sqrt() + 1e-8);
+                    p.value = p.value.clone() - delta.mul_scalar(lr);
+                    p.moments = [Some(m), Some(v)];
+                }
+                Rule::Muon => {
+                    let m = mean(m, grad.clone(), opt.momentum);
+                    let ahead = m.clone().mul_scalar(opt.momentum) + grad.mul_scalar(1.0 - opt.momentum);
+                    let [out, inp] = ahead.dims();
+                    let scale = 0.2 * (out.max(inp) as f64).sqrt();
+                    let delta = orthogonal(ahead).mul_scalar(scale * lr);
+                    p.value = p.value.clone().mul_scalar(1.0 - lr * opt.weight_decay) - delta;
+                    p.moments = [Some(m), None];
+                }
+            }
         }
         norm
     }
@@ -183,9 +211,10 @@ impl<B: AutodiffBackend> Params<B> {
         let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
         for (name, p) in &self.map {
             tensors.push((name.clone(), p.shape.clone(), bytes(&host(&p.value))));
-            if let Some([m, v]) = &p.moments {
-                tensors.push((format!("{name}.m"), p.shape.clone(), bytes(&host(m))));
-                tensors.push((format!("{name}.v"), p.shape.clone(), bytes(&host(v))));
+            for (moment, suffix) in p.moments.iter().zip(["m", "v"]) {
+                if let Some(moment) = moment {
+                    tensors.push((format!("{name}.{suffix}"), p.shape.clone(), bytes(&host(moment))));
+                }
             }
         }
         write_f32(path, &tensors, meta)
@@ -213,7 +242,7 @@ impl<B: AutodiffBackend> Params<B> {
                 .ok_or_else(|| Error::content(path, format!("tensor `{name}` is missing; train this stage again")))?;
             let m = read(&format!("{name}.m"), &p.shape, &self.device)?;
             let v = read(&format!("{name}.v"), &p.shape, &self.device)?;
-            p.moments = m.zip(v).map(|(m, v)| [m, v]);
+            p.moments = [m, v];
         }
         Ok(header.metadata().clone().unwrap_or_default())
     }
@@ -221,9 +250,24 @@ impl<B: AutodiffBackend> Params<B> {
     /// Forgets the moments, for a stage that starts afresh from these values.
     pub fn reset_moments(&mut self) {
         for p in self.map.values_mut() {
-            p.moments = None;
+            p.moments = [None, None];
         }
     }
+}
+
+/// The nearest matrix with singular values of about one, by five Newton–Schulz steps.
+fn orthogonal<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [rows, columns] = x.dims();
+    let tall = rows > columns;
+    let x = if tall { x.transpose() } else { x };
+    let norm = x.clone().powf_scalar(2.0).sum().sqrt().add_scalar(1e-7).reshape([1, 1]);
+    let mut x = x / norm;
+    for _ in 0..5 {
+        let a = x.clone().matmul(x.clone().transpose());
+        let b = a.clone().mul_scalar(-4.7750) + a.clone().matmul(a).mul_scalar(2.0315);
+        x = x.clone().mul_scalar(3.4445) + b.matmul(x);
+    }
+    if tall { x.transpose() } else { x }
 }
 
 /// A scalar on the host, whatever the backend calls it.

@@ -17,7 +17,7 @@ use crate::lm::{self, Precision};
 use crate::log_file::RunLog;
 use crate::ops::Fused;
 use crate::pack::{Head, Sequence};
-use crate::params::{AdamW, Params, host};
+use crate::params::{Optimiser, Params, host};
 
 /// Everything that sequences are drawn from.
 pub struct Corpus {
@@ -245,7 +245,7 @@ where
     }
     let mix = corpus.mixture(run.tau);
     log.line(json!({"parameters": trainee.params.count(), "mixture": mix, "steps": run.steps, "tokens_a_batch": run.tokens}))?;
-    let opt = AdamW::default();
+    let opt = Optimiser::default();
     let (mut saved_s, mut line_s, mut line_tokens) = (log.seconds(), log.seconds(), at.tokens);
     while at.step < run.steps {
         let leaves = trainee.params.leaves();

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::layout::{Dims, ImageDims};
 use crate::log_file::RunLog;
 use crate::ops::Fused;
-use crate::params::{AdamW, Params, host};
+use crate::params::{Optimiser, Params, host};
 use crate::vq::{self, CodeBook};
 
 /// Settings of a run of stage one.
@@ -172,7 +172,7 @@ where
         let mut grads = loss.backward();
         step += 1;
         let lr = run.lr * crate::schedule(step, run.steps, 100.min(run.steps / 10 + 1), 0.05);
-        let norm = params.update(&leaves, &mut grads, lr, step, &AdamW { weight_decay: 0.0, ..AdamW::default() });
+        let norm = params.update(&leaves, &mut grads, lr, step, &Optimiser::default());
         log.at(step, format!("mse {:.4} revived {}", parts.mse, parts.revived));
         if step % 20 == 0 || step == run.steps {
             log.line(json!({"step": step, "mse": parts.mse, "l1": parts.l1, "commit": parts.commit, "revived": parts.revived, "norm": norm, "lr": lr}))?;

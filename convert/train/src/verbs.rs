@@ -30,7 +30,7 @@ type Backend = burn::backend::Autodiff<burn::backend::Cuda>;
 /// Photos of each class that are trained on.
 const PHOTOS_PER_CLASS: usize = 500;
 /// Augmented variants of each picture, the plain one among them.
-const PICTURE_VARIANTS: usize = 12;
+const PICTURE_VARIANTS: usize = 8;
 /// Variants of each simulator frame.
 const FRAME_VARIANTS: usize = 2;
 
@@ -295,7 +295,7 @@ fn lm_run(args: &LmArgs) -> LmRun {
         steps: args.steps,
         tokens: args.tokens,
         accumulate: args.accumulate,
-        lr: args.lr.unwrap_or(1.5e-3),
+        lr: args.lr.unwrap_or(2e-3),
         lr_floor: 0.1,
         warm_up: 100.min(args.steps / 10 + 1),
         tau: args.tau,

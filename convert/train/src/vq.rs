@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::layout::ImageDims;
 use crate::ops::Fused;
-use crate::params::{Leaves, Params, host};
+use crate::params::{Leaves, Params, Rule, host};
 
 /// Declares the encoder's and decoder's parameters with their first values.
 pub fn declare<B: AutodiffBackend>(params: &mut Params<B>, dims: &ImageDims, rng: &mut ChaCha8Rng) {
@@ -19,8 +19,8 @@ pub fn declare<B: AutodiffBackend>(params: &mut Params<B>, dims: &ImageDims, rng
     let mut conv = |name: String, out: usize, inp: usize, k: usize| {
         let bound = (3.0 / (inp * k * k) as f32).sqrt();
         let weight = (0..out * inp * k * k).map(|_| rng.random_range(-bound..bound)).collect();
-        params.declare(format!("image.{name}.weight"), &[out, inp, k, k], true, weight);
-        params.declare(format!("image.{name}.bias"), &[out], false, vec![0.0; out]);
+        params.declare(format!("image.{name}.weight"), &[out, inp, k, k], Rule::Adam, weight);
+        params.declare(format!("image.{name}.bias"), &[out], Rule::Adam, vec![0.0; out]);
     };
     conv("encoder.0".into(), c0, 3, 4);
     conv("encoder.1".into(), c1, c0, 4);
