@@ -20,6 +20,9 @@ pub enum Error {
     /// `saccade.json` (or a checkpoint's model description) broke a rule.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
+    /// The engine that was asked for cannot be had on this machine.
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
     /// A source of frames failed.
     #[error(transparent)]
     Source(#[from] crate::source::SourceError),
