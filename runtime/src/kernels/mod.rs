@@ -29,6 +29,8 @@ use std::ops::Range;
 
 use crate::quant::{TilesI8, pad_k};
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod dispatch;
 mod float;
 mod scalar;
@@ -86,6 +88,15 @@ fn check_matmul_float<T>(
     let m = x.len() / w.k;
     check_output(m, w.n, rows, bias, out);
     m
+}
+
+/// What every `scores_i8` asks of its arguments.
+///
+/// # Panics
+/// If a length does not fit.
+fn check_scores_i8(q: &[i8], k: &[i8], k_scale: &[f32], out: &[f32]) {
+    assert!(out.len() <= KV_BLOCK && k.len() == out.len() * q.len(), "{} keys of {}", out.len(), q.len());
+    assert_eq!(k_scale.len(), out.len(), "one scale per key");
 }
 
 fn check_output(m: usize, n: usize, rows: &Range<usize>, bias: Option<&[f32]>, out: &[f32]) {

@@ -1,11 +1,11 @@
-//! Scalar kernels: the definition of correct. Obvious loops, no `unsafe`.
+//! Scalar kernels: the definition of correct, in obvious loops.
 
 use std::ops::Range;
 
 use half::f16;
 
-use super::{FloatRows, KV_BLOCK, RowsI8, check_matmul_i8, float};
-use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, f16_to_f32, pad_k};
+use super::{FloatRows, RowsI8, check_matmul_i8, check_scores_i8, float};
+use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, pad_k};
 
 float::instantiate! {}
 
@@ -56,7 +56,8 @@ pub(super) fn matmul_f16(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    float::matmul::<_, 1, 4>(x, w, rows, bias, out, float::widen_f16, f16_to_f32);
+    // SAFETY: the plain way needs no features.
+    unsafe { float::matmul::<float::Plain, _>(x, w, rows, bias, out) };
 }
 
 /// `out[i, n] = Σ x[i, ·] · w[n, ·] + bias[n]` in f32.
@@ -67,7 +68,8 @@ pub(super) fn matmul_f32(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    float::matmul::<_, 1, 4>(x, w, rows, bias, out, |w| *w, |w| w);
+    // SAFETY: as above.
+    unsafe { float::matmul::<float::Plain, _>(x, w, rows, bias, out) };
 }
 
 /// One query against up to 16 keys: `out[j] = (q · k[j]) as f32 · (q_scale · k_scale[j])`.
@@ -77,8 +79,7 @@ pub(super) fn matmul_f32(
 /// # Panics
 /// If a length does not fit.
 pub(super) fn scores_i8(q: &[i8], q_scale: f32, k: &[i8], k_scale: &[f32], out: &mut [f32]) {
-    assert!(out.len() <= KV_BLOCK && k.len() == out.len() * q.len(), "{} keys of {}", out.len(), q.len());
-    assert_eq!(k_scale.len(), out.len());
+    check_scores_i8(q, k, k_scale, out);
     for (j, (out, &k_scale)) in out.iter_mut().zip(k_scale).enumerate() {
         *out = dot_i8(q, &k[j * q.len()..][..q.len()]) as f32 * (q_scale * k_scale);
     }
