@@ -204,11 +204,18 @@ pub struct RobotSet {
     pub action: Binning,
 }
 
+/// Global ids of the bins of `values`, whole rows of the binning's dimensions.
+pub fn bins(dims: &Dims, binning: &Binning, values: &[f32]) -> Vec<u32> {
+    let start = dims.bins().start;
+    let id = |(i, &v): (usize, &f32)| binning.bin(i % binning.low.len(), v, dims.n_bins) + start;
+    values.iter().enumerate().map(|v| u32::try_from(id(v)).unwrap_or(0)).collect()
+}
+
 /// Frames between two decisions.
 const STRIDE: usize = EXECUTED_STEPS;
 
 impl RobotSet {
-    /// Tokenises captions, questions and instructions, and fits the bins unless they are given.
+    /// Tokenises captions, questions and instructions, and fits the bins.
     ///
     /// # Errors
     /// If codes and steps do not match.
@@ -217,7 +224,6 @@ impl RobotSet {
         steps: Vec<Step>,
         episodes: Vec<Episode>,
         tokenizer: &Tokenizer,
-        bins: Option<(Binning, Binning)>,
     ) -> Result<RobotSet> {
         if codes.n != steps.len() || episodes.iter().any(|e| e.frames.end > steps.len() || e.frames.is_empty()) {
             return Err(Error::Setting("encoded frames and steps do not match; run `encode` again".into()));
@@ -230,10 +236,9 @@ impl RobotSet {
             .collect::<Result<_>>()?;
         let instructions = episodes.iter().map(|e| words.ids(&e.instruction)).collect::<Result<_>>()?;
         let question = words.ids(CAPTION_QUESTION)?;
-        let (state, action) = bins.unwrap_or_else(|| {
-            let column = |f: fn(&Step) -> &Vec<f32>| steps.iter().map(|s| f(s).clone()).collect::<Vec<_>>();
-            (Binning::fitted(&column(|s| &s.state), STATE_DIM), Binning::fitted(&column(|s| &s.action), ACTION_DIM))
-        });
+        let column = |f: fn(&Step) -> &Vec<f32>| steps.iter().map(|s| f(s).clone()).collect::<Vec<_>>();
+        let state = Binning::fitted(&column(|s| &s.state), STATE_DIM);
+        let action = Binning::fitted(&column(|s| &s.action), ACTION_DIM);
         Ok(RobotSet { codes, steps, episodes, instructions, captions, qa, question, state, action })
     }
 
@@ -245,17 +250,6 @@ impl RobotSet {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
-    }
-
-    /// How many episodes there are.
-    pub fn episodes(&self) -> usize {
-        self.episodes.len()
-    }
-
-    fn bins(&self, dims: &Dims, binning: &Binning, values: &[f32]) -> Vec<u32> {
-        let start = dims.bins().start;
-        let id = |(d, &v): (usize, &f32)| u32::try_from(start + binning.bin(d, v, dims.n_bins)).unwrap_or(0);
-        values.iter().enumerate().map(|(i, v)| id((i % binning.low.len(), v))).collect()
     }
 
     /// A sequence of this shape from a random place.
@@ -305,7 +299,7 @@ impl RobotSet {
         for (i, &f) in at.iter().enumerate() {
             s.image(dims, self.codes.picture(variant, f));
             if shape.states {
-                s.bins(Modality::State, &self.bins(dims, &self.state, &self.steps[f].state));
+                s.bins(Modality::State, &bins(dims, &self.state, &self.steps[f].state));
             }
             if let Some(Some(picks)) = picks.get(i) {
                 s.ask(&self.question, &self.captions[f]);
@@ -316,25 +310,13 @@ impl RobotSet {
             }
             let chunk: Vec<f32> =
                 (0..CHUNK_STEPS).flat_map(|t| self.steps[(f + t).min(end - 1)].action.clone()).collect();
-            s.slots(&self.bins(dims, &self.action, &chunk))?;
+            s.slots(&bins(dims, &self.action, &chunk))?;
             if shape.actions && i + 1 < at.len() {
                 let done: Vec<f32> =
                     (f..(f + STRIDE).min(end)).flat_map(|t| self.steps[t].executed.clone()).collect();
-                s.bins(Modality::Action, &self.bins(dims, &self.action, &done));
+                s.bins(Modality::Action, &bins(dims, &self.action, &done));
             }
         }
         Ok(s)
-    }
-
-    /// The first `steps` decision steps of episode `e` with everything given and asked, plain.
-    ///
-    /// # Errors
-    /// If the set's actions do not have four dimensions.
-    pub fn whole(&self, dims: &Dims, e: usize, from: usize, shape: &Shape) -> Result<Sequence> {
-        let frames = self.episodes[e].frames.clone();
-        let at: Vec<usize> = frames.clone().step_by(STRIDE).skip(from).take(shape.steps).collect();
-        let at = if at.is_empty() { vec![frames.start] } else { at };
-        let picks: Vec<Option<Vec<usize>>> = at.iter().map(|&f| Some((0..self.qa[f].len()).collect())).collect();
-        self.sequence(dims, shape, e, 0, &at, &picks)
     }
 }

@@ -7,6 +7,7 @@
 //! runs bundles through the runtime.
 
 pub mod error;
+pub mod heldout;
 pub mod layout;
 
 #[cfg(feature = "train")]

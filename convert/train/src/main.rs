@@ -32,12 +32,18 @@ enum Verb {
     /// Stage three: go on under fake quantisation.
     #[cfg(feature = "train")]
     Tune(verbs::LmArgs),
+    /// Write the checkpoint that `saccade-convert` reads.
+    #[cfg(feature = "train")]
+    Export(verbs::ExportArgs),
+    /// Write the golden tensors of the runtime's tests.
+    #[cfg(feature = "train")]
+    Golden(verbs::GoldenArgs),
 }
 
 /// Where a run reads and writes.
 #[derive(Debug, Clone, Args)]
 struct Folders {
-    /// Folder with the data sets: `metaworld-mt10` (or `-small`), `metaworld-mt10-heldout`, `easy-vqa`, `cifar10`.
+    /// Folder with the data sets: `metaworld-mt10` (or `-small`), `easy-vqa`, `cifar10`.
     #[arg(long, default_value_os_t = cache())]
     data: PathBuf,
     /// Folder of the run: checkpoints, codes, tokenizer, log.
@@ -46,6 +52,9 @@ struct Folders {
     /// Episodes to train on; by default `metaworld-mt10`, or `metaworld-mt10-small` when that is missing.
     #[arg(long)]
     episodes: Option<PathBuf>,
+    /// Held-out episodes that validation is measured on.
+    #[arg(long, default_value = "examples/heldout")]
+    held_out: PathBuf,
     /// Seed of everything random.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -78,5 +87,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Pretrain(args) => verbs::pretrain(args),
         #[cfg(feature = "train")]
         Verb::Tune(args) => verbs::tune(args),
+        #[cfg(feature = "train")]
+        Verb::Export(args) => verbs::export(args),
+        #[cfg(feature = "train")]
+        Verb::Golden(args) => verbs::golden(args),
     }
 }

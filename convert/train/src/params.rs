@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
+use crate::ops::Fused;
 
 /// One parameter with its optimiser state.
 struct Param<B: Backend> {
@@ -150,59 +151,6 @@ impl<B: AutodiffBackend> Params<B> {
         Ok(())
     }
 
-    /// One step of the optimiser with global norm clipping; returns the norm before clipping.
-    ///
-    /// `step` counts from 1. A step whose gradient is not finite changes nothing and returns the norm all the same.
-    pub fn update(&mut self, leaves: &Leaves<B>, grads: &mut B::Gradients, lr: f64, step: usize, opt: &Optimiser) -> f64 {
-        let mut found = Vec::new();
-        let mut square: Option<Tensor<B::InnerBackend, 1>> = None;
-        for name in self.map.keys() {
-            let Some(grad) = leaves.map[name].grad_remove(grads) else { continue };
-            let s = grad.clone().powf_scalar(2.0).sum();
-            square = Some(match square {
-                Some(sum) => sum + s,
-                None => s,
-            });
-            found.push((name.clone(), grad));
-        }
-        let Some(square) = square else { return 0.0 };
-        let norm = f64::from(square.into_scalar_f32()).sqrt();
-        if !norm.is_finite() {
-            return norm;
-        }
-        let shrink = (opt.clip / (norm + 1e-6)).min(1.0);
-        let c1 = 1.0 - opt.beta1.powi(i32::try_from(step).unwrap_or(i32::MAX));
-        let c2 = 1.0 - opt.beta2.powi(i32::try_from(step).unwrap_or(i32::MAX));
-        for (name, grad) in found {
-            let Some(p) = self.map.get_mut(&name) else { continue };
-            let grad = grad.mul_scalar(shrink);
-            let [m, v] = std::mem::take(&mut p.moments);
-            let mean = |old: Option<Tensor<_, 2>>, new: Tensor<B::InnerBackend, 2>, beta: f64| match old {
-                Some(old) => old.mul_scalar(beta) + new.mul_scalar(1.0 - beta),
-                None => new.mul_scalar(1.0 - beta),
-            };
-            match p.rule {
-                Rule::Adam => {
-                    let m = mean(m, grad.clone(), opt.beta1);
-                    let v = mean(v, grad.clone() * grad, opt.beta2);
-                    let delta = m.clone().mul_scalar(1.0 / c1) / (v.clone().mul_scalar(1.0 / c2).sqrt() + 1e-8);
-                    p.value = p.value.clone() - delta.mul_scalar(lr);
-                    p.moments = [Some(m), Some(v)];
-                }
-                Rule::Muon => {
-                    let m = mean(m, grad.clone(), opt.momentum);
-                    let ahead = m.clone().mul_scalar(opt.momentum) + grad.mul_scalar(1.0 - opt.momentum);
-                    let [out, inp] = ahead.dims();
-                    let scale = 0.2 * (out.max(inp) as f64).sqrt();
-                    let delta = orthogonal(ahead).mul_scalar(scale * lr);
-                    p.value = p.value.clone().mul_scalar(1.0 - lr * opt.weight_decay) - delta;
-                    p.moments = [Some(m), None];
-                }
-            }
-        }
-        norm
-    }
-
     /// Writes values, moments and `meta` to `path`, first beside it as `.part`.
     ///
     /// # Errors
@@ -255,18 +203,78 @@ impl<B: AutodiffBackend> Params<B> {
     }
 }
 
+impl<B: AutodiffBackend> Params<B>
+where
+    B::InnerBackend: Fused,
+{
+    /// One step of the optimiser with global norm clipping; returns the norm before clipping.
+    ///
+    /// `step` counts from 1. A step whose gradient is not finite changes nothing and returns the norm all the same.
+    pub fn update(&mut self, leaves: &Leaves<B>, grads: &mut B::Gradients, lr: f64, step: usize, opt: &Optimiser) -> f64 {
+        let mut found = Vec::new();
+        let mut square: Option<Tensor<B::InnerBackend, 1>> = None;
+        for name in self.map.keys() {
+            let Some(grad) = leaves.map[name].grad_remove(grads) else { continue };
+            let s = grad.clone().powf_scalar(2.0).sum();
+            square = Some(match square {
+                Some(sum) => sum + s,
+                None => s,
+            });
+            found.push((name.clone(), grad));
+        }
+        let Some(square) = square else { return 0.0 };
+        let norm = f64::from(square.into_scalar_f32()).sqrt();
+        if !norm.is_finite() {
+            return norm;
+        }
+        let shrink = (opt.clip / (norm + 1e-6)).min(1.0);
+        let c1 = 1.0 - opt.beta1.powi(i32::try_from(step).unwrap_or(i32::MAX));
+        let c2 = 1.0 - opt.beta2.powi(i32::try_from(step).unwrap_or(i32::MAX));
+        for (name, grad) in found {
+            let Some(p) = self.map.get_mut(&name) else { continue };
+            let grad = grad.mul_scalar(shrink);
+            let [m, v] = std::mem::take(&mut p.moments);
+            let mean = |old: Option<Tensor<_, 2>>, new: Tensor<B::InnerBackend, 2>, beta: f64| match old {
+                Some(old) => old.mul_scalar(beta) + new.mul_scalar(1.0 - beta),
+                None => new.mul_scalar(1.0 - beta),
+            };
+            match p.rule {
+                Rule::Adam => {
+                    let m = mean(m, grad.clone(), opt.beta1);
+                    let v = mean(v, grad.clone() * grad, opt.beta2);
+                    let delta = m.clone().mul_scalar(1.0 / c1) / (v.clone().mul_scalar(1.0 / c2).sqrt() + 1e-8);
+                    p.value = p.value.clone() - delta.mul_scalar(lr);
+                    p.moments = [Some(m), Some(v)];
+                }
+                Rule::Muon => {
+                    let m = mean(m, grad.clone(), opt.momentum);
+                    let ahead = m.clone().mul_scalar(opt.momentum) + grad.mul_scalar(1.0 - opt.momentum);
+                    let [out, inp] = ahead.dims();
+                    let scale = 0.2 * (out.max(inp) as f64).sqrt();
+                    let delta = orthogonal(ahead).mul_scalar(scale * lr);
+                    p.value = p.value.clone().mul_scalar(1.0 - lr * opt.weight_decay) - delta;
+                    p.moments = [Some(m), None];
+                }
+            }
+        }
+        norm
+    }
+}
+
 /// The nearest matrix with singular values of about one, by five Newton–Schulz steps.
-fn orthogonal<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+fn orthogonal<B: Fused>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     let [rows, columns] = x.dims();
     let tall = rows > columns;
     let x = if tall { x.transpose() } else { x };
     let norm = x.clone().powf_scalar(2.0).sum().sqrt().add_scalar(1e-7).reshape([1, 1]);
-    let mut x = x / norm;
+    let low = if B::BF16 { FloatDType::BF16 } else { FloatDType::F32 };
+    let mut x = (x / norm).cast(low);
     for _ in 0..5 {
         let a = x.clone().matmul(x.clone().transpose());
         let b = a.clone().mul_scalar(-4.7750) + a.clone().matmul(a).mul_scalar(2.0315);
         x = x.clone().mul_scalar(3.4445) + b.matmul(x);
     }
+    let x = x.cast(FloatDType::F32);
     if tall { x.transpose() } else { x }
 }
 

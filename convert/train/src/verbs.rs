@@ -6,13 +6,15 @@ use anyhow::{Context, bail};
 use clap::Args;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use saccade_train::corpus::{Codes, PictureSet, RobotSet, Shape};
+use saccade_train::corpus::{CAPTION_QUESTION, Codes, PictureSet, RobotSet};
 use saccade_train::data::episodes::{self, Episode, Episodes, Step};
 use saccade_train::data::pictures::{self, Pictures};
 use saccade_train::data::Frames;
 use saccade_train::export::Ranges;
-use saccade_train::layout::Dims;
+use saccade_train::heldout::HeldOutEpisode;
+use saccade_train::layout::{Dims, Modality, Task};
 use saccade_train::lm::{self, Precision};
+use saccade_train::pack::Sequence;
 use saccade_train::params::{Params, write_whole};
 use saccade_train::train_lm::{self, Corpus, HeldOut, LmRun, Trainee};
 use saccade_train::train_vq::{self, Tokenizer, VqRun, planar};
@@ -91,6 +93,27 @@ pub(crate) struct LmArgs {
 
 /// Actions a second in Meta-World: five physics steps of 2.5 ms each.
 const RATE_HZ: f32 = 80.0;
+
+/// Options of `export`.
+#[derive(Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    folders: Folders,
+    /// The checkpoint to write.
+    #[arg(long, default_value = "examples/models/nano-f16.safetensors")]
+    to: PathBuf,
+}
+
+/// Options of `golden`.
+#[derive(Args)]
+pub(crate) struct GoldenArgs {
+    /// Folder for the two files.
+    #[arg(long, default_value = "convert/train/tests/golden")]
+    to: PathBuf,
+    /// Seed of the random model.
+    #[arg(long, default_value_t = 7)]
+    seed: u64,
+}
 
 /// The folder of episodes that is trained on.
 fn robot_folder(folders: &Folders) -> PathBuf {
@@ -192,20 +215,21 @@ pub(crate) fn encode(args: EncodeArgs) -> anyhow::Result<()> {
         sets.push(("photos", &photos));
     }
     Codes::save(&folders.out.join("codes-pictures.safetensors"), &sets)?;
-    let held_out = folders.data.join("metaworld-mt10-heldout");
-    for (name, folder, variants) in [("robot", robot_folder(folders), FRAME_VARIANTS), ("robot-heldout", held_out, 1)] {
-        let Some(set) = read_robot(&folder)? else { continue };
-        let codes = encode_set(&tokenizer, &set.frames, variants, 1, false, 3);
-        log::info!("{name}: {} frames of {} episodes", set.steps.len(), set.episodes.len());
-        Codes::save(&folders.out.join(format!("codes-{name}.safetensors")), &[(name, &codes)])?;
+    if let Some(set) = read_robot(&robot_folder(folders))? {
+        let codes = encode_set(&tokenizer, &set.frames, FRAME_VARIANTS, 1, false, 3);
+        log::info!("{} frames of {} episodes", set.steps.len(), set.episodes.len());
+        Codes::save(&folders.out.join("codes-robot.safetensors"), &[("robot", &codes)])?;
         let encoded = EncodedSteps { steps: set.steps, episodes: set.episodes };
-        write_whole(&folders.out.join(format!("steps-{name}.json")), &serde_json::to_vec(&encoded)?)?;
+        write_whole(&folders.out.join(STEPS), &serde_json::to_vec(&encoded)?)?;
     }
     Ok(())
 }
 
-fn encoded_steps(out: &Path, name: &str) -> anyhow::Result<EncodedSteps> {
-    let path = out.join(format!("steps-{name}.json"));
+/// Steps and episodes in the run's folder.
+const STEPS: &str = "steps-robot.json";
+
+fn encoded_steps(out: &Path) -> anyhow::Result<EncodedSteps> {
+    let path = out.join(STEPS);
     let raw = std::fs::read(&path).with_context(|| format!("{}: run `encode` first", path.display()))?;
     serde_json::from_slice(&raw).with_context(|| path.display().to_string())
 }
@@ -218,7 +242,7 @@ pub(crate) fn bpe(args: BpeArgs) -> anyhow::Result<()> {
     }
     lines.push("what is this?".to_owned());
     lines.extend("airplane automobile bird cat deer dog frog horse ship truck".split(' ').map(str::to_owned));
-    if let Ok(robot) = encoded_steps(&folders.out, "robot") {
+    if let Ok(robot) = encoded_steps(&folders.out) {
         lines.extend(robot.episodes.into_iter().map(|e| e.instruction));
         for step in robot.steps.into_iter().step_by(3) {
             lines.push(step.caption);
@@ -247,29 +271,62 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
     let mut held_out = HeldOut::default();
     let some = (0..test.len()).step_by(8).map(|i| test.whole(dims, i)).collect();
     held_out.sets.push(("easy-vqa".to_owned(), some));
-    let read = |name: &str, bins| -> anyhow::Result<Option<RobotSet>> {
-        let path = folders.out.join(format!("codes-{name}.safetensors"));
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let codes = Codes::load(&path)?.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"))?;
-        let EncodedSteps { steps, episodes } = encoded_steps(&folders.out, name)?;
-        Ok(Some(RobotSet::new(codes, steps, episodes, &tokenizer, bins)?))
-    };
-    let robot = read("robot", None)?;
+    let path = folders.out.join("codes-robot.safetensors");
+    let mut robot = None;
+    if path.is_file() {
+        let codes = Codes::load(&path)?.remove("robot").context("no codes of robot; run `encode` again")?;
+        let EncodedSteps { steps, episodes } = encoded_steps(&folders.out)?;
+        robot = Some(RobotSet::new(codes, steps, episodes, &tokenizer)?);
+    }
     if let Some(robot) = &robot {
         let ranges = Ranges { state: robot.state.clone(), action: robot.action.clone(), rate_hz: RATE_HZ };
         write_whole(&folders.out.join("ranges.json"), &serde_json::to_vec(&ranges)?)?;
-        if let Some(set) = read("robot-heldout", Some((robot.state.clone(), robot.action.clone())))? {
-            let given = Shape { steps: 6, instruction: true, states: true, actions: true, asked: 6 };
-            let bare = Shape { instruction: false, states: false, actions: false, ..given };
-            for (name, shape) in [("robot", given), ("robot-bare", bare)] {
-                let all = (0..set.episodes()).map(|e| set.whole(dims, e, 4 * (e % 3), &shape)).collect::<Result<_, _>>()?;
-                held_out.sets.push((name.to_owned(), all));
-            }
+        if folders.held_out.is_dir() {
+            let episodes = saccade_train::heldout::read(&folders.held_out)?;
+            held_out.sets.extend(held_out_sequences(folders, dims, &episodes, robot, &tokenizer)?);
         }
     }
     Ok(Corpus { robot, pictures, held_out })
+}
+
+/// Six steps of each held-out episode, with everything given and with pixels only; caption and three questions a step.
+fn held_out_sequences(
+    folders: &Folders,
+    dims: &Dims,
+    episodes: &[HeldOutEpisode],
+    robot: &RobotSet,
+    words: &tokenizers::Tokenizer,
+) -> anyhow::Result<Vec<(String, Vec<Sequence>)>> {
+    let tokenizer = Tokenizer::<Backend>::open(&folders.out, dims, &Default::default())?;
+    let (mut given, mut bare) = (Vec::new(), Vec::new());
+    for (e, episode) in episodes.iter().enumerate() {
+        let from = (5 * (e % 3)).min(episode.steps.len().saturating_sub(6));
+        let mut x = Vec::new();
+        let window = from..(from + 6).min(episode.steps.len());
+        episode.frames[window.clone()].iter().for_each(|f| planar(f, (0, 0), 1.0, 0.0, &mut x));
+        let codes = tokenizer.encode(x, window.len());
+        for (all, list) in [(true, &mut given), (false, &mut bare)] {
+            let instruction = if all { text::encode(words, &episode.instruction)? } else { Vec::new() };
+            let mut s = Sequence::open(dims, Task::Robot, &instruction);
+            for (codes, at) in codes.chunks_exact(64).zip(window.clone()) {
+                let step = &episode.steps[at];
+                s.image(dims, codes);
+                if all {
+                    s.bins(Modality::State, &saccade_train::corpus::bins(dims, &robot.state, &step.state));
+                }
+                s.ask(&text::encode(words, CAPTION_QUESTION)?, &text::encode(words, &step.caption)?);
+                for (q, a) in step.qa.iter().cycle().skip(3 * at).take(3.min(step.qa.len())) {
+                    s.ask(&text::encode(words, q)?, &text::encode(words, a)?);
+                }
+                s.slots(&saccade_train::corpus::bins(dims, &robot.action, &step.chunk.concat()))?;
+                if all {
+                    s.bins(Modality::Action, &saccade_train::corpus::bins(dims, &robot.action, &step.executed.concat()));
+                }
+            }
+            list.push(s);
+        }
+    }
+    Ok(vec![("robot".to_owned(), given), ("robot-bare".to_owned(), bare)])
 }
 
 /// A model with its first values.
@@ -335,4 +392,41 @@ pub(crate) fn tune(args: LmArgs) -> anyhow::Result<()> {
     };
     train_lm::train(&run, &mut trainee, &corpus)?;
     Ok(())
+}
+
+pub(crate) fn export(args: ExportArgs) -> anyhow::Result<()> {
+    let dims = Dims::nano();
+    let out = &args.folders.out;
+    let mut trainee = fresh(&args.folders, &dims)?;
+    let (path, stage) = [(TUNED, "tune"), (PRETRAINED, "pretrain")]
+        .map(|(name, stage)| (out.join(name), stage))
+        .into_iter()
+        .find(|(path, _)| path.is_file())
+        .with_context(|| format!("{}: there is no trained model; run `pretrain` first", out.display()))?;
+    let meta = trainee.params.load(&path)?;
+    let tokenizer = Tokenizer::<Backend>::open(out, &dims, &Default::default())?;
+    let mut tensors = trainee.params.export();
+    tensors.extend(tokenizer.params.export());
+    let shape = vec![dims.image.codebook_size, dims.image.code_dim];
+    tensors.push(("image.codebook.weight".into(), shape, tokenizer.book.vectors.clone()));
+    let path = out.join("ranges.json");
+    let raw = std::fs::read(&path).with_context(|| format!("{}: run `pretrain` first", path.display()))?;
+    let model = saccade_train::export::model_json("nano", &dims, &serde_json::from_slice(&raw)?)?;
+    let text = std::fs::read_to_string(out.join("tokenizer.json"))?;
+    let progress: serde_json::Value = meta.get("progress").map(|p| serde_json::from_str(p)).transpose()?.unwrap_or_default();
+    let provenance = serde_json::json!({
+        "made_by": concat!("saccade-train ", env!("CARGO_PKG_VERSION")), "stage": stage, "steps": progress["step"],
+        "tokens": progress["tokens"], "seed": args.folders.seed,
+        "data": ["metaworld mt10 (3.1.1, scripted experts)", "easy-vqa 1.0", "cifar-10 photos (training part)"],
+    });
+    if let Some(dir) = args.to.parent() {
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    }
+    saccade_train::export::write(&args.to, &tensors, &model, &text, &provenance)?;
+    log::info!("{}: {} parameters", args.to.display(), tensors.iter().map(|t| t.2.len()).sum::<usize>());
+    Ok(())
+}
+
+pub(crate) fn golden(args: GoldenArgs) -> anyhow::Result<()> {
+    Ok(saccade_train::golden::write::<Backend>(&args.to, args.seed, &Default::default())?)
 }
