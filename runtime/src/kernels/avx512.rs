@@ -9,7 +9,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::float::Dots;
-use super::{FloatRows, KV_BLOCK, RowsI8, check_matmul_i8, check_scores_i8, float, scalar};
+use super::{FloatRows, KV_BLOCK, ProductI8, RowsI8, check_matmul_i8, check_scores_i8, float, scalar};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k};
 
 float::instantiate! { #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] }
@@ -20,7 +20,7 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<
     let m = check_matmul_i8(x, &w, &rows, bias, out);
     let mut group = rows.start / TILE_N;
     let end = rows.end.div_ceil(TILE_N);
-    let mut product = Product { x, w, rows, bias, out };
+    let mut product = ProductI8 { x, w, rows, bias, out };
     if m == 1 {
         // One token: eight streams of weights, eight accumulators.
         while group + 8 <= end {
@@ -39,16 +39,7 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<
     }
 }
 
-/// A matrix product in progress; its lengths are those that [`check_matmul_i8`] asks for.
-struct Product<'a> {
-    x: RowsI8<'a>,
-    w: TilesI8<'a>,
-    rows: Range<usize>,
-    bias: Option<&'a [f32]>,
-    out: &'a mut [f32],
-}
-
-impl Product<'_> {
+impl ProductI8<'_> {
     /// All tokens against `T` groups of 16 output rows, which stay in the cache meanwhile.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn column<const T: usize>(&mut self, m: usize, group: usize) {
@@ -99,15 +90,15 @@ impl Product<'_> {
         }
         for (r, acc) in acc.into_iter().enumerate() {
             for (t, acc) in acc.into_iter().enumerate() {
-                self.store(i + r, group + t, acc);
+                self.store_register(i + r, group + t, acc);
             }
         }
     }
 
-    /// Scales 16 accumulators back and stores those that were asked for.
+    /// [`ProductI8::store`] from a register.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn store(&mut self, i: usize, group: usize, acc: __m512i) {
+    fn store_register(&mut self, i: usize, group: usize, acc: __m512i) {
         let lanes = Lanes::of(group, self.rows.clone());
         let scale = _mm512_mul_ps(_mm512_set1_ps(self.x.scale[i]), lanes.load(self.w.scale));
         let mut y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale);
@@ -168,7 +159,7 @@ pub(super) fn matmul_f16(
     out: &mut [f32],
 ) {
     // SAFETY: `Avx512` needs the features that are enabled here.
-    unsafe { float::matmul::<Avx512, _>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<Avx512, _, 4, 4>(x, w, rows, bias, out) };
 }
 
 /// See [`super::scalar::matmul_f32`].
@@ -181,7 +172,7 @@ pub(super) fn matmul_f32(
     out: &mut [f32],
 ) {
     // SAFETY: as above.
-    unsafe { float::matmul::<Avx512, _>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<Avx512, _, 4, 4>(x, w, rows, bias, out) };
 }
 
 /// One register of 16 lanes for each sum.

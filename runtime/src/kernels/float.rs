@@ -62,11 +62,11 @@ pub(super) trait Dots<T> {
     unsafe fn dots<const M: usize, const N: usize>(x: [&[f32]; M], w: [&[T]; N]) -> [[f32; N]; M];
 }
 
-/// `x · wᵀ + bias`, 4 tokens by 4 output rows at a time; the blocking does not change the order within a sum.
+/// `x · wᵀ + bias`, `MR` tokens by `NR` output rows at a time; the blocking does not change the order within a sum.
 ///
 /// # Safety
 /// The CPU must have the features of `S`.
-pub(super) unsafe fn matmul<S: Dots<T>, T>(
+pub(super) unsafe fn matmul<S: Dots<T>, T, const MR: usize, const NR: usize>(
     x: &[f32],
     w: FloatRows<T>,
     rows: Range<usize>,
@@ -76,15 +76,15 @@ pub(super) unsafe fn matmul<S: Dots<T>, T>(
     let m = check_matmul_float(x, &w, &rows, bias, out);
     let (tokens, weights) =
         (|i: usize| &x[i * w.k..(i + 1) * w.k], |n: usize| &w.rows[n * w.k..(n + 1) * w.k]);
-    for n in rows.clone().step_by(4) {
+    for n in rows.clone().step_by(NR) {
         // At the edges a block repeats its last row; repeated results are not stored.
         let block = std::array::from_fn(|j| weights((n + j).min(rows.end - 1)));
-        let mut store = |i: usize, sums: [f32; 4]| {
+        let mut store = |i: usize, sums: [f32; NR]| {
             for (n, sum) in (n..rows.end).zip(sums) {
                 out[i * rows.len() + n - rows.start] = bias.map_or(sum, |bias| sum + bias[n]);
             }
         };
-        if m < 4 {
+        if m < MR {
             for i in 0..m {
                 // SAFETY: the caller vouches for the features; the closures above cut rows of `w.k`.
                 let [sums] = unsafe { S::dots([tokens(i)], block) };
@@ -92,10 +92,10 @@ pub(super) unsafe fn matmul<S: Dots<T>, T>(
             }
             continue;
         }
-        for i in (0..m).step_by(4) {
+        for i in (0..m).step_by(MR) {
             let x = std::array::from_fn(|r| tokens((i + r).min(m - 1)));
             // SAFETY: as above.
-            let sums: [[f32; 4]; 4] = unsafe { S::dots(x, block) };
+            let sums: [[f32; NR]; MR] = unsafe { S::dots(x, block) };
             for (i, sums) in (i..m).zip(sums) {
                 store(i, sums);
             }

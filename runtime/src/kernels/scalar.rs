@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::{FloatRows, RowsI8, check_matmul_i8, check_scores_i8, float};
+use super::{FloatRows, ProductI8, RowsI8, check_matmul_i8, check_scores_i8, float};
 use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, pad_k};
 
 float::instantiate! {}
@@ -18,16 +18,14 @@ float::instantiate! {}
 /// # Panics
 /// If a length does not fit.
 pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<&[f32]>, out: &mut [f32]) {
-    check_matmul_i8(x, &w, &rows, bias, out);
-    let (k_pad, width) = (pad_k(w.k), rows.len());
-    for group in rows.start / TILE_N..rows.end.div_ceil(TILE_N) {
+    let m = check_matmul_i8(x, &w, &rows, bias, out);
+    let k_pad = pad_k(w.k);
+    let groups = rows.start / TILE_N..rows.end.div_ceil(TILE_N);
+    let mut product = ProductI8 { x, w, rows, bias, out };
+    for group in groups {
         let tiles = &w.tiles[group * TILE_N * k_pad..][..TILE_N * k_pad];
-        for (i, &scale) in x.scale.iter().enumerate() {
-            let acc = dot_tiles(&x.q[i * k_pad..][..k_pad], tiles);
-            for (n, acc) in (group * TILE_N..).zip(acc).filter(|(n, _)| rows.contains(n)) {
-                let y = acc as f32 * (scale * w.scale[n]);
-                out[i * width + n - rows.start] = bias.map_or(y, |bias| y + bias[n]);
-            }
+        for i in 0..m {
+            product.store(i, group, dot_tiles(&x.q[i * k_pad..][..k_pad], tiles));
         }
     }
 }
@@ -57,7 +55,7 @@ pub(super) fn matmul_f16(
     out: &mut [f32],
 ) {
     // SAFETY: the plain way needs no features.
-    unsafe { float::matmul::<float::Plain, _>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<float::Plain, _, 1, 1>(x, w, rows, bias, out) };
 }
 
 /// `out[i, n] = Σ x[i, ·] · w[n, ·] + bias[n]` in f32.
@@ -69,7 +67,7 @@ pub(super) fn matmul_f32(
     out: &mut [f32],
 ) {
     // SAFETY: as above.
-    unsafe { float::matmul::<float::Plain, _>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<float::Plain, _, 1, 1>(x, w, rows, bias, out) };
 }
 
 /// One query against up to 16 keys: `out[j] = (q · k[j]) as f32 · (q_scale · k_scale[j])`.
