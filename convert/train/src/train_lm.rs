@@ -47,6 +47,8 @@ pub struct LmRun {
     pub stage: &'static str,
     /// Optimiser steps.
     pub steps: usize,
+    /// Steps over which the learning rate falls; more than `steps` in a run that is meant to be resumed.
+    pub schedule: usize,
     /// Tokens of one packed batch.
     pub tokens: usize,
     /// Packed batches a step, each of one data set.
@@ -265,7 +267,7 @@ where
         let Some(total) = total else { return Err(Error::Setting("a step needs at least one batch".into())) };
         let mut grads = total.backward();
         at.step += 1;
-        let lr = run.lr * crate::schedule(at.step, run.steps, run.warm_up, run.lr_floor);
+        let lr = run.lr * crate::schedule(at.step, run.schedule, run.warm_up, run.lr_floor);
         let norm = trainee.params.update(&leaves, &mut grads, lr, at.step, &opt);
         log.at(at.step, format!("loss {:.3}", seen.total));
         let last = at.step == run.steps;

@@ -350,6 +350,7 @@ fn lm_run(args: &LmArgs) -> LmRun {
         checkpoint: PRETRAINED,
         stage: "pretrain",
         steps: args.steps,
+        schedule: args.steps,
         tokens: args.tokens,
         accumulate: args.accumulate,
         lr: args.lr.unwrap_or(2e-3),
