@@ -52,7 +52,9 @@ impl Picture {
             return refuse("the data URI is not base64: write `data:image/jpeg;base64,…`".into());
         }
         if text.len() / 4 * 3 > MAX_ENCODED_BYTES {
-            return refuse(format!("the picture is larger than {MAX_ENCODED_BYTES} bytes: send a smaller one"));
+            return refuse(format!(
+                "the picture is larger than {MAX_ENCODED_BYTES} bytes: send a smaller one"
+            ));
         }
         let Ok(encoded) = STANDARD.decode(text.trim()) else {
             return refuse("the picture is not valid base64 (standard alphabet, with padding)".into());
@@ -90,7 +92,10 @@ impl Picture {
         reader.limits(limits);
         match reader.decode() {
             Ok(picture) => Ok(picture.into_rgb8()),
-            Err(_) => Err(ApiError::invalid(&*self.param, "the picture is broken behind its header: encode it again")),
+            Err(_) => Err(ApiError::invalid(
+                &*self.param,
+                "the picture is broken behind its header: encode it again",
+            )),
         }
     }
 }
@@ -106,7 +111,9 @@ mod tests {
 
     fn png(width: u32, height: u32) -> Vec<u8> {
         let mut out = Cursor::new(Vec::new());
-        RgbImage::from_pixel(width, height, image::Rgb([200, 10, 30])).write_to(&mut out, ImageFormat::Png).unwrap();
+        RgbImage::from_pixel(width, height, image::Rgb([200, 10, 30]))
+            .write_to(&mut out, ImageFormat::Png)
+            .unwrap();
         out.into_inner()
     }
 
@@ -164,7 +171,16 @@ mod tests {
 
     #[test]
     fn never_panics_on_odd_uris() {
-        for odd in ["", "d", "data", "data:", "data:,", "data:;base64,", "dätä:image/png;base64,", "data:image/png;base64,"] {
+        for odd in [
+            "",
+            "d",
+            "data",
+            "data:",
+            "data:,",
+            "data:;base64,",
+            "dätä:image/png;base64,",
+            "data:image/png;base64,",
+        ] {
             assert!(Picture::from_data_uri(odd, "p").is_err(), "{odd}");
         }
     }
