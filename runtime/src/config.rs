@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::quant::MAX_K;
+
 /// The version of `saccade.json` that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
 /// Largest accepted `saccade.json`, in bytes.
 pub const MAX_CONFIG_BYTES: usize = 4 << 20;
-/// Longest row of an INT8 linear layer: `127 · 127 · K` must stay below `2³¹`, so that an `i32` accumulator holds it.
-pub const MAX_K: usize = 133_000;
 
 /// A rule of `saccade.json` (or of a checkpoint's model description) that a file broke.
 #[derive(Debug, thiserror::Error)]

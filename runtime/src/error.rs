@@ -1,28 +1,87 @@
 //! Every way the runtime can refuse, each a sentence that says what to do.
 
+use std::path::PathBuf;
+
 /// Anything this crate can refuse to do.
 ///
-/// Each floor of the house has its own enum, so that a caller can match on what it cares about.
+/// Each floor of the house has its own enum below this one, so that a caller can match on what it cares about.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Io {
         /// The file concerned.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
-    /// A container broke a rule of the format.
+    /// The folder is no bundle.
+    #[error("{path} has no saccade.json, so it is no bundle; make one with `saccade-convert convert CHECKPOINT {path}`")]
+    NoBundle {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file of a bundle has another size than its description says.
+    #[error("{path} has {found} bytes, expected {expected}; it is damaged or half copied, copy the bundle again")]
+    FileSize {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it should have (at most).
+        expected: u64,
+        /// Bytes that it has.
+        found: u64,
+    },
+    /// A container of weights broke a rule of the format.
     #[error(transparent)]
     Format(#[from] crate::format::FormatError),
-    /// `saccade.json` (or a checkpoint's model description) broke a rule.
+    /// `saccade.json` broke a rule.
+    #[error("{path}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The rule.
+        source: crate::config::ConfigError,
+    },
+    /// A tensor is missing, of another shape or type, or does not belong to the model.
+    #[error("{path}: {reason}")]
+    Tensor {
+        /// The weights file.
+        path: PathBuf,
+        /// Which tensor, and what is wrong with it.
+        reason: String,
+    },
+    /// `tokenizer.json` cannot be used.
+    #[error("{path}: {reason}; convert the checkpoint again")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The engine cannot be made as asked.
     #[error(transparent)]
-    Config(#[from] crate::config::ConfigError),
+    Engine(#[from] crate::engine::EngineError),
+    /// A session was given something that does not fit the model or its memory.
+    #[error(transparent)]
+    Session(#[from] crate::session::SessionError),
     /// A source of frames failed.
     #[error(transparent)]
     Source(#[from] crate::source::SourceError),
+}
+
+impl Error {
+    /// The whole sentence: this error and everything beneath it.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        text
+    }
 }
 
 /// The result of anything that can be refused.

@@ -1,0 +1,191 @@
+//! Model families: which tensors each has, and a loaded [`Model`].
+//!
+//! A family is a small file that names its tensors and its options; the decoder block itself is `block.rs`, once for
+//! all of them.
+
+pub mod unimodal;
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use crate::config::{BundleConfig, Family, ModelConfig, TOKENIZER_FILE, WeightDtype};
+use crate::engine::{Engine, EngineOptions};
+use crate::format::Dtype;
+use crate::quant::{pad_k, pad_n};
+use crate::tokenize::TextTokenizer;
+use crate::weights::Weights;
+use crate::{Error, Result};
+
+/// How a tensor is stored, by what reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A linear layer or convolution: INT8 tiles in an `int8` bundle, plain rows otherwise.
+    Linear,
+    /// A linear layer or table that stays float: F16 in `int8` and `f16` bundles.
+    Float,
+    /// Norms, biases and attention biases: always F32.
+    Exact,
+}
+
+/// One tensor of a checkpoint, and how a bundle stores it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Name in the checkpoint, for example `layers.0.attn.q.weight`.
+    pub name: String,
+    /// Shape in the checkpoint: `[out, in]`, `[out, in, kh, kw]`, `[rows, cols]` or `[len]`.
+    pub shape: Vec<usize>,
+    /// How it is stored.
+    pub role: Role,
+}
+
+/// One tensor of a bundle's `weights.safetensors`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Name in the file.
+    pub name: String,
+    /// Element type in the file.
+    pub dtype: Dtype,
+    /// Shape in the file.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    fn new(name: impl Into<String>, shape: &[usize], role: Role) -> Self {
+        Self { name: name.into(), shape: shape.to_vec(), role }
+    }
+
+    /// The name without `.weight`: what scales and sums are called after.
+    #[must_use]
+    pub fn stem(&self) -> &str {
+        self.name.strip_suffix(".weight").unwrap_or(&self.name)
+    }
+
+    /// Number of parameters.
+    #[must_use]
+    pub fn parameters(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The matrix `[N, K]` that a linear layer or convolution multiplies by; a convolution's row is `(kh, kw, in)`.
+    #[must_use]
+    pub fn matrix(&self) -> [usize; 2] {
+        match self.shape[..] {
+            [out, input, kh, kw] => [out, kh * kw * input],
+            [rows, cols] => [rows, cols],
+            ref shape => [1, shape.iter().product()],
+        }
+    }
+
+    /// Whether a bundle of `dtype` holds this tensor as INT8 tiles.
+    #[must_use]
+    pub fn is_tiled(&self, dtype: WeightDtype) -> bool {
+        self.role == Role::Linear && dtype == WeightDtype::Int8
+    }
+
+    /// What a bundle of `dtype` stores for this tensor.
+    #[must_use]
+    pub fn stored(&self, dtype: WeightDtype) -> Vec<StoredTensor> {
+        let [n, k] = self.matrix();
+        let stored = |name: String, dtype, shape: &[usize]| StoredTensor { name, dtype, shape: shape.to_vec() };
+        if self.is_tiled(dtype) {
+            return vec![
+                stored(self.name.clone(), Dtype::I8, &[pad_n(n) / 16, pad_k(k) / 4, 16, 4]),
+                stored(format!("{}.scale", self.stem()), Dtype::F32, &[n]),
+                stored(format!("{}.sum", self.stem()), Dtype::I32, &[n]),
+            ];
+        }
+        let float = if self.role == Role::Exact || dtype == WeightDtype::F32 { Dtype::F32 } else { Dtype::F16 };
+        let shape: &[usize] = if self.shape.len() == 4 { &[n, k] } else { &self.shape };
+        vec![stored(self.name.clone(), float, shape)]
+    }
+}
+
+/// Every tensor of a model, in checkpoint order.
+#[must_use]
+pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
+    match config.family {
+        Family::Unimodal => unimodal::tensors(config),
+    }
+}
+
+/// A bundle, mapped and checked, with the engine that runs it. Sessions share one.
+pub struct Model {
+    weights: Weights,
+    net: unimodal::Unimodal,
+    engine: Engine,
+    text: OnceLock<TextTokenizer>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("dir", &self.weights.dir()).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Maps the bundle in `dir` and checks every tensor that its configuration implies.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the bundle, as one sentence that names the file or the tensor; nothing is kept then.
+    pub fn open(dir: impl AsRef<Path>, options: &EngineOptions) -> Result<Arc<Self>> {
+        let weights = Weights::open(dir.as_ref())?;
+        let engine = Engine::new(options)?;
+        let net = unimodal::Unimodal::resolve(&weights)?;
+        let config = weights.config();
+        log::info!(
+            "model={} family={:?} dtype={:?} blake3={} dir={} kernels={} threads={}",
+            config.model.name,
+            config.model.family,
+            config.dtype,
+            &config.self_blake3[..16],
+            weights.dir().display(),
+            engine.kernels().name,
+            engine.threads(),
+        );
+        Ok(Arc::new(Self { weights, net, engine, text: OnceLock::new() }))
+    }
+
+    /// The whole `saccade.json`.
+    #[must_use]
+    pub fn bundle(&self) -> &BundleConfig {
+        self.weights.config()
+    }
+
+    /// The network's description.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.weights.config().model
+    }
+
+    /// The engine that runs this model.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    pub(crate) fn net(&self) -> &unimodal::Unimodal {
+        &self.net
+    }
+
+    /// The text tokenizer, read on first use so that it is not on the way to the first token.
+    ///
+    /// # Errors
+    /// If `tokenizer.json` is missing, damaged, or has ids outside the vocabulary.
+    pub fn text(&self) -> Result<&TextTokenizer> {
+        if let Some(text) = self.text.get() {
+            return Ok(text);
+        }
+        let path = self.weights.dir().join(TOKENIZER_FILE);
+        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let entry = &self.bundle().files[TOKENIZER_FILE];
+        if bytes.len() as u64 != entry.bytes {
+            return Err(Error::FileSize { path, expected: entry.bytes, found: bytes.len() as u64 });
+        }
+        let text = TextTokenizer::from_bytes(&bytes, self.config()).map_err(|reason| Error::Tokenizer { path, reason })?;
+        Ok(self.text.get_or_init(|| text))
+    }
+}

@@ -1,0 +1,569 @@
+//! A sequence: segments in, logits out, keys and values in a fixed arena.
+//!
+//! A session holds *segments*. The first one (task prefix and instruction) stays; images, states and executed actions
+//! have a window each, counted in segments, and the oldest goes when a new one is pushed. Questions and action slots
+//! hang on the live segments as *branches* and leave nothing behind. A position is the index in the concatenation of
+//! what is live, so gaps close and nothing drifts, however long the session runs.
+//!
+//! Everything is allocated by [`Session::new`]; no other call allocates.
+
+use std::sync::Arc;
+
+use crate::block::{BlockScratch, Net, Own, Rope, Step, Visible};
+use crate::config::{Modality, ModelConfig, WeightDtype};
+use crate::family::Model;
+use crate::kernels::KV_BLOCK;
+use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
+use crate::sample::Sampler;
+use crate::Result;
+use crate::tokenize::{Bins, Tokenizer as _, check_codes};
+
+/// Something that does not fit the model, or not into the session's memory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// A token id outside its range.
+    #[error("{what} {id} is outside 0 to {}", limit - 1)]
+    Token {
+        /// What it was meant to be.
+        what: &'static str,
+        /// The id.
+        id: u32,
+        /// Ids end before this one.
+        limit: usize,
+    },
+    /// Another number of values than the model has dimensions.
+    #[error("{what}: {found} values, the model takes {expected} (or, for actions, whole steps of that many)")]
+    Dimensions {
+        /// Which modality.
+        what: &'static str,
+        /// Values given.
+        found: usize,
+        /// Values expected.
+        expected: usize,
+    },
+    /// A value that is NaN or infinite.
+    #[error("{what} value {at} is not a finite number")]
+    NotANumber {
+        /// Which modality.
+        what: &'static str,
+        /// Its index.
+        at: usize,
+    },
+    /// More text than there is room for.
+    #[error("the text has {tokens} tokens, there is room for {room}; shorten it or make the session with more `max_text_tokens`")]
+    TooLong {
+        /// Tokens given.
+        tokens: usize,
+        /// Tokens that fit.
+        room: usize,
+    },
+    /// No such task.
+    #[error("the model has no task `{name}`; it knows {known}")]
+    Task {
+        /// The name asked for.
+        name: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// A picture whose sizes and bytes disagree.
+    #[error("a picture of {width} × {height} pixels cannot have {bytes} bytes of rgb8")]
+    Picture {
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+        /// Bytes.
+        bytes: usize,
+    },
+    /// The text tokenizer refused.
+    #[error("the text tokenizer refused: {0}")]
+    Text(String),
+    /// The logits are not numbers: damaged weights, or a numeric fault.
+    #[error("the model's output is not a number; verify the bundle with `saccade-convert verify`")]
+    NumericFault,
+}
+
+/// How much a session can hold.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Text tokens of the instruction, and again of one question with its answer.
+    pub max_text_tokens: usize,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { max_text_tokens: 256 }
+    }
+}
+
+/// A predicted chunk of actions: `[steps, dims]`.
+#[derive(Clone, Debug, Default)]
+pub struct ActionChunk {
+    /// The most likely bin of each slot.
+    pub bins: Vec<u16>,
+    /// The values at the bins' centres.
+    pub values: Vec<f32>,
+}
+
+struct Segment {
+    modality: Modality,
+    chain: Chain,
+}
+
+/// One sequence on one model.
+pub struct Session {
+    model: Arc<Model>,
+    kv: KvArena,
+    rope: Rope,
+    /// Live segments, oldest first; the first is text and stays.
+    segments: Vec<Segment>,
+    /// The same, with positions, as a step sees them.
+    visible: Vec<Visible>,
+    bins: [Bins; 2],
+    codes: Vec<u16>,
+    /// `[max_rows, d_model]`
+    x: Vec<f32>,
+    /// `[d_model]`
+    normed: Vec<f32>,
+    logits: Vec<f32>,
+    scratch: BlockScratch,
+    max_rows: usize,
+    max_text_tokens: usize,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("segments", &self.segments.len()).field("tokens", &self.live_tokens()).finish_non_exhaustive()
+    }
+}
+
+/// One input row: a token of the vocabulary, or a learned vector.
+#[derive(Clone, Copy)]
+enum Row {
+    Token(u32),
+    /// A code at a place of the grid.
+    Code(u16, usize),
+    Prefix(usize),
+    Slot(usize),
+}
+
+/// Called with the index of a row and the logits that follow it.
+type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
+
+impl Session {
+    /// Allocates a session.
+    ///
+    /// # Errors
+    /// None today; an engine with its own memory can refuse.
+    pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Self> {
+        let c = model.config();
+        let capacity = Capacity::new(c, options);
+        let dtype = if model.bundle().dtype == WeightDtype::Int8 { KvDtype::I8 } else { KvDtype::F32 };
+        let shape = ArenaShape {
+            n_layers: c.n_layers,
+            n_kv_heads: c.n_kv_heads,
+            head_dim: c.head_dim,
+            n_blocks: capacity.blocks,
+            dtype,
+        };
+        let n_bins = c.tokens.bins[1] - c.tokens.bins[0];
+        let n_bins = u16::try_from(n_bins).unwrap_or(u16::MAX);
+        let kv = KvArena::new(shape);
+        log::debug!("session kv_bytes={} blocks={}", kv.bytes(), capacity.blocks);
+        Ok(Self {
+            kv,
+            rope: Rope::new(c.rope_theta, c.head_dim, capacity.blocks * KV_BLOCK + 1),
+            segments: Vec::with_capacity(capacity.segments),
+            visible: Vec::with_capacity(capacity.segments),
+            bins: [
+                Bins::new("state", &c.state.low, &c.state.high, n_bins),
+                Bins::new("action", &c.action.low, &c.action.high, n_bins),
+            ],
+            codes: Vec::with_capacity(c.chunk_len().max(c.state.names.len())),
+            x: vec![0.0; capacity.rows * c.d_model],
+            normed: vec![0.0; c.d_model],
+            logits: vec![0.0; capacity.logits],
+            scratch: BlockScratch::new(c, capacity.rows, capacity.blocks),
+            max_rows: capacity.rows,
+            max_text_tokens: options.max_text_tokens,
+            model: Arc::clone(model),
+        })
+    }
+
+    /// The model this session runs on.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Tokens that are live.
+    #[must_use]
+    pub fn live_tokens(&self) -> usize {
+        self.segments.iter().map(|s| s.chain.len).sum()
+    }
+
+    /// Bytes of the KV arena.
+    #[must_use]
+    pub fn kv_bytes(&self) -> usize {
+        self.kv.bytes()
+    }
+
+    /// Forgets everything.
+    pub fn reset(&mut self) {
+        for segment in &mut self.segments {
+            self.kv.release(&mut segment.chain);
+        }
+        self.segments.clear();
+    }
+
+    /// Starts over with a task's learned prefix and an instruction (which may be empty).
+    ///
+    /// # Errors
+    /// If there is no such task, or the instruction is too long or not text.
+    pub fn begin(&mut self, task: &str, instruction: &[u32]) -> Result<()> {
+        let c = self.model.config();
+        let Some(at) = c.tasks.iter().position(|name| name == task) else {
+            return Err(SessionError::Task { name: task.to_string(), known: c.tasks.join(", ") }.into());
+        };
+        let prefix = at * c.task_prefix_len..(at + 1) * c.task_prefix_len;
+        self.check_text(instruction)?;
+        self.reset();
+        let rows = prefix.map(Row::Prefix).chain(instruction.iter().map(|&id| Row::Token(id)));
+        let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
+        self.extend(&mut segment, rows, Own::Causal, &mut None);
+        self.segments.push(segment);
+        Ok(())
+    }
+
+    /// Appends a picture; the oldest one beyond the window goes first.
+    ///
+    /// # Errors
+    /// If `codes` is not one code book index per place of the grid.
+    pub fn push_image(&mut self, codes: &[u16]) -> Result<()> {
+        self.image(codes, None)
+    }
+
+    /// As [`Self::push_image`]; `on_logits` gets, for each code, its index and the logits over image codes before it.
+    ///
+    /// # Errors
+    /// As [`Self::push_image`].
+    pub fn score_image(&mut self, codes: &[u16], on_logits: OnLogits<'_>) -> Result<()> {
+        let [from, to] = self.model.config().tokens.image;
+        let last = codes.len();
+        self.image(codes, Some((from..to, &mut |row, logits| if row < last { on_logits(row, logits) })))
+    }
+
+    fn image(&mut self, codes: &[u16], mut score: Option<Score<'_>>) -> Result<()> {
+        check_codes(codes, &self.model)?;
+        let special = self.model.config().special;
+        let rows = std::iter::once(Row::Token(special.img))
+            .chain(codes.iter().enumerate().map(|(i, &code)| Row::Code(code, i)))
+            .chain([Row::Token(special.img_end)]);
+        self.push(Modality::Image, rows, &mut score);
+        Ok(())
+    }
+
+    /// Appends the robot's state; the oldest one beyond the window goes first.
+    ///
+    /// # Errors
+    /// If there is not one finite value per dimension.
+    pub fn push_state(&mut self, values: &[f32]) -> Result<()> {
+        let expected = self.bins[0].dims();
+        if values.len() != expected {
+            return Err(SessionError::Dimensions { what: "state", found: values.len(), expected }.into());
+        }
+        self.push_bins(Modality::State, values)
+    }
+
+    /// Appends the actions executed since the last frame, `[steps, dims]`; the oldest ones beyond the window go first.
+    ///
+    /// # Errors
+    /// If the values are not whole steps of finite numbers, or more steps than the model was trained with.
+    pub fn push_action(&mut self, values: &[f32]) -> Result<()> {
+        let most = self.model.config().action.executed * self.bins[1].dims();
+        if values.len() > most {
+            return Err(SessionError::Dimensions { what: "action", found: values.len(), expected: most }.into());
+        }
+        self.push_bins(Modality::Action, values)
+    }
+
+    fn push_bins(&mut self, modality: Modality, values: &[f32]) -> Result<()> {
+        let c = self.model.config();
+        let (open, first) = match modality {
+            Modality::State => (c.special.state, c.tokens.bins[0]),
+            _ => (c.special.act, c.tokens.bins[0]),
+        };
+        let mut codes = std::mem::take(&mut self.codes);
+        let coded = self.bins[usize::from(modality == Modality::Action)].encode(values, &mut codes);
+        if coded.is_ok() {
+            let rows = std::iter::once(Row::Token(open)).chain(codes.iter().map(|&bin| Row::Token(first + u32::from(bin))));
+            self.push(modality, rows, &mut None);
+        }
+        self.codes = codes;
+        coded
+    }
+
+    /// Predicts the next chunk of actions; the session stays as it was.
+    ///
+    /// # Errors
+    /// If the output is not a number.
+    pub fn act(&mut self, chunk: &mut ActionChunk) -> Result<()> {
+        let mut no_score = |_: usize, _: &[f32]| {};
+        self.score_act(chunk, &mut no_score)
+    }
+
+    /// As [`Self::act`]; `on_logits` gets each slot's index and its logits over bins.
+    ///
+    /// # Errors
+    /// As [`Self::act`].
+    pub fn score_act(&mut self, chunk: &mut ActionChunk, on_logits: OnLogits<'_>) -> Result<()> {
+        let c = self.model.config();
+        let [from, to] = c.tokens.bins;
+        let slots = c.chunk_len();
+        chunk.bins.clear();
+        let mut numeric = true;
+        let mut segment = Segment { modality: Modality::Action, chain: Chain::EMPTY };
+        let mut each = |slot: usize, logits: &[f32]| {
+            let best = crate::sample::argmax(logits);
+            numeric &= best.is_some();
+            chunk.bins.push(best.and_then(|bin| u16::try_from(bin).ok()).unwrap_or(0));
+            on_logits(slot, logits);
+        };
+        self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, &mut Some((from..to, &mut each)));
+        self.kv.release(&mut segment.chain);
+        if !numeric {
+            return Err(SessionError::NumericFault.into());
+        }
+        self.bins[1].decode(&chunk.bins, &mut chunk.values)
+    }
+
+    /// Answers a question about what is live; the session stays as it was. `out` is replaced by the answer's tokens,
+    /// without `<eos>`; `on_token` sees each as it comes and stops the answer by returning `false`.
+    ///
+    /// # Errors
+    /// If the question is too long or not text, or the output is not a number.
+    pub fn answer(
+        &mut self,
+        question: &[u32],
+        max_new_tokens: usize,
+        sampler: &mut Sampler,
+        out: &mut Vec<u32>,
+        on_token: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<Finish> {
+        self.check_text(question)?;
+        let special = self.model.config().special;
+        let room = self.max_text_tokens.saturating_sub(question.len()).min(max_new_tokens);
+        let mut segment = self.ask(question);
+        out.clear();
+        let mut next = Row::Token(special.ans);
+        let finish = loop {
+            let mut token = None;
+            let range = self.text_range();
+            let mut pick = |_: usize, logits: &[f32]| token = sampler.pick(logits);
+            self.extend(&mut segment, [next], Own::Causal, &mut Some((range.clone(), &mut pick)));
+            let Some(token) = token.and_then(|at| u32::try_from(at).ok()).map(|at| range.start + at) else {
+                self.kv.release(&mut segment.chain);
+                return Err(SessionError::NumericFault.into());
+            };
+            if token == special.eos {
+                break Finish::Stop;
+            }
+            if out.len() == room {
+                break Finish::Length;
+            }
+            out.push(token);
+            if !on_token(token) {
+                break Finish::Stop;
+            }
+            next = Row::Token(token);
+        };
+        self.kv.release(&mut segment.chain);
+        Ok(finish)
+    }
+
+    /// Scores a given answer: `on_logits` gets, for each of its tokens and the closing `<eos>`, the index and the text
+    /// logits before it. The session stays as it was.
+    ///
+    /// # Errors
+    /// If question and answer are too long or not text.
+    pub fn score_answer(&mut self, question: &[u32], answer: &[u32], on_logits: OnLogits<'_>) -> Result<()> {
+        self.check_text(question)?;
+        self.check_text(answer)?;
+        if question.len() + answer.len() > self.max_text_tokens {
+            let tokens = question.len() + answer.len();
+            return Err(SessionError::TooLong { tokens, room: self.max_text_tokens }.into());
+        }
+        let ans = self.model.config().special.ans;
+        let mut segment = self.ask(question);
+        let rows = std::iter::once(ans).chain(answer.iter().copied()).map(Row::Token);
+        let range = self.text_range();
+        self.extend(&mut segment, rows, Own::Causal, &mut Some((range, on_logits)));
+        self.kv.release(&mut segment.chain);
+        Ok(())
+    }
+
+    fn text_range(&self) -> std::ops::Range<u32> {
+        let [from, to] = self.model.config().tokens.text;
+        from..to
+    }
+
+    /// Opens a branch with `<ask>` and the question.
+    fn ask(&mut self, question: &[u32]) -> Segment {
+        let ask = self.model.config().special.ask;
+        let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
+        let rows = std::iter::once(ask).chain(question.iter().copied()).map(Row::Token);
+        self.extend(&mut segment, rows, Own::Causal, &mut None);
+        segment
+    }
+
+    fn check_text(&self, ids: &[u32]) -> Result<()> {
+        if ids.len() > self.max_text_tokens {
+            return Err(SessionError::TooLong { tokens: ids.len(), room: self.max_text_tokens }.into());
+        }
+        let range = self.text_range();
+        match ids.iter().find(|id| !range.contains(id)) {
+            Some(&id) => Err(SessionError::Token { what: "text token", id, limit: range.end as usize }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Appends a segment to the trunk, making room in its modality's window first.
+    fn push(&mut self, modality: Modality, rows: impl IntoIterator<Item = Row>, score: &mut Option<Score<'_>>) {
+        if let Some(window) = self.model.config().window(modality) {
+            let live = self.segments.iter().filter(|s| s.modality == modality).count();
+            if live >= window
+                && let Some(oldest) = self.segments.iter().position(|s| s.modality == modality)
+            {
+                self.kv.release(&mut self.segments[oldest].chain);
+                self.segments.remove(oldest);
+            }
+        }
+        let mut segment = Segment { modality, chain: Chain::EMPTY };
+        self.extend(&mut segment, rows, Own::Causal, score);
+        self.segments.push(segment);
+    }
+
+    /// Computes `rows` at the end of `segment`, which sees every live segment, in steps of at most `max_rows`.
+    fn extend(
+        &mut self,
+        segment: &mut Segment,
+        rows: impl IntoIterator<Item = Row>,
+        own_rule: Own,
+        score: &mut Option<Score<'_>>,
+    ) {
+        let base = self.look();
+        let mut rows = rows.into_iter().peekable();
+        let mut done = 0;
+        while rows.peek().is_some() {
+            let mut n = 0;
+            for row in rows.by_ref().take(self.max_rows) {
+                self.embed(n, row, segment.modality);
+                n += 1;
+            }
+            let offset = segment.chain.len;
+            debug_assert!(self.kv.fits(&segment.chain, n), "capacity covers every window and one branch");
+            self.kv.extend(&mut segment.chain, n);
+            let own = Visible { chain: segment.chain, base, modality: segment.modality };
+            self.decoder(&Step { rows: n, offset, own, own_rule, context: &[] });
+            if let Some((range, on_logits)) = score {
+                for row in 0..n {
+                    self.head(row, range);
+                    on_logits(done + row, &self.logits[..range.len()]);
+                }
+            }
+            done += n;
+        }
+    }
+
+    /// Lays out what is live and returns the position after it.
+    fn look(&mut self) -> usize {
+        let mut base = 0;
+        self.visible.clear();
+        for segment in &self.segments {
+            self.visible.push(Visible { chain: segment.chain, base, modality: segment.modality });
+            base += segment.chain.len;
+        }
+        base
+    }
+
+    /// Writes the input vector of a row into `x[n]`.
+    fn embed(&mut self, n: usize, row: Row, modality: Modality) {
+        let (w, net, c) = (self.model.weights(), self.model.net(), self.model.config());
+        let x = &mut self.x[n * c.d_model..][..c.d_model];
+        match row {
+            Row::Token(id) => net.embed.read_row(w, id as usize, x),
+            Row::Code(code, place) => {
+                net.embed.read_row(w, c.tokens.image[0] as usize + usize::from(code), x);
+                net.image_grid.add_row(w, place, x);
+            }
+            Row::Prefix(at) => net.task_prefix.read_row(w, at, x),
+            Row::Slot(at) => net.action_slots.read_row(w, at, x),
+        }
+        net.modality_embed.add_row(w, modality.index(), x);
+    }
+
+    /// Every block over `x`, in the context of what is live.
+    fn decoder(&mut self, step: &Step<'_>) {
+        let model = &*self.model;
+        let net = Net { engine: model.engine(), weights: model.weights(), config: model.config(), rope: &self.rope };
+        let step = Step { context: &self.visible, ..*step };
+        let x = &mut self.x[..step.rows * net.config.d_model];
+        for (layer, block) in model.net().blocks.iter().enumerate() {
+            block.forward(net, layer, &step, x, &mut self.kv, &mut self.scratch);
+        }
+    }
+
+    /// Logits of row `row` over the token ids in `range`, into `logits`.
+    fn head(&mut self, row: usize, range: &std::ops::Range<u32>) {
+        let (e, w, net, c) = (self.model.engine(), self.model.weights(), self.model.net(), self.model.config());
+        let x = &self.x[row * c.d_model..][..c.d_model];
+        e.rms_norm(x, net.norm.get(w), c.norm_eps, &mut self.normed);
+        let rows = range.start as usize..range.end as usize;
+        let out = &mut self.logits[..rows.len()];
+        e.linear_rows(&self.normed, 1, net.embed.get(w), rows, out, &mut self.scratch.linear);
+    }
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model said `<eos>`, or the caller stopped it.
+    Stop,
+    /// The limit was reached.
+    Length,
+}
+
+/// A range of token ids, and who wants its logits after each row.
+type Score<'a> = (std::ops::Range<u32>, OnLogits<'a>);
+
+/// What a session allocates, from the model and the options.
+struct Capacity {
+    segments: usize,
+    blocks: usize,
+    rows: usize,
+    logits: usize,
+}
+
+impl Capacity {
+    fn new(c: &ModelConfig, options: &SessionOptions) -> Self {
+        let image = c.image_codes() + 2;
+        let state = 1 + c.state.names.len();
+        let action = 1 + c.action.executed * c.action.names.len();
+        let blocks = |tokens: usize| tokens.div_ceil(KV_BLOCK);
+        let window = |m| c.window(m).unwrap_or(0);
+        let trunk = blocks(c.task_prefix_len + options.max_text_tokens)
+            + window(Modality::Image) * blocks(image)
+            + window(Modality::State) * blocks(state)
+            + window(Modality::Action) * blocks(action);
+        // One branch at a time: `<ask>` question `<ans>` answer, or the slots of a chunk.
+        let branch = blocks(2 + options.max_text_tokens).max(blocks(c.chunk_len()));
+        let len = |[from, to]: [u32; 2]| (to - from) as usize;
+        Self {
+            segments: 1 + window(Modality::Image) + window(Modality::State) + window(Modality::Action),
+            blocks: trunk + branch,
+            rows: image.max(c.chunk_len()).max(64),
+            logits: len(c.tokens.text).max(len(c.tokens.bins)).max(len(c.tokens.image)),
+        }
+    }
+}

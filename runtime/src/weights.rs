@@ -1,0 +1,251 @@
+//! A bundle's weights: one mapped file, every tensor checked against the configuration before anything can use it.
+//!
+//! What [`Weights::open`] returns is complete: each tensor that the configuration implies is there with the expected
+//! name, element type and shape, inside the file and aligned, and there is nothing else. It does not prove that the
+//! bytes are the ones that were converted; `saccade-convert verify` and the daemon's scrub compare hashes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use memmap2::Mmap;
+
+use crate::config::{BundleConfig, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, WeightDtype};
+use crate::engine::Linear;
+use crate::family::{StoredTensor, TensorSpec, tensors};
+use crate::format::{Dtype, Header, Rules, TensorInfo, read_header};
+use crate::quant::TilesI8;
+use crate::{Error, Result};
+
+/// A mapped `weights.safetensors` and the `saccade.json` beside it.
+pub(crate) struct Weights {
+    dir: PathBuf,
+    config: BundleConfig,
+    header: Header,
+    map: Mmap,
+}
+
+impl Weights {
+    /// Reads `saccade.json`, maps the weights and checks every tensor.
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
+        let config = read_config(dir)?;
+        let path = dir.join(WEIGHTS_FILE);
+        let io = |source| Error::Io { path: path.clone(), source };
+        let file = File::open(&path).map_err(io)?;
+        let found = file.metadata().map_err(io)?.len();
+        let expected = config.files[WEIGHTS_FILE].bytes;
+        if found != expected {
+            return Err(Error::FileSize { path, expected, found });
+        }
+        let map = map_file(&file).map_err(io)?;
+        let header =
+            read_header(&map, found, Rules::Bundle).map_err(|rule| Error::Format(rule.in_file(&path)))?;
+        let specs = tensors(&config.model);
+        check_tensors(&specs, config.dtype, &header).map_err(|reason| Error::Tensor { path: path.clone(), reason })?;
+        check_linears(&specs, &config).map_err(|reason| Error::Tensor { path, reason })?;
+        Ok(Self { dir: dir.to_path_buf(), config, header, map })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn config(&self) -> &BundleConfig {
+        &self.config
+    }
+
+    /// Finds the linear layer or float matrix `stem`.weight.
+    pub(crate) fn linear(&self, stem: &str) -> Result<LinearRef> {
+        let weight = self.info(&format!("{stem}.weight"))?;
+        let kind = match weight.dtype {
+            Dtype::I8 => {
+                let (scale, sum) = (self.range(&format!("{stem}.scale"))?, self.range(&format!("{stem}.sum"))?);
+                LinearKind::I8 { scale, sum }
+            }
+            Dtype::F16 => LinearKind::F16,
+            _ => LinearKind::F32,
+        };
+        let [n, k] = match kind {
+            LinearKind::I8 { .. } => self.config.linears.get(stem).copied().ok_or_else(|| self.absent(stem))?,
+            _ => [weight.shape[0], weight.shape[1]],
+        };
+        Ok(LinearRef { kind, n, k, weight: bytes_of(weight) })
+    }
+
+    /// Finds a float matrix.
+    pub(crate) fn table(&self, name: &str) -> Result<TableRef> {
+        let info = self.info(name)?;
+        Ok(TableRef { half: info.dtype == Dtype::F16, cols: info.shape[1], bytes: bytes_of(info) })
+    }
+
+    /// Finds an F32 vector (or any F32 tensor, flat).
+    pub(crate) fn vector(&self, name: &str) -> Result<VectorRef> {
+        Ok(VectorRef { bytes: self.range(name)? })
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.header.find(name).ok_or_else(|| self.absent(name))
+    }
+
+    fn range(&self, name: &str) -> Result<Range<usize>> {
+        self.info(name).map(bytes_of)
+    }
+
+    fn absent(&self, name: &str) -> Error {
+        Error::Tensor { path: self.dir.join(WEIGHTS_FILE), reason: format!("tensor `{name}` is missing") }
+    }
+}
+
+/// The bytes of a tensor in the mapping. The header was checked against the file's size, which fits memory.
+#[allow(clippy::cast_possible_truncation)]
+fn bytes_of(info: &TensorInfo) -> Range<usize> {
+    info.offset as usize..(info.offset + info.bytes) as usize
+}
+
+/// A linear layer's place in the file.
+#[derive(Clone, Debug)]
+pub(crate) struct LinearRef {
+    kind: LinearKind,
+    /// Outputs.
+    pub(crate) n: usize,
+    /// Inputs.
+    pub(crate) k: usize,
+    weight: Range<usize>,
+}
+
+#[derive(Clone, Debug)]
+enum LinearKind {
+    I8 { scale: Range<usize>, sum: Range<usize> },
+    F16,
+    F32,
+}
+
+impl LinearRef {
+    /// The layer's weights, ready for the engine.
+    pub(crate) fn get<'a>(&self, w: &'a Weights) -> Linear<'a> {
+        let weight = &w.map[self.weight.clone()];
+        match &self.kind {
+            LinearKind::I8 { scale, sum } => Linear::I8(TilesI8 {
+                tiles: bytemuck::cast_slice(weight),
+                scale: bytemuck::cast_slice(&w.map[scale.clone()]),
+                sum: bytemuck::cast_slice(&w.map[sum.clone()]),
+                n: self.n,
+                k: self.k,
+            }),
+            LinearKind::F16 => Linear::F16 { rows: bytemuck::cast_slice(weight), n: self.n, k: self.k },
+            LinearKind::F32 => Linear::F32 { rows: bytemuck::cast_slice(weight), n: self.n, k: self.k },
+        }
+    }
+
+    /// Row `row` as floats: an embedding look-up. `out [k]`.
+    pub(crate) fn read_row(&self, w: &Weights, row: usize, out: &mut [f32]) {
+        self.get(w).row(row, out);
+    }
+}
+
+/// A float matrix's place in the file.
+#[derive(Clone, Debug)]
+pub(crate) struct TableRef {
+    half: bool,
+    cols: usize,
+    bytes: Range<usize>,
+}
+
+impl TableRef {
+    /// Row `row` as floats. `out [cols]`.
+    pub(crate) fn read_row(&self, w: &Weights, row: usize, out: &mut [f32]) {
+        let bytes = &w.map[self.bytes.clone()];
+        let at = row * self.cols;
+        if self.half {
+            widen(&bytemuck::cast_slice::<u8, f16>(bytes)[at..at + self.cols], out);
+        } else {
+            out.copy_from_slice(&bytemuck::cast_slice(bytes)[at..at + self.cols]);
+        }
+    }
+
+    /// Adds row `row` to `x [cols]`.
+    pub(crate) fn add_row(&self, w: &Weights, row: usize, x: &mut [f32]) {
+        let bytes = &w.map[self.bytes.clone()];
+        let at = row * self.cols;
+        if self.half {
+            let row = &bytemuck::cast_slice::<u8, f16>(bytes)[at..at + self.cols];
+            x.iter_mut().zip(row).for_each(|(x, v)| *x += v.to_f32());
+        } else {
+            let row: &[f32] = &bytemuck::cast_slice(bytes)[at..at + self.cols];
+            x.iter_mut().zip(row).for_each(|(x, v)| *x += v);
+        }
+    }
+}
+
+fn widen(from: &[f16], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len());
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32());
+}
+
+/// An F32 tensor's place in the file.
+#[derive(Clone, Debug)]
+pub(crate) struct VectorRef {
+    bytes: Range<usize>,
+}
+
+impl VectorRef {
+    /// The values.
+    pub(crate) fn get<'a>(&self, w: &'a Weights) -> &'a [f32] {
+        bytemuck::cast_slice(&w.map[self.bytes.clone()])
+    }
+}
+
+/// Maps a whole file, read-only.
+#[allow(unsafe_code)]
+fn map_file(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the mapping is only sound while nobody truncates or rewrites the file. Bundles are written once, under
+    // another name, and renamed into place, never changed after; a truncation from outside ends the process (SIGBUS).
+    unsafe { Mmap::map(file) }
+}
+
+fn read_config(dir: &Path) -> Result<BundleConfig> {
+    let path = dir.join(CONFIG_FILE);
+    if !path.is_file() {
+        return Err(Error::NoBundle { path: dir.to_path_buf() });
+    }
+    let io = |source| Error::Io { path: path.clone(), source };
+    let bytes = std::fs::metadata(&path).map_err(io)?.len();
+    if bytes > MAX_CONFIG_BYTES as u64 {
+        return Err(Error::FileSize { path, expected: MAX_CONFIG_BYTES as u64, found: bytes });
+    }
+    let bytes = std::fs::read(&path).map_err(io)?;
+    BundleConfig::from_json(&bytes).map_err(|source| Error::Config { path, source })
+}
+
+/// Every tensor that the configuration implies, and no other.
+fn check_tensors(specs: &[TensorSpec], dtype: WeightDtype, header: &Header) -> std::result::Result<(), String> {
+    let expected: BTreeMap<String, StoredTensor> =
+        specs.iter().flat_map(|s| s.stored(dtype)).map(|t| (t.name.clone(), t)).collect();
+    for (name, want) in &expected {
+        let Some(found) = header.find(name) else {
+            return Err(format!("tensor `{name}` is missing; convert the checkpoint again"));
+        };
+        if found.dtype != want.dtype {
+            return Err(format!("tensor `{name}`: element type {:?}, expected {:?}", found.dtype, want.dtype));
+        }
+        if found.shape != want.shape {
+            return Err(format!("tensor `{name}`: shape {:?} does not match the model's {:?}", found.shape, want.shape));
+        }
+    }
+    match header.tensors.iter().find(|t| !expected.contains_key(&t.name)) {
+        Some(TensorInfo { name, .. }) => Err(format!("tensor `{name}` does not belong to this model; is the bundle of another family?")),
+        None => Ok(()),
+    }
+}
+
+/// The logical sizes of the tiled layers, which their padded shapes cannot tell.
+fn check_linears(specs: &[TensorSpec], config: &BundleConfig) -> std::result::Result<(), String> {
+    let expected: BTreeMap<String, [usize; 2]> =
+        specs.iter().filter(|s| s.is_tiled(config.dtype)).map(|s| (s.stem().to_string(), s.matrix())).collect();
+    if expected == config.linears {
+        return Ok(());
+    }
+    Err(format!("saccade.json lists other `linears` than the {} of this model", expected.len()))
+}
