@@ -1,1 +1,148 @@
-//! Placeholder.
+//! The operations of a decoder, and the way this machine does them.
+//!
+//! An [`Engine`] is a kernel set and a thread pool. Its operations take slices, allocate nothing, and give the same bits
+//! whatever the number of threads: work is split between outputs, never inside a sum.
+
+use std::num::NonZero;
+
+use crate::kernels::{self, Kernels};
+use crate::threads::Pool;
+
+mod linear;
+
+pub use linear::{Linear, LinearScratch};
+
+/// An engine that cannot be had on this machine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A kernel set was asked for by a name that this machine cannot serve.
+    #[error("this machine has no kernel set `{name}`; choose one of: {available}")]
+    UnknownKernels {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        available: String,
+    },
+    /// A worker thread could not be started.
+    #[error("could not start worker thread {index} of {threads}: {source}; ask for fewer threads")]
+    Threads {
+        /// Which one.
+        index: usize,
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// How to build an [`Engine`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineOptions {
+    /// Threads that share the work, the caller's included; 0 means one for each core.
+    pub threads: usize,
+    /// Forces a kernel set by name, e.g. `"scalar"`; `None` takes the fastest.
+    pub kernels: Option<&'static str>,
+}
+
+/// The CPU engine: one kernel set, one thread pool. Shared by every session.
+#[derive(Debug)]
+pub struct Engine {
+    kernels: &'static Kernels,
+    pool: Pool,
+}
+
+impl Engine {
+    /// Chooses the kernel set, starts the threads, and logs both.
+    ///
+    /// # Errors
+    /// If a kernel set is forced that this machine lacks, or a thread does not start.
+    pub fn new(options: &EngineOptions) -> crate::Result<Self> {
+        let kernels = choose(options.kernels)?;
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+            threads => threads,
+        };
+        let pool = Pool::new(threads)?;
+        let reason = if options.kernels.is_some() { "asked for" } else { "fastest of this cpu" };
+        log::info!("engine=cpu kernels={} ({reason}) threads={threads}", kernels.name);
+        Ok(Self { kernels, pool })
+    }
+
+    /// The kernel set in use.
+    pub fn kernels(&self) -> &'static Kernels {
+        self.kernels
+    }
+
+    /// Threads that share the work, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// `out = x / √(mean x² + eps) · w` for each row of `w.len()`.
+    ///
+    /// # Panics
+    /// If `out` and `x` differ in length or are not whole rows.
+    pub fn rms_norm(&self, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+        out.copy_from_slice(x);
+        self.rms_norm_inplace(out, w, eps);
+    }
+
+    /// [`Self::rms_norm`] where `x` stands. Heads are rows too: `x [heads, head_dim]`, `w [head_dim]`.
+    ///
+    /// # Panics
+    /// If `x` is not whole rows.
+    pub fn rms_norm_inplace(&self, x: &mut [f32], w: &[f32], eps: f32) {
+        (self.kernels.rms_norm_f32)(x, w, eps);
+    }
+
+    /// `gate = silu(gate) · up`.
+    ///
+    /// # Panics
+    /// If the two differ in length.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        (self.kernels.silu_mul_f32)(gate, up);
+    }
+
+    /// `x = silu(x)`.
+    pub fn silu_inplace(&self, x: &mut [f32]) {
+        (self.kernels.silu_f32)(x);
+    }
+
+    /// `x += y`.
+    ///
+    /// # Panics
+    /// If the two differ in length.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+
+    /// Softmax of one row, in place. A NaN anywhere makes every result NaN.
+    pub fn softmax_inplace(&self, x: &mut [f32]) {
+        (self.kernels.softmax_f32)(x);
+    }
+
+    /// Rotates every head of `x [heads, head_dim]` by the angles of one position, pairs `(i, i + head_dim/2)`.
+    ///
+    /// Shapes: `cos, sin [head_dim/2] f32`.
+    ///
+    /// # Panics
+    /// If `x` is not whole heads.
+    pub fn rope_inplace(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        (self.kernels.rope_f32)(x, cos, sin);
+    }
+}
+
+fn choose(name: Option<&str>) -> Result<&'static Kernels, EngineError> {
+    let Some(name) = name else { return Ok(kernels::kernels()) };
+    Kernels::available().iter().find(|set| set.name == name).ok_or_else(|| EngineError::UnknownKernels {
+        name: name.to_owned(),
+        available: Kernels::available().iter().map(|set| set.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,98 @@
-//! Placeholder.
+//! CPU kernels: one scalar definition, one file per instruction set, one dispatch table.
+//!
+//! | kernel | formula | called by |
+//! |---|---|---|
+//! | `quantise_row` | `q = round(x · 127/amax)` | linear layers, KV writes |
+//! | `matmul_i8` | `out = (q · wᵀ) · scale_x · scale_w + bias` over `n16k4` tiles | every INT8 linear layer |
+//! | `matmul_f16`, `matmul_f32` | `out = x · wᵀ + bias` over plain rows | float layers and bundles |
+//! | `rms_norm_f32` | `x / √(mean x² + eps) · w` | norms |
+//! | `softmax_f32` | `e^(x − max) / Σ` | attention, sampling |
+//! | `silu_f32`, `silu_mul_f32` | `x · sigmoid(x)`, and times a second operand | convolution nets, SwiGLU |
+//! | `rope_f32` | rotates the pairs `(i, i + head_dim/2)` | queries and keys |
+//! | `scores_i8`, `scores_f32` | one query · up to 16 keys | attention |
+//! | `weighted_sum_i8`, `weighted_sum_f32` | `out += Σ p · v` over up to 16 values | attention |
+//!
+//! Integer kernels of all sets agree bit for bit because integers do; the float ones because every set is
+//! compiled from the bodies in `float.rs`, whose order of operations is that of [`crate::quant`].
+//! A new kernel is a new field of [`Kernels`]: the compiler then lists every set that lacks it, and the tests run over
+//! every set that the machine can run.
+#![allow(unsafe_code)]
+// The whole module is lanes, tiles and bit patterns: casts between them are its business, and one SAFETY line per loop does.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::multiple_unsafe_ops_per_block
+)]
+
+use std::ops::Range;
+
+use crate::quant::{TilesI8, pad_k};
+
+mod dispatch;
+mod float;
+mod scalar;
+
+pub use dispatch::{Kernels, kernels};
+
+/// Keys or values that one attention kernel call takes at most: the block of the KV arena.
+pub const KV_BLOCK: usize = 16;
+
+/// Activations of `m` tokens, quantised.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsI8<'a> {
+    /// `[m, pad_k(k)] i8`, tails zero.
+    pub q: &'a [i8],
+    /// `[m] f32`.
+    pub scale: &'a [f32],
+}
+
+/// A linear layer's float weights in plain rows.
+#[derive(Clone, Copy, Debug)]
+pub struct FloatRows<'a, T> {
+    /// `[n, k]`.
+    pub rows: &'a [T],
+    /// Output rows.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
+/// What every `matmul_i8` asks of its arguments; returns `m`.
+///
+/// # Panics
+/// If a length does not fit.
+fn check_matmul_i8(x: RowsI8, w: &TilesI8, rows: &Range<usize>, bias: Option<&[f32]>, out: &[f32]) -> usize {
+    w.assert_shapes();
+    let m = x.scale.len();
+    assert_eq!(x.q.len(), m * pad_k(w.k), "activations of {m} rows for {} inputs", w.k);
+    check_output(m, w.n, rows, bias, out);
+    m
+}
+
+/// What every float `matmul` asks of its arguments; returns `m`.
+///
+/// # Panics
+/// If a length does not fit.
+fn check_matmul_float<T>(
+    x: &[f32],
+    w: &FloatRows<T>,
+    rows: &Range<usize>,
+    bias: Option<&[f32]>,
+    out: &[f32],
+) -> usize {
+    assert_eq!(w.rows.len(), w.n * w.k, "weights of {} × {}", w.n, w.k);
+    assert!(w.k > 0 && x.len().is_multiple_of(w.k), "activations of {} for {} inputs", x.len(), w.k);
+    let m = x.len() / w.k;
+    check_output(m, w.n, rows, bias, out);
+    m
+}
+
+fn check_output(m: usize, n: usize, rows: &Range<usize>, bias: Option<&[f32]>, out: &[f32]) {
+    assert!(rows.start <= rows.end && rows.end <= n, "output rows {rows:?} of {n}");
+    assert!(bias.is_none_or(|bias| bias.len() == n), "one bias per output row");
+    assert_eq!(out.len(), m * rows.len(), "output of {m} × {}", rows.len());
+}
+
+#[cfg(test)]
+mod tests;

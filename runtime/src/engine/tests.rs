@@ -1,0 +1,135 @@
+use half::f16;
+
+use super::*;
+use crate::quant::{TilesI8, pack_n16k4, quantise_weight_rows, row_sums};
+
+fn wave(len: usize, step: f32) -> Vec<f32> {
+    (0..len).map(|i| (i as f32 * step).sin()).collect()
+}
+
+/// An owner for INT8 weights.
+struct Tiles {
+    tiles: Vec<i8>,
+    scale: Vec<f32>,
+    sum: Vec<i32>,
+    n: usize,
+    k: usize,
+}
+
+impl Tiles {
+    fn new(w: &[f32], n: usize, k: usize) -> Self {
+        let (rows, scale) = quantise_weight_rows(w, n, k);
+        Self { tiles: pack_n16k4(&rows, n, k), scale, sum: row_sums(&rows, n, k), n, k }
+    }
+
+    fn linear(&self) -> Linear<'_> {
+        Linear::I8(TilesI8 { tiles: &self.tiles, scale: &self.scale, sum: &self.sum, n: self.n, k: self.k })
+    }
+}
+
+#[test]
+fn unknown_kernels_are_refused_with_the_list_of_known_ones() {
+    let error = Engine::new(&EngineOptions { threads: 1, kernels: Some("sse9") }).unwrap_err();
+    let message = error.to_string();
+    assert!(message.starts_with("this machine has no kernel set `sse9`; choose one of: scalar"), "{message}");
+}
+
+#[test]
+fn zero_threads_means_one_for_each_core() {
+    let engine = Engine::new(&EngineOptions::default()).unwrap();
+    assert_eq!(engine.threads(), std::thread::available_parallelism().unwrap().get());
+    assert_eq!(engine.kernels().name, crate::kernels::kernels().name);
+}
+
+#[test]
+fn every_set_and_thread_count_gives_the_same_bits() {
+    // 1 and 70 tokens are above the size that threads share, 3 is below.
+    let (n, k) = (2100, 517);
+    let (w, bias) = (wave(n * k, 0.37), wave(n, 0.11));
+    let half: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
+    let tiles = Tiles::new(&w, n, k);
+    let linears = [tiles.linear(), Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }];
+    for m in [1, 3, 70] {
+        let x = wave(m * k, 0.73);
+        let mut scratch = LinearScratch::new(m, k);
+        for w in linears {
+            let mut want = Vec::new();
+            for set in crate::kernels::Kernels::available() {
+                for threads in [1, 2, 3] {
+                    let engine = Engine::new(&EngineOptions { threads, kernels: Some(set.name) }).unwrap();
+                    let (mut all, mut some) = (vec![f32::NAN; m * n], vec![f32::NAN; m * 2051]);
+                    engine.linear(&x, m, w, Some(&bias), &mut all, &mut scratch);
+                    engine.linear_rows(&x, m, w, 7..2058, &mut some, &mut scratch);
+                    all.append(&mut some);
+                    assert!(all.iter().all(|x| x.is_finite()));
+                    if want.is_empty() {
+                        want = all;
+                    } else {
+                        assert!(all == want, "{} threads {threads} m {m}", set.name);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_layer_is_near_the_float_one() {
+    let (m, n, k) = (5, 40, 192);
+    let (x, w, bias) = (wave(m * k, 0.73), wave(n * k, 0.37), wave(n, 0.11));
+    let tiles = Tiles::new(&w, n, k);
+    let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
+    let mut scratch = LinearScratch::new(m, k);
+    let (mut int8, mut float) = (vec![0.0; m * n], vec![0.0; m * n]);
+    engine.linear(&x, m, tiles.linear(), Some(&bias), &mut int8, &mut scratch);
+    engine.linear(&x, m, Linear::F32 { rows: &w, n, k }, Some(&bias), &mut float, &mut scratch);
+    for (a, b) in int8.iter().zip(&float) {
+        // Each of the 2k factors is off by at most half a step of 1/127; errors add like √k, with a wide margin.
+        let off = (a - b).abs();
+        assert!(off <= 3.0 * (k as f32).sqrt() / 127.0, "{a} for {b}");
+    }
+}
+
+#[test]
+fn rows_of_every_kind_come_back() {
+    let (n, k) = (20, 33);
+    let w = wave(n * k, 0.37);
+    let half: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
+    let tiles = Tiles::new(&w, n, k);
+    for (linear, off) in [
+        (tiles.linear(), 0.5 / 127.0),
+        (Linear::F16 { rows: &half, n, k }, 5e-4),
+        (Linear::F32 { rows: &w, n, k }, 0.0),
+    ] {
+        let mut row = vec![f32::NAN; k];
+        for i in 0..n {
+            linear.row(i, &mut row);
+            for (&got, &want) in row.iter().zip(&w[i * k..]) {
+                assert!((got - want).abs() <= off + 1e-7 * off, "{got} for {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn poisoned_activations_reach_the_output() {
+    let tiles = Tiles::new(&wave(16 * 32, 0.37), 16, 32);
+    let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
+    let mut x = wave(2 * 32, 0.73);
+    x[40] = f32::NAN;
+    let mut out = vec![0.0; 2 * 16];
+    engine.linear(&x, 2, tiles.linear(), None, &mut out, &mut LinearScratch::new(2, 32));
+    assert!(out[..16].iter().all(|x| x.is_finite()), "the other token is untouched");
+    assert!(out[16..].iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn residuals_add_and_norms_copy() {
+    let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
+    let mut x = [1.0, 2.0];
+    engine.add(&mut x, &[0.5, -2.0]);
+    assert_eq!(x, [1.5, 0.0]);
+    let mut out = [0.0; 4];
+    engine.rms_norm(&[3.0, -3.0, 0.0, 0.0], &[1.0, 2.0], 0.0, &mut out[..]);
+    assert_eq!(out[..2], [1.0, -2.0]);
+}

@@ -1,0 +1,77 @@
+//! Chooses one kernel set per process.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use half::f16;
+
+use super::{FloatRows, RowsI8, scalar};
+use crate::quant::TilesI8;
+
+/// A matrix product over float weights: activations `[m, k]`, weights, output rows, bias `[n]`, out `[m, rows.len()]`.
+type MatmulFloat<T> = fn(&[f32], FloatRows<T>, Range<usize>, Option<&[f32]>, &mut [f32]);
+
+/// One function per kernel, all from the same instruction set. Every one checks its lengths and panics when they do not fit.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::type_complexity, reason = "the argument lists are what the table is for")]
+pub struct Kernels {
+    /// Name for logs and benchmarks, e.g. `"avx512-vnni"`.
+    pub name: &'static str,
+    /// Quantises one row: `x [k]`, `q [≥ k]` (tail zeroed) → its scale. See [`crate::quant::quantise_row`].
+    pub quantise_row: fn(&[f32], &mut [i8]) -> f32,
+    /// INT8 matrix product: activations, weights, output rows (any bounds), bias `[n]`, out `[m, rows.len()]`.
+    pub matmul_i8: fn(RowsI8, TilesI8, Range<usize>, Option<&[f32]>, &mut [f32]),
+    /// The same over half weights.
+    pub matmul_f16: MatmulFloat<f16>,
+    /// The same over single weights.
+    pub matmul_f32: MatmulFloat<f32>,
+    /// In place over rows of `w`: `x`, `w`, eps.
+    pub rms_norm_f32: fn(&mut [f32], &[f32], f32),
+    /// In place over one row.
+    pub softmax_f32: fn(&mut [f32]),
+    /// In place.
+    pub silu_f32: fn(&mut [f32]),
+    /// `gate = silu(gate) · up`: `gate`, `up`.
+    pub silu_mul_f32: fn(&mut [f32], &[f32]),
+    /// Rotates in place: `x [heads, head_dim]`, `cos`, `sin [head_dim/2]`.
+    pub rope_f32: fn(&mut [f32], &[f32], &[f32]),
+    /// One query against up to 16 keys: `q [head_dim]`, its scale, `k [keys, head_dim]`, `k_scale [keys]`, out `[keys]`.
+    pub scores_i8: fn(&[i8], f32, &[i8], &[f32], &mut [f32]),
+    /// The same in floats: `q [head_dim]`, `k [keys, head_dim]`, out `[keys]`.
+    pub scores_f32: fn(&[f32], &[f32], &mut [f32]),
+    /// Adds up to 16 weighted values: `p [keys]`, `v [keys, head_dim]`, `v_scale [keys]`, out `[head_dim]`, accumulated.
+    pub weighted_sum_i8: fn(&[f32], &[i8], &[f32], &mut [f32]),
+    /// The same in floats: `p [keys]`, `v [keys, head_dim]`, out `[head_dim]`, accumulated.
+    pub weighted_sum_f32: fn(&[f32], &[f32], &mut [f32]),
+}
+
+impl Kernels {
+    /// The scalar definition. Always available.
+    pub const SCALAR: Self = Self {
+        name: "scalar",
+        quantise_row: scalar::quantise_row,
+        matmul_i8: scalar::matmul_i8,
+        matmul_f16: scalar::matmul_f16,
+        matmul_f32: scalar::matmul_f32,
+        rms_norm_f32: scalar::rms_norm_f32,
+        softmax_f32: scalar::softmax_f32,
+        silu_f32: scalar::silu_f32,
+        silu_mul_f32: scalar::silu_mul_f32,
+        rope_f32: scalar::rope_f32,
+        scores_i8: scalar::scores_i8,
+        scores_f32: scalar::scores_f32,
+        weighted_sum_i8: scalar::weighted_sum_i8,
+        weighted_sum_f32: scalar::weighted_sum_f32,
+    };
+
+    /// Every set this CPU can run, slowest (scalar) first. Tests and benchmarks iterate over it.
+    pub fn available() -> &'static [Self] {
+        static AVAILABLE: OnceLock<Vec<Kernels>> = OnceLock::new();
+        AVAILABLE.get_or_init(|| vec![Self::SCALAR])
+    }
+}
+
+/// The fastest set this CPU can run, chosen once.
+pub fn kernels() -> &'static Kernels {
+    Kernels::available().last().unwrap_or(&Kernels::SCALAR)
+}

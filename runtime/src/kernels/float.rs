@@ -1,0 +1,272 @@
+//! The one body of every float kernel, plain Rust in the order that [`crate::quant`] writes down.
+//!
+//! Each set compiles these bodies under its own target features ([`instantiate`]); since rustc neither reorders nor
+//! fuses float operations, wider registers change the speed and not a bit of the result.
+
+use std::ops::Range;
+
+use super::{FloatRows, KV_BLOCK, check_matmul_float};
+use crate::quant::{self, LANES, exp_f32, silu, sum_lanes};
+
+/// Stamps the float kernels into a kernel set: `instantiate! { #[target_feature(enable = "…")] }`.
+macro_rules! instantiate {
+    ($(#[$attribute:meta])*) => {
+        $(#[$attribute])*
+        pub(super) fn quantise_row(x: &[f32], q: &mut [i8]) -> f32 {
+            $crate::quant::quantise_row(x, q)
+        }
+        $(#[$attribute])*
+        pub(super) fn rms_norm_f32(x: &mut [f32], w: &[f32], eps: f32) {
+            super::float::rms_norm(x, w, eps);
+        }
+        $(#[$attribute])*
+        pub(super) fn softmax_f32(x: &mut [f32]) {
+            super::float::softmax(x);
+        }
+        $(#[$attribute])*
+        pub(super) fn silu_f32(x: &mut [f32]) {
+            super::float::silu_inplace(x);
+        }
+        $(#[$attribute])*
+        pub(super) fn silu_mul_f32(gate: &mut [f32], up: &[f32]) {
+            super::float::silu_mul(gate, up);
+        }
+        $(#[$attribute])*
+        pub(super) fn rope_f32(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+            super::float::rope(x, cos, sin);
+        }
+        $(#[$attribute])*
+        pub(super) fn scores_f32(q: &[f32], k: &[f32], out: &mut [f32]) {
+            super::float::scores(q, k, out);
+        }
+        $(#[$attribute])*
+        pub(super) fn weighted_sum_f32(p: &[f32], v: &[f32], out: &mut [f32]) {
+            super::float::weighted_sum(p, v, out);
+        }
+        $(#[$attribute])*
+        pub(super) fn weighted_sum_i8(p: &[f32], v: &[i8], v_scale: &[f32], out: &mut [f32]) {
+            super::float::weighted_sum_i8(p, v, v_scale, out);
+        }
+    };
+}
+pub(super) use instantiate;
+
+/// `x · wᵀ + bias`, `MR` tokens by `NR` output rows at a time; the blocking does not change the order within a sum.
+///
+/// `widen` turns 16 weights into floats, exactly.
+#[inline(always)]
+pub(super) fn matmul<T: Copy, const MR: usize, const NR: usize>(
+    x: &[f32],
+    w: FloatRows<T>,
+    rows: Range<usize>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+    widen: impl Fn(&[T; LANES]) -> [f32; LANES] + Copy,
+    widen_one: impl Fn(T) -> f32 + Copy,
+) {
+    let m = check_matmul_float(x, &w, &rows, bias, out);
+    let mut n = rows.start;
+    while n < rows.end {
+        let nr = if rows.end - n >= NR { NR } else { 1 };
+        let mut i = 0;
+        while i < m {
+            let mr = if m - i >= MR { MR } else { 1 };
+            let block = (&x[i * w.k..(i + mr) * w.k], &w.rows[n * w.k..(n + nr) * w.k], w.k);
+            let mut sums = [[0.0; NR]; MR];
+            match (mr == MR, nr == NR) {
+                (true, true) => sums = dots::<T, MR, NR>(block, widen, widen_one),
+                (true, false) => {
+                    for (sums, [sum]) in sums.iter_mut().zip(dots::<T, MR, 1>(block, widen, widen_one)) {
+                        sums[0] = sum;
+                    }
+                }
+                (false, true) => [sums[0]] = dots::<T, 1, NR>(block, widen, widen_one),
+                (false, false) => [[sums[0][0]]] = dots::<T, 1, 1>(block, widen, widen_one),
+            }
+            for (i, sums) in (i..i + mr).zip(&sums) {
+                for (n, &sum) in (n..n + nr).zip(sums) {
+                    out[i * rows.len() + n - rows.start] = bias.map_or(sum, |bias| sum + bias[n]);
+                }
+            }
+            i += mr;
+        }
+        n += nr;
+    }
+}
+
+/// Every dot product of `MR` rows of `x` with `NR` rows of `w`, each `k` long.
+#[inline(always)]
+fn dots<T: Copy, const MR: usize, const NR: usize>(
+    (x, w, k): (&[f32], &[T], usize),
+    widen: impl Fn(&[T; LANES]) -> [f32; LANES] + Copy,
+    widen_one: impl Fn(T) -> f32 + Copy,
+) -> [[f32; NR]; MR] {
+    let x: [(&[[f32; LANES]], &[f32]); MR] = std::array::from_fn(|i| x[i * k..(i + 1) * k].as_chunks());
+    let w: [(&[[T; LANES]], &[T]); NR] = std::array::from_fn(|n| w[n * k..(n + 1) * k].as_chunks());
+    let mut acc = [[[0.0f32; LANES]; NR]; MR];
+    for chunk in 0..k / LANES {
+        let w: [[f32; LANES]; NR] = std::array::from_fn(|n| widen(&w[n].0[chunk]));
+        for i in 0..MR {
+            let x = &x[i].0[chunk];
+            for n in 0..NR {
+                for lane in 0..LANES {
+                    acc[i][n][lane] += x[lane] * w[n][lane];
+                }
+            }
+        }
+    }
+    for i in 0..MR {
+        for n in 0..NR {
+            for (lane, (&x, &w)) in x[i].1.iter().zip(w[n].1).enumerate() {
+                acc[i][n][lane] += x * widen_one(w);
+            }
+        }
+    }
+    acc.map(|acc| acc.map(sum_lanes))
+}
+
+/// Each row of `w.len()` becomes `x / √(mean x² + eps) · w`.
+///
+/// Source: Zhang and Sennrich 2019 (arXiv:1910.07467), equation 4.
+#[inline(always)]
+pub(super) fn rms_norm(x: &mut [f32], w: &[f32], eps: f32) {
+    assert!(!w.is_empty() && x.len().is_multiple_of(w.len()), "{} values in rows of {}", x.len(), w.len());
+    for x in x.chunks_exact_mut(w.len()) {
+        let squares = reduce(x, |x| x * x);
+        let inverse = 1.0 / (squares / w.len() as f32 + eps).sqrt();
+        for (x, &w) in x.iter_mut().zip(w) {
+            *x = *x * inverse * w;
+        }
+    }
+}
+
+/// `e^(x − max) / Σ e^(x − max)`. A NaN anywhere makes every result NaN.
+#[inline(always)]
+pub(super) fn softmax(x: &mut [f32]) {
+    let max = maximum(x);
+    for x in x.iter_mut() {
+        *x = exp_f32(*x - max);
+    }
+    let inverse = 1.0 / reduce(x, |x| x);
+    for x in x.iter_mut() {
+        *x *= inverse;
+    }
+}
+
+#[inline(always)]
+pub(super) fn silu_inplace(x: &mut [f32]) {
+    for x in x {
+        *x = silu(*x);
+    }
+}
+
+/// `gate = silu(gate) · up`.
+#[inline(always)]
+pub(super) fn silu_mul(gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len());
+    for (gate, &up) in gate.iter_mut().zip(up) {
+        *gate = silu(*gate) * up;
+    }
+}
+
+/// Rotates every head by one set of angles: the pair `(i, i + head_dim/2)` by angle `i`.
+///
+/// Source: Su et al. 2021 (arXiv:2104.09864), in the half-split pairing of Llama.
+#[inline(always)]
+pub(super) fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = cos.len();
+    assert_eq!(sin.len(), half);
+    assert!(half > 0 && x.len().is_multiple_of(2 * half), "{} values in heads of {}", x.len(), 2 * half);
+    for head in x.chunks_exact_mut(2 * half) {
+        let (a, b) = head.split_at_mut(half);
+        for (((a, b), &cos), &sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
+    }
+}
+
+/// `out[j] = q · k[j]`.
+#[inline(always)]
+pub(super) fn scores(q: &[f32], k: &[f32], out: &mut [f32]) {
+    assert!(out.len() <= KV_BLOCK && k.len() == out.len() * q.len(), "{} keys of {}", out.len(), q.len());
+    for (j, out) in out.iter_mut().enumerate() {
+        let [[sum]] = dots::<f32, 1, 1>((q, &k[j * q.len()..(j + 1) * q.len()], q.len()), |w| *w, |w| w);
+        *out = sum;
+    }
+}
+
+/// `out += Σ p[j] · v[j]`, j ascending.
+#[inline(always)]
+pub(super) fn weighted_sum(p: &[f32], v: &[f32], out: &mut [f32]) {
+    assert!(p.len() <= KV_BLOCK && v.len() == p.len() * out.len(), "{} values of {}", p.len(), out.len());
+    for (&p, v) in p.iter().zip(v.chunks_exact(out.len().max(1))) {
+        for (out, &v) in out.iter_mut().zip(v) {
+            *out += p * v;
+        }
+    }
+}
+
+/// `out += Σ (p[j] · v_scale[j]) · v[j]`, j ascending.
+#[inline(always)]
+pub(super) fn weighted_sum_i8(p: &[f32], v: &[i8], v_scale: &[f32], out: &mut [f32]) {
+    assert!(p.len() <= KV_BLOCK && v.len() == p.len() * out.len(), "{} values of {}", p.len(), out.len());
+    assert_eq!(v_scale.len(), p.len());
+    let head_dim = out.len();
+    let (out_chunks, out_tail) = out.as_chunks_mut::<LANES>();
+    for (c, out) in out_chunks.iter_mut().enumerate() {
+        let mut acc = *out;
+        for (j, (&p, &scale)) in p.iter().zip(v_scale).enumerate() {
+            let v = &v[j * head_dim + c * LANES..][..LANES];
+            let p = p * scale;
+            for (acc, &v) in acc.iter_mut().zip(v) {
+                *acc += p * f32::from(v);
+            }
+        }
+        *out = acc;
+    }
+    let tail = head_dim - out_tail.len();
+    for (j, (&p, &scale)) in p.iter().zip(v_scale).enumerate() {
+        for (out, &v) in out_tail.iter_mut().zip(&v[j * head_dim + tail..]) {
+            *out += p * scale * f32::from(v);
+        }
+    }
+}
+
+/// `Σ f(x)` in lanes.
+#[inline(always)]
+fn reduce(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += f(chunk[lane]);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(tail) {
+        *lane += f(x);
+    }
+    sum_lanes(lanes)
+}
+
+/// The largest value, NaN passed over; −∞ of none.
+#[inline(always)]
+fn maximum(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = larger(lanes[lane], chunk[lane]);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(tail) {
+        *lane = larger(*lane, x);
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+}
+
+/// [`quant::f16_to_f32`] over 16 lanes, for sets without an instruction for it.
+#[inline(always)]
+pub(super) fn widen_f16(h: &[half::f16; LANES]) -> [f32; LANES] {
+    h.map(quant::f16_to_f32)
+}

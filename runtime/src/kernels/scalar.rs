@@ -1,0 +1,85 @@
+//! Scalar kernels: the definition of correct. Obvious loops, no `unsafe`.
+
+use std::ops::Range;
+
+use half::f16;
+
+use super::{FloatRows, KV_BLOCK, RowsI8, check_matmul_i8, float};
+use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, f16_to_f32, pad_k};
+
+float::instantiate! {}
+
+/// INT8 matrix product over `n16k4` tiles.
+///
+/// `out[i, n] = (Σ x.q[i, ·] · w[n, ·]) as f32 · (x.scale[i] · w.scale[n]) + bias[n]` for the output rows in `rows`.
+///
+/// Shapes: out `[m, rows.len()] f32`, `bias [n] f32`.
+///
+/// # Panics
+/// If a length does not fit.
+pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<&[f32]>, out: &mut [f32]) {
+    check_matmul_i8(x, &w, &rows, bias, out);
+    let (k_pad, width) = (pad_k(w.k), rows.len());
+    for group in rows.start / TILE_N..rows.end.div_ceil(TILE_N) {
+        let tiles = &w.tiles[group * TILE_N * k_pad..][..TILE_N * k_pad];
+        for (i, &scale) in x.scale.iter().enumerate() {
+            let acc = dot_tiles(&x.q[i * k_pad..][..k_pad], tiles);
+            for (n, acc) in (group * TILE_N..).zip(acc).filter(|(n, _)| rows.contains(n)) {
+                let y = acc as f32 * (scale * w.scale[n]);
+                out[i * width + n - rows.start] = bias.map_or(y, |bias| y + bias[n]);
+            }
+        }
+    }
+}
+
+/// One row of activations times 16 output rows.
+fn dot_tiles(q: &[i8], tiles: &[i8]) -> [i32; TILE_N] {
+    let mut acc = [0; TILE_N];
+    for (q, tile) in q.chunks_exact(TILE_K).zip(tiles.chunks_exact(TILE)) {
+        for (acc, w) in acc.iter_mut().zip(tile.chunks_exact(TILE_K)) {
+            *acc += dot_i8(q, w);
+        }
+    }
+    acc
+}
+
+/// `Σ a · b` in i32.
+fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
+    a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
+}
+
+/// `out[i, n] = Σ x[i, ·] · w[n, ·] + bias[n]` in f32, for half weights.
+pub(super) fn matmul_f16(
+    x: &[f32],
+    w: FloatRows<f16>,
+    rows: Range<usize>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    float::matmul::<_, 1, 4>(x, w, rows, bias, out, float::widen_f16, f16_to_f32);
+}
+
+/// `out[i, n] = Σ x[i, ·] · w[n, ·] + bias[n]` in f32.
+pub(super) fn matmul_f32(
+    x: &[f32],
+    w: FloatRows<f32>,
+    rows: Range<usize>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    float::matmul::<_, 1, 4>(x, w, rows, bias, out, |w| *w, |w| w);
+}
+
+/// One query against up to 16 keys: `out[j] = (q · k[j]) as f32 · (q_scale · k_scale[j])`.
+///
+/// Shapes: `q [head_dim] i8`, `k [keys, head_dim] i8`, `k_scale [keys] f32`, out `[keys] f32`.
+///
+/// # Panics
+/// If a length does not fit.
+pub(super) fn scores_i8(q: &[i8], q_scale: f32, k: &[i8], k_scale: &[f32], out: &mut [f32]) {
+    assert!(out.len() <= KV_BLOCK && k.len() == out.len() * q.len(), "{} keys of {}", out.len(), q.len());
+    assert_eq!(k_scale.len(), out.len());
+    for (j, (out, &k_scale)) in out.iter_mut().zip(k_scale).enumerate() {
+        *out = dot_i8(q, &k[j * q.len()..][..q.len()]) as f32 * (q_scale * k_scale);
+    }
+}

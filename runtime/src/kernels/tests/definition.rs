@@ -1,0 +1,137 @@
+//! The scalar set against values worked out by hand or in f64.
+
+use super::compare::{assert_close, assert_same};
+use super::*;
+
+#[test]
+fn int8_product_by_hand() {
+    // Row 0: 1·1 + 2·(−1) + 3·2 = 5; row 1: 127·(1 + 2 + 3) = 762; token 1 is −1 times token 0.
+    let w = Weights::new(vec![1, -1, 2, 127, 127, 127], vec![0.5, 2.0], 3);
+    let q = pad_rows(&[1, 2, 3, -1, -2, -3], 3);
+    let mut out = [f32::NAN; 4];
+    scalar::matmul_i8(RowsI8 { q: &q, scale: &[1.0, 0.25] }, w.tiles(), 0..2, None, &mut out);
+    assert_same(&out, &[2.5, 1524.0, -0.625, -381.0], "no bias");
+    let mut out = [f32::NAN; 2];
+    scalar::matmul_i8(RowsI8 { q: &q, scale: &[1.0, 0.25] }, w.tiles(), 1..2, Some(&[9.0, 1.0]), &mut out);
+    assert_same(&out, &[1525.0, -380.0], "row 1 with its bias");
+}
+
+#[test]
+fn longest_product_of_extremes_fits_the_accumulator() {
+    let w = Weights::new(vec![-127; MAX_K], vec![1.0], MAX_K);
+    let q = pad_rows(&vec![127; MAX_K], MAX_K);
+    for set in Kernels::available() {
+        let mut out = [f32::NAN];
+        (set.matmul_i8)(RowsI8 { q: &q, scale: &[1.0] }, w.tiles(), 0..1, None, &mut out);
+        assert_eq!(out[0], -(127.0 * 127.0 * MAX_K as f64) as f32, "{}", set.name);
+    }
+}
+
+#[test]
+#[should_panic(expected = "overflow an i32")]
+fn longer_products_are_refused() {
+    TilesI8 { tiles: &[], scale: &[], sum: &[], n: 0, k: MAX_K + 1 }.assert_shapes();
+}
+
+#[test]
+fn int8_product_against_the_formula() {
+    let mut random = Random(1);
+    for (m, n, k) in [(1, 1, 1), (2, 17, 5), (3, 33, 100), (5, 48, 64)] {
+        let w = Weights::new(random.i8s(n * k), random.f32s(n), k);
+        let (q, scale, bias) = (random.i8s(m * k), random.f32s(m), random.f32s(n));
+        let mut out = vec![f32::NAN; m * n];
+        scalar::matmul_i8(
+            RowsI8 { q: &pad_rows(&q, k), scale: &scale },
+            w.tiles(),
+            0..n,
+            Some(&bias),
+            &mut out,
+        );
+        for i in 0..m {
+            for j in 0..n {
+                let acc: i32 = (0..k).map(|l| i32::from(q[i * k + l]) * i32::from(w.rows[j * k + l])).sum();
+                let want = acc as f32 * (scale[i] * w.scale[j]) + bias[j];
+                assert_same(&out[i * n + j..][..1], &[want], "formula");
+            }
+        }
+    }
+}
+
+#[test]
+fn float_products_against_f64() {
+    let mut random = Random(2);
+    for (m, n, k) in [(1, 1, 1), (1, 5, 15), (3, 4, 16), (2, 9, 67), (5, 7, 192)] {
+        let (x, w, bias) = (random.f32s(m * k), random.f32s(n * k), random.f32s(n));
+        let half: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
+        let exact = |w: &dyn Fn(usize) -> f64| -> Vec<f64> {
+            let dot =
+                |i: usize, j: usize| (0..k).map(|l| f64::from(x[i * k + l]) * w(j * k + l)).sum::<f64>();
+            (0..m * n).map(|o| dot(o / n, o % n) + f64::from(bias[o % n])).collect()
+        };
+        let mut out = vec![f32::NAN; m * n];
+        scalar::matmul_f32(&x, FloatRows { rows: &w, n, k }, 0..n, Some(&bias), &mut out);
+        assert_close(&out, &exact(&|i| f64::from(w[i])), 1e-6, k as f64, "f32");
+        scalar::matmul_f16(&x, FloatRows { rows: &half, n, k }, 0..n, Some(&bias), &mut out);
+        assert_close(&out, &exact(&|i| half[i].to_f64()), 1e-6, k as f64, "f16");
+    }
+}
+
+#[test]
+fn norms_softmax_and_activations_against_f64() {
+    let mut random = Random(3);
+    for len in [1, 2, 15, 16, 17, 33, 192] {
+        let (x, w) = (random.f32s(len), random.f32s(len));
+        let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let mut out = x.clone();
+        scalar::rms_norm_f32(&mut out, &w, 1e-5);
+        let inverse =
+            1.0 / (wide.iter().map(|x| x * x).sum::<f64>() / len as f64 + f64::from(1e-5f32)).sqrt();
+        let want: Vec<f64> = wide.iter().zip(&w).map(|(x, &w)| x * inverse * f64::from(w)).collect();
+        assert_close(&out, &want, 1e-6, 0.0, "rms norm");
+
+        let mut out = x.clone();
+        scalar::softmax_f32(&mut out);
+        let total: f64 = wide.iter().map(|x| x.exp()).sum();
+        let want: Vec<f64> = wide.iter().map(|x| x.exp() / total).collect();
+        assert_close(&out, &want, 1e-6, 0.0, "softmax");
+
+        let mut out = x.clone();
+        scalar::silu_mul_f32(&mut out, &w);
+        let want: Vec<f64> =
+            wide.iter().zip(&w).map(|(x, &w)| x / (1.0 + (-x).exp()) * f64::from(w)).collect();
+        assert_close(&out, &want, 1e-6, 0.0, "silu mul");
+    }
+}
+
+#[test]
+fn softmax_of_special_rows() {
+    let mut x = [1000.0, 1000.0, f32::NEG_INFINITY];
+    scalar::softmax_f32(&mut x);
+    assert_same(&x, &[0.5, 0.5, 0.0], "large and absent");
+    let mut x = [0.0, f32::NAN, 1.0];
+    scalar::softmax_f32(&mut x);
+    assert!(x.iter().all(|x| x.is_nan()), "a NaN reaches every weight");
+    scalar::softmax_f32(&mut []);
+}
+
+#[test]
+fn rope_turns_pairs_half_a_head_apart() {
+    // A quarter turn sends (1, 2) to (−2, 1); no turn leaves (3, 4).
+    let mut x = [1.0, 3.0, 2.0, 4.0, 1.0, 0.0, 0.0, 0.0];
+    scalar::rope_f32(&mut x, &[0.0, 1.0], &[1.0, 0.0]);
+    assert_same(&x, &[-2.0, 3.0, 1.0, 4.0, 0.0, 0.0, 1.0, 0.0], "two heads");
+}
+
+#[test]
+fn attention_kernels_by_hand() {
+    let mut out = [f32::NAN; 2];
+    scalar::scores_i8(&[1, -2, 3], 0.5, &[1, 1, 1, 127, 0, -127], &[1.0, 2.0], &mut out);
+    assert_same(&out, &[1.0, -254.0], "(1 − 2 + 3) · 0.5 and (127 − 381) · 1");
+    scalar::scores_f32(&[1.0, -2.0, 3.0], &[1.0, 1.0, 1.0, 2.0, 0.0, -1.0], &mut out);
+    assert_same(&out, &[2.0, -1.0], "floats");
+    let mut out = [1.0, 10.0];
+    scalar::weighted_sum_i8(&[0.5, 0.25], &[2, 4, -8, 127], &[1.0, 0.5], &mut out);
+    assert_same(&out, &[1.0, 27.875], "1 + 1 − 1 and 10 + 2 + 15.875");
+    scalar::weighted_sum_f32(&[2.0], &[1.0, -1.0], &mut out);
+    assert_same(&out, &[3.0, 25.875], "accumulates");
+}
