@@ -3,6 +3,7 @@
 //! Every way in (today HTTP) calls [`admit`] before a request is queued. What comes out has been bounded in every
 //! number and every length; what does not come out has cost no more than its own bytes.
 
+use saccade::sample::Sampler;
 use serde_json::Number;
 
 use crate::error::ApiError;
@@ -66,6 +67,19 @@ pub(crate) struct Prompt {
     pub(crate) question: String,
     pub(crate) max_new: usize,
     pub(crate) stop: Vec<String>,
+    temperature: f32,
+    seed: u64,
+}
+
+impl Prompt {
+    /// How tokens are picked: the likeliest unless the request has a temperature.
+    pub(crate) fn sampler(&self) -> Sampler {
+        if self.temperature > 0.0 {
+            Sampler::with_temperature(self.temperature, self.seed)
+        } else {
+            Sampler::greedy()
+        }
+    }
 }
 
 /// Judges one chat-completion body.
@@ -78,7 +92,7 @@ pub(crate) fn admit(body: &[u8], served: &Served) -> Result<Admitted, ApiError> 
         ApiError::unreadable(format!("the body is no chat-completion request: {reason}"))
     })?;
     let (model, task) = choose_model(request.model.as_deref(), served)?;
-    check_numbers(&request)?;
+    let (temperature, seed) = sampling(&request)?;
     let max_new = max_new(&request, served)?;
     let stop = request.stop.map_or_else(Vec::new, |stops| stops.0);
     if stop.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
@@ -100,6 +114,8 @@ pub(crate) fn admit(body: &[u8], served: &Served) -> Result<Admitted, ApiError> 
             question: turns.question,
             max_new,
             stop,
+            temperature,
+            seed,
         },
         model,
         stream: request.stream.unwrap_or(false),
@@ -139,25 +155,33 @@ fn max_new(request: &ChatRequest, served: &Served) -> Result<usize, ApiError> {
     Ok(asked.min(served.max_new_tokens))
 }
 
-/// Checks the numbers that change nothing for a greedy model but must not be nonsense either.
-fn check_numbers(request: &ChatRequest) -> Result<(), ApiError> {
+/// Temperature and seed; a request without a temperature gets the likeliest tokens, as a robot should.
+fn sampling(request: &ChatRequest) -> Result<(f32, u64), ApiError> {
     if let Some(n) = &request.n {
         whole("n", n, 1, 1)?;
     }
-    if let Some(seed) = &request.seed
-        && seed.as_i64().is_none()
-        && seed.as_u64().is_none()
-    {
-        return Err(ApiError::invalid("seed", "`seed` must be a whole number of 64 bits"));
+    let seed = match &request.seed {
+        None => 0,
+        // Any 64 bits will do.
+        Some(seed) => seed
+            .as_u64()
+            .or_else(|| seed.as_i64().map(i64::cast_unsigned))
+            .ok_or_else(|| ApiError::invalid("seed", "`seed` must be a whole number of 64 bits"))?,
+    };
+    // A model this small has few likely tokens: top_p is checked, and leaves them all.
+    within("top_p", request.top_p.as_ref(), 1.0)?;
+    #[allow(clippy::cast_possible_truncation, reason = "between 0 and 2")]
+    let temperature = within("temperature", request.temperature.as_ref(), 2.0)?.unwrap_or(0.0) as f32;
+    Ok((temperature, seed))
+}
+
+/// A number from 0 to `high`.
+fn within(param: &str, number: Option<&Number>, high: f64) -> Result<Option<f64>, ApiError> {
+    let value = number.and_then(Number::as_f64);
+    if value.is_some_and(|value| !(0.0..=high).contains(&value)) {
+        return Err(ApiError::invalid(param, format!("`{param}` must lie between 0 and {high}")));
     }
-    let ranges = [("temperature", &request.temperature, 0.0..=2.0), ("top_p", &request.top_p, 0.0..=1.0)];
-    for (param, number, range) in ranges {
-        if number.as_ref().and_then(Number::as_f64).is_some_and(|value| !range.contains(&value)) {
-            let message = format!("`{param}` must lie between {} and {}", range.start(), range.end());
-            return Err(ApiError::invalid(param, message));
-        }
-    }
-    Ok(())
+    Ok(value)
 }
 
 /// A whole number within bounds; `8.0` is one too, as JSON has no other way to say so in some clients.

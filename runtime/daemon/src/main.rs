@@ -3,6 +3,9 @@
 mod admit;
 mod answer;
 mod app;
+mod bench;
+mod count;
+mod doctor;
 mod error;
 mod infer;
 mod job;
@@ -12,6 +15,7 @@ mod patience;
 mod picture;
 mod routes;
 mod serve;
+mod shipped;
 mod tokens;
 mod wire;
 
@@ -47,11 +51,25 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 0)]
         threads: usize,
     },
+    /// Say what this machine is and what its user should know.
+    Doctor {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure the frame loop: frames a second, frame to answer, frame to action, allocations.
+    Bench(bench::Args),
 }
+
+/// Counts for the bench; costs one relaxed load per allocation otherwise.
+#[global_allocator]
+static ALLOCATOR: count::Counting = count::Counting;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    // The service tells its story; the other commands only answer.
+    let level = if matches!(args.command, Command::Serve { .. }) { "info" } else { "warn" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
     match run(args.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -65,5 +83,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { model, listen, threads } => serve::run(model, listen, threads),
+        Command::Doctor { json } => doctor::run(json),
+        Command::Bench(args) => bench::run(&args),
     }
 }

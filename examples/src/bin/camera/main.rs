@@ -12,8 +12,8 @@
 //! Four threads: capture reads the source, this example's loop runs the model (`run`), the publisher writes what it
 //! saw (`publish`), and the main one shows it (`view`); each page client has one more (`page`).
 
-mod publish;
 mod page;
+mod publish;
 mod run;
 mod stats;
 mod view;
@@ -90,7 +90,8 @@ fn say(line: &str) {
 fn run(args: &Args) -> anyhow::Result<()> {
     let model = match &args.model {
         Some(dir) => dir.clone(),
-        None => shipped("models/nano").context("there is no examples/models/nano here: name a bundle with --model DIR")?,
+        None => shipped("models/nano")
+            .context("there is no examples/models/nano here: name a bundle with --model DIR")?,
     };
     let model = Model::open(&model, &EngineOptions { threads: args.threads, ..EngineOptions::default() })?;
 
@@ -120,7 +121,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if !args.headless {
         view::show(&shown, &stop, &looking)?;
     }
-    let watched = looking.join().map_err(|_| anyhow::anyhow!("the loop has died: this is a bug, please report it"))?;
+    let watched =
+        looking.join().map_err(|_| anyhow::anyhow!("the loop has died: this is a bug, please report it"))?;
     let published = publisher.finish();
     let summary = watched?;
     published?;
@@ -153,8 +155,11 @@ fn open_source(args: &Args) -> anyhow::Result<Box<dyn source::Source>> {
 /// Opens the first camera, or says why there is none.
 fn first_camera(options: &SourceOptions) -> Result<Box<dyn source::Source>, String> {
     let cameras = saccade_boards::Camera::list(&saccade_boards::Root::system());
-    let Some(camera) = cameras.iter().find(|camera| camera.present) else { return Err("there is no camera".into()) };
-    source::open(&camera.device, options).map_err(|error| format!("{} cannot be used ({error})", camera.device))
+    let Some(camera) = cameras.iter().find(|camera| camera.present) else {
+        return Err("there is no camera".into());
+    };
+    source::open(&camera.device, options)
+        .map_err(|error| format!("{} cannot be used ({error})", camera.device))
 }
 
 /// Something of `examples/`, here or where this program was built.

@@ -89,7 +89,8 @@ impl Page {
             return;
         }
         if self.clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
-            let _ = answer(&mut stream, "503 Service Unavailable", "text/plain", "too many viewers: close one");
+            let _ =
+                answer(&mut stream, "503 Service Unavailable", "text/plain", "too many viewers: close one");
             self.clients.fetch_sub(1, Ordering::Relaxed);
             return;
         }
@@ -108,10 +109,16 @@ impl Page {
         let Some(head) = read_head(&mut stream)? else { return Ok(()) };
         let mut lines = head.lines();
         let path = lines.next().and_then(|line| line.strip_prefix("GET ")?.split(' ').next()).unwrap_or("");
-        let host = lines.find_map(|line| line.to_ascii_lowercase().strip_prefix("host:").map(|h| h.trim().to_owned()));
+        let host = lines
+            .find_map(|line| line.to_ascii_lowercase().strip_prefix("host:").map(|h| h.trim().to_owned()));
         // Another site's page must not reach the camera under its own name (DNS rebinding).
         if self.local_only && !host.as_deref().is_none_or(is_local_name) {
-            return answer(&mut stream, "403 Forbidden", "text/plain", "use localhost or 127.0.0.1 in the address");
+            return answer(
+                &mut stream,
+                "403 Forbidden",
+                "text/plain",
+                "use localhost or 127.0.0.1 in the address",
+            );
         }
         match path {
             "/" => answer(&mut stream, "200 OK", "text/html; charset=utf-8", PAGE),
@@ -243,7 +250,10 @@ mod tests {
         let (address, _) = page();
         let answer = get(address, "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n", "</html>");
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("EventSource"), "{answer}");
-        assert!(!PAGE.contains("http://") && !PAGE.contains("https://"), "the page loads nothing from elsewhere");
+        assert!(
+            !PAGE.contains("http://") && !PAGE.contains("https://"),
+            "the page loads nothing from elsewhere"
+        );
         assert!(get(address, "GET /../etc/passwd HTTP/1.1\r\n\r\n", "lives").contains("404"));
         assert!(get(address, "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", "use").contains("403"));
         assert_eq!(get(address, &"x".repeat(MAX_REQUEST_BYTES + 1), "\0"), "");

@@ -160,7 +160,12 @@ impl Publisher {
     ///
     /// # Errors
     /// If the system has no thread left.
-    pub fn start(model: &Arc<Model>, question: &str, sinks: Sinks, stop: Arc<AtomicBool>) -> anyhow::Result<Self> {
+    pub fn start(
+        model: &Arc<Model>,
+        question: &str,
+        sinks: Sinks,
+        stop: Arc<AtomicBool>,
+    ) -> anyhow::Result<Self> {
         let (to, records) = sync_channel(RECORDS);
         let (give_back, back) = sync_channel(RECORDS);
         for _ in 0..RECORDS {
@@ -173,7 +178,8 @@ impl Publisher {
             question.clone_into(&mut shown.question);
             shown.action_names.clone_from(&model.config().action.names);
         }
-        let writer = Writer { model: Arc::clone(model), sinks, latest: Arc::clone(&latest), stats: Stats::default() };
+        let writer =
+            Writer { model: Arc::clone(model), sinks, latest: Arc::clone(&latest), stats: Stats::default() };
         let thread = thread::Builder::new()
             .name("publish".into())
             .spawn(move || {
@@ -207,7 +213,9 @@ impl Publisher {
     /// The first thing that could not be written.
     pub fn finish(self) -> anyhow::Result<()> {
         drop(self.outlet);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the publisher has died: this is a bug, please report it"))?
+        self.thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("the publisher has died: this is a bug, please report it"))?
     }
 }
 
@@ -241,7 +249,9 @@ impl Writer {
         let dims = self.model.config().action.names.len();
         let line = format!("{}\n", line(seen, text, dims));
         for lines in &mut self.sinks.lines {
-            lines.write_all(line.as_bytes()).context("the JSON lines cannot be written: is the disk full?")?;
+            lines
+                .write_all(line.as_bytes())
+                .context("the JSON lines cannot be written: is the disk full?")?;
         }
         if let Some(dir) = &self.sinks.pictures {
             let frame = &seen.frame;
@@ -264,7 +274,11 @@ impl Writer {
         let ranges = action.low.iter().zip(&action.high).cycle();
         shown.action_units.clear();
         shown.action_units.extend(
-            seen.action.values.iter().zip(ranges).map(|(value, (low, high))| ((value - low) / (high - low)).clamp(0.0, 1.0)),
+            seen.action
+                .values
+                .iter()
+                .zip(ranges)
+                .map(|(value, (low, high))| ((value - low) / (high - low)).clamp(0.0, 1.0)),
         );
         shown.age_ms = ms(seen.age);
         shown.dropped = seen.dropped;

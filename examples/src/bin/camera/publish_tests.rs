@@ -57,11 +57,15 @@ fn a_slow_publisher_costs_frames_and_no_time() {
 fn with_every_frame_the_loop_waits_and_loses_none() {
     let (mut outlet, records, give_back) = outlet(true);
     let reader = thread::spawn(move || {
-        records.iter().inspect(|_| thread::sleep(Duration::from_millis(1))).map(|seen| {
-            let number = seen.dropped;
-            let _ = give_back.try_send(seen);
-            number
-        }).collect::<Vec<_>>()
+        records
+            .iter()
+            .inspect(|_| thread::sleep(Duration::from_millis(1)))
+            .map(|seen| {
+                let number = seen.dropped;
+                let _ = give_back.try_send(seen);
+                number
+            })
+            .collect::<Vec<_>>()
     });
     let mut seen = outlet.first();
     for number in 0..50 {

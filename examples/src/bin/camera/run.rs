@@ -82,12 +82,19 @@ impl Eye {
     pub fn new(model: &Arc<Model>, ask: Option<&str>) -> saccade::Result<Self> {
         let config = model.config();
         // The model was trained on lower-case text alone.
-        let question_text = ask.unwrap_or(&config.chat.caption).trim().to_lowercase() + &config.chat.question_suffix;
+        let question_text =
+            ask.unwrap_or(&config.chat.caption).trim().to_lowercase() + &config.chat.question_suffix;
         let question = model.text()?.encode(&question_text)?;
         let mut session = Session::new(model, &SessionOptions::default())?;
         session.begin(&config.tasks[0], &[])?;
         let images = ImageTokenizer::new(model);
-        Ok(Self { session, images, question_text, question, max_new_tokens: config.generation.max_new_tokens })
+        Ok(Self {
+            session,
+            images,
+            question_text,
+            question,
+            max_new_tokens: config.generation.max_new_tokens,
+        })
     }
 
     /// What is asked of each frame.

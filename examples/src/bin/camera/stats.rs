@@ -40,7 +40,9 @@ impl Stats {
     /// Takes in one frame.
     pub fn add(&mut self, seen: &Seen, now: Instant) {
         let t = &seen.timings;
-        for (samples, value) in self.samples.iter_mut().zip([t.decode, t.tokenize, t.prefill, t.generate, seen.age]) {
+        for (samples, value) in
+            self.samples.iter_mut().zip([t.decode, t.tokenize, t.prefill, t.generate, seen.age])
+        {
             keep(samples, ms(value));
         }
         keep(&mut self.times, now);

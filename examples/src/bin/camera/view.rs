@@ -49,7 +49,8 @@ fn draw_until_done<T>(
         while event::poll(Duration::ZERO)? {
             match event::read()? {
                 Event::Key(key) if key.kind != KeyEventKind::Release => {
-                    let control_c = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+                    let control_c =
+                        key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
                     if control_c || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
                         return Ok(());
                     }
@@ -68,7 +69,8 @@ fn draw_until_done<T>(
 /// One screen: the picture on the left, everything else beside it.
 fn draw(screen: &mut Screen, shown: &Shown) {
     let [body, foot] = Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(screen.area());
-    let [left, right] = Layout::horizontal([Constraint::Percentage(55), Constraint::Percentage(45)]).areas(body);
+    let [left, right] =
+        Layout::horizontal([Constraint::Percentage(55), Constraint::Percentage(45)]).areas(body);
     screen.render_widget(Picture(shown), left);
     let inner = Rect { x: right.x + 2.min(right.width), width: right.width.saturating_sub(2), ..right };
     let rows = u16::try_from(shown.action_names.len()).unwrap_or(u16::MAX);
@@ -97,8 +99,12 @@ fn action_lines(shown: &Shown) -> Vec<Line<'_>> {
     let mut lines = vec![Line::from("predicted actions").dim()];
     for (dim, name) in shown.action_names.iter().enumerate() {
         let value = shown.action.get(dim).copied().unwrap_or(0.0);
-        let bars: String = shown.action_units.iter().skip(dim).step_by(dims).map(|&unit| level(unit)).collect();
-        lines.push(Line::from(vec![Span::raw(format!("{name:<10.10} {value:>6.2}  ")), Span::raw(bars).cyan()]));
+        let bars: String =
+            shown.action_units.iter().skip(dim).step_by(dims).map(|&unit| level(unit)).collect();
+        lines.push(Line::from(vec![
+            Span::raw(format!("{name:<10.10} {value:>6.2}  ")),
+            Span::raw(bars).cyan(),
+        ]));
     }
     lines
 }
@@ -208,7 +214,9 @@ mod tests {
     fn a_screen_shows_picture_words_actions_and_timings() {
         let terminal = screen(&shown(), 80, 24);
         let text = terminal.backend().to_string();
-        for word in ["what is happening?", "opens the door", "dx", "▁▅", "██", "prefill", "frames/s", "q quits"] {
+        for word in
+            ["what is happening?", "opens the door", "dx", "▁▅", "██", "prefill", "frames/s", "q quits"]
+        {
             assert!(text.contains(word), "no {word} in\n{text}");
         }
         let buffer = terminal.backend().buffer();
