@@ -9,7 +9,6 @@ use saccade::Error;
 use saccade::config::Modality;
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
-use saccade::sample::Sampler;
 use saccade::session::{self, Session, SessionError, SessionOptions};
 use saccade::tokenize::{self, ImageTokenizer, Tokenizer as _};
 

@@ -37,7 +37,7 @@ const PAGE: &str = include_str!("page.html");
 ///
 /// # Errors
 /// If the address is taken or not this machine's.
-pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address)
         .with_context(|| format!("--page {address} cannot be opened: choose another port"))?;
     if !address.ip().is_loopback() {
@@ -59,7 +59,7 @@ struct Page {
 ///
 /// # Errors
 /// If the system has no thread left.
-pub fn serve(listener: TcpListener, latest: Arc<Latest>) -> anyhow::Result<SocketAddr> {
+pub(crate) fn serve(listener: TcpListener, latest: Arc<Latest>) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr()?;
     let page = Arc::new(Page {
         latest,

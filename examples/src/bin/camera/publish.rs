@@ -24,57 +24,57 @@ const RECORDS: usize = 4;
 
 /// What view and page show of the newest published frame.
 #[derive(Debug, Clone, Default)]
-pub struct Shown {
+pub(crate) struct Shown {
     /// Counts what was published; 0 before the first frame.
-    pub number: u64,
+    pub(crate) number: u64,
     /// The picture, `[height, width, 3] u8`.
-    pub rgb: Vec<u8>,
+    pub(crate) rgb: Vec<u8>,
     /// Its width in pixels.
-    pub width: u32,
+    pub(crate) width: u32,
     /// Its height in pixels.
-    pub height: u32,
+    pub(crate) height: u32,
     /// What was asked.
-    pub question: String,
+    pub(crate) question: String,
     /// What the model said.
-    pub text: String,
+    pub(crate) text: String,
     /// One name per action dimension.
-    pub action_names: Vec<String>,
+    pub(crate) action_names: Vec<String>,
     /// The predicted actions, `[steps, dims]`, as fractions of their ranges.
-    pub action_units: Vec<f32>,
+    pub(crate) action_units: Vec<f32>,
     /// The same as values.
-    pub action: Vec<f32>,
+    pub(crate) action: Vec<f32>,
     /// Number of the frame in its source.
-    pub seq: u64,
+    pub(crate) seq: u64,
     /// Age of the frame when the answer was there, in milliseconds.
-    pub age_ms: f64,
+    pub(crate) age_ms: f64,
     /// Frames dropped since the start.
-    pub dropped: u64,
+    pub(crate) dropped: u64,
     /// The last few seconds.
-    pub summary: Summary,
+    pub(crate) summary: Summary,
 }
 
 /// The newest frame, for any number of readers at their own pace.
 #[derive(Debug, Default)]
-pub struct Latest {
+pub(crate) struct Latest {
     shown: Mutex<Shown>,
     changed: Condvar,
 }
 
 impl Latest {
     /// Looks at the newest frame.
-    pub fn read<T>(&self, look: impl FnOnce(&Shown) -> T) -> T {
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&Shown) -> T) -> T {
         look(&self.shown.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Puts another frame in.
     #[cfg(test)]
-    pub fn set(&self, shown: Shown) {
+    pub(crate) fn set(&self, shown: Shown) {
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
         self.changed.notify_all();
     }
 
     /// Waits at most `timeout` for a frame other than `number`, and copies it; false if none came.
-    pub fn wait_after(&self, number: u64, timeout: Duration, into: &mut Shown) -> bool {
+    pub(crate) fn wait_after(&self, number: u64, timeout: Duration, into: &mut Shown) -> bool {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(shown, timeout, |shown| shown.number == number);
         let (shown, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +87,7 @@ impl Latest {
 
 /// The loop's end of the publisher.
 #[derive(Debug)]
-pub struct Outlet {
+pub(crate) struct Outlet {
     to: SyncSender<Seen>,
     back: Receiver<Seen>,
     every_frame: bool,
@@ -95,12 +95,12 @@ pub struct Outlet {
 
 impl Outlet {
     /// A record to begin with.
-    pub fn first(&mut self) -> Seen {
+    pub(crate) fn first(&mut self) -> Seen {
         self.back.recv().unwrap_or_default()
     }
 
     /// Hands `seen` over and puts a used record in its place; false if the publisher was too slow for it.
-    pub fn publish(&mut self, seen: &mut Seen) -> bool {
+    pub(crate) fn publish(&mut self, seen: &mut Seen) -> bool {
         let used = if self.every_frame { self.back.recv().ok() } else { self.back.try_recv().ok() };
         let Some(used) = used else { return false };
         let full = std::mem::replace(seen, used);
@@ -116,7 +116,7 @@ impl Outlet {
 }
 
 /// Where JSON lines and pictures go.
-pub struct Sinks {
+pub(crate) struct Sinks {
     lines: Vec<Box<dyn Write + Send>>,
     pictures: Option<PathBuf>,
 }
@@ -126,7 +126,7 @@ impl Sinks {
     ///
     /// # Errors
     /// If one cannot be created.
-    pub fn open(headless: bool, jsonl: Option<&Path>, save: Option<&Path>) -> anyhow::Result<Self> {
+    pub(crate) fn open(headless: bool, jsonl: Option<&Path>, save: Option<&Path>) -> anyhow::Result<Self> {
         let create = |path: &Path| -> anyhow::Result<Box<dyn Write + Send>> {
             let file = File::create(path)
                 .with_context(|| format!("{} cannot be written: choose another place", path.display()))?;
@@ -149,7 +149,7 @@ impl Sinks {
 }
 
 /// The thread that writes and shows.
-pub struct Publisher {
+pub(crate) struct Publisher {
     latest: Arc<Latest>,
     outlet: Mutex<Option<(SyncSender<Seen>, Receiver<Seen>)>>,
     thread: JoinHandle<anyhow::Result<()>>,
@@ -160,7 +160,7 @@ impl Publisher {
     ///
     /// # Errors
     /// If the system has no thread left.
-    pub fn start(
+    pub(crate) fn start(
         model: &Arc<Model>,
         question: &str,
         sinks: Sinks,
@@ -193,7 +193,7 @@ impl Publisher {
     }
 
     /// What view and page read.
-    pub fn shown(&self) -> Arc<Latest> {
+    pub(crate) fn shown(&self) -> Arc<Latest> {
         Arc::clone(&self.latest)
     }
 
@@ -201,7 +201,7 @@ impl Publisher {
     ///
     /// # Panics
     /// If it is asked for twice.
-    pub fn outlet(&self, every_frame: bool) -> Outlet {
+    pub(crate) fn outlet(&self, every_frame: bool) -> Outlet {
         let ends = self.outlet.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (to, back) = ends.expect("there is one loop");
         Outlet { to, back, every_frame }
@@ -211,7 +211,7 @@ impl Publisher {
     ///
     /// # Errors
     /// The first thing that could not be written.
-    pub fn finish(self) -> anyhow::Result<()> {
+    pub(crate) fn finish(self) -> anyhow::Result<()> {
         drop(self.outlet);
         self.thread
             .join()

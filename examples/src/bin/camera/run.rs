@@ -18,39 +18,39 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Where the time of one frame went.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Timings {
+pub(crate) struct Timings {
     /// Decoding the picture, on the capture thread.
-    pub decode: Duration,
+    pub(crate) decode: Duration,
     /// Picture to codes.
-    pub tokenize: Duration,
+    pub(crate) tokenize: Duration,
     /// Codes into the session.
-    pub prefill: Duration,
+    pub(crate) prefill: Duration,
     /// The action and the answer.
-    pub generate: Duration,
+    pub(crate) generate: Duration,
 }
 
 /// One frame and what the model made of it. Reused for ever.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The picture.
-    pub frame: Frame,
+    pub(crate) frame: Frame,
     /// Its codes, `[grid]`.
-    pub codes: Vec<u16>,
+    pub(crate) codes: Vec<u16>,
     /// The answer's tokens.
-    pub answer: Vec<u32>,
+    pub(crate) answer: Vec<u32>,
     /// The predicted actions, `[steps, dims]`.
-    pub action: ActionChunk,
+    pub(crate) action: ActionChunk,
     /// Where the time went.
-    pub timings: Timings,
+    pub(crate) timings: Timings,
     /// Age of the frame when the answer was there.
-    pub age: Duration,
+    pub(crate) age: Duration,
     /// Frames dropped since the start, because newer ones came first.
-    pub dropped: u64,
+    pub(crate) dropped: u64,
 }
 
 impl Seen {
     /// Room for everything that `model` can say.
-    pub fn new(model: &Model) -> Self {
+    pub(crate) fn new(model: &Model) -> Self {
         let config = model.config();
         Self {
             codes: Vec::with_capacity(config.image_codes()),
@@ -66,7 +66,7 @@ impl Seen {
 
 /// A session that is shown one frame after another and asked the same question each time.
 #[derive(Debug)]
-pub struct Eye {
+pub(crate) struct Eye {
     session: Session,
     images: ImageTokenizer,
     question_text: String,
@@ -79,7 +79,7 @@ impl Eye {
     ///
     /// # Errors
     /// If the question does not fit the model.
-    pub fn new(model: &Arc<Model>, ask: Option<&str>) -> saccade::Result<Self> {
+    pub(crate) fn new(model: &Arc<Model>, ask: Option<&str>) -> saccade::Result<Self> {
         let config = model.config();
         // The model was trained on lower-case text alone.
         let question_text =
@@ -98,7 +98,7 @@ impl Eye {
     }
 
     /// What is asked of each frame.
-    pub fn question_text(&self) -> &str {
+    pub(crate) fn question_text(&self) -> &str {
         &self.question_text
     }
 
@@ -127,7 +127,7 @@ impl Eye {
 
 /// How a run went.
 #[derive(Debug)]
-pub struct Run {
+pub(crate) struct Run {
     frames: u64,
     dropped: u64,
     unpublished: u64,
@@ -154,7 +154,7 @@ impl fmt::Display for Run {
 ///
 /// # Errors
 /// If the source or the model fails for good.
-pub fn watch(
+pub(crate) fn watch(
     mut eye: Eye,
     capture: &Capture,
     mut outlet: Outlet,

@@ -9,36 +9,36 @@ use crate::run::Seen;
 /// Frames that the percentiles look back on.
 const WINDOW: usize = 256;
 /// The stages, as they are called on the screen.
-pub const STAGES: [&str; 5] = ["decode", "tokenize", "prefill", "generate", "age"];
+pub(crate) const STAGES: [&str; 5] = ["decode", "tokenize", "prefill", "generate", "age"];
 
 /// The newest samples of each stage.
 #[derive(Debug, Default)]
-pub struct Stats {
+pub(crate) struct Stats {
     samples: [VecDeque<f64>; STAGES.len()],
     times: VecDeque<Instant>,
 }
 
 /// Half and all but one in twenty of the samples lie below.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Percentiles {
+pub(crate) struct Percentiles {
     /// Median, in milliseconds.
-    pub p50: f64,
+    pub(crate) p50: f64,
     /// 95th percentile, in milliseconds.
-    pub p95: f64,
+    pub(crate) p95: f64,
 }
 
 /// What a person wants to know of the last few seconds.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// Processed frames a second.
-    pub frames_per_s: f64,
+    pub(crate) frames_per_s: f64,
     /// In the order of [`STAGES`].
-    pub stages: [Percentiles; STAGES.len()],
+    pub(crate) stages: [Percentiles; STAGES.len()],
 }
 
 impl Stats {
     /// Takes in one frame.
-    pub fn add(&mut self, seen: &Seen, now: Instant) {
+    pub(crate) fn add(&mut self, seen: &Seen, now: Instant) {
         let t = &seen.timings;
         for (samples, value) in
             self.samples.iter_mut().zip([t.decode, t.tokenize, t.prefill, t.generate, seen.age])
@@ -49,7 +49,7 @@ impl Stats {
     }
 
     /// Sums up what is in the window.
-    pub fn summary(&self) -> Summary {
+    pub(crate) fn summary(&self) -> Summary {
         let mut summary = Summary::default();
         for (samples, percentiles) in self.samples.iter().zip(&mut summary.stages) {
             let mut sorted: Vec<f64> = samples.iter().copied().collect();
@@ -67,7 +67,7 @@ impl Stats {
 }
 
 /// Milliseconds of a duration.
-pub fn ms(duration: Duration) -> f64 {
+pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 

@@ -25,7 +25,7 @@ const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█
 ///
 /// # Errors
 /// If the terminal cannot be drawn on.
-pub fn show<T>(latest: &Latest, stop: &AtomicBool, looking: &JoinHandle<T>) -> anyhow::Result<()> {
+pub(crate) fn show<T>(latest: &Latest, stop: &AtomicBool, looking: &JoinHandle<T>) -> anyhow::Result<()> {
     // Also installs a panic hook that gives the terminal back before anything is printed.
     let mut terminal = ratatui::try_init().context("the terminal cannot be drawn on: use --headless")?;
     let ended = draw_until_done(&mut terminal, latest, stop, looking);
