@@ -14,8 +14,8 @@ use memmap2::Mmap;
 
 use crate::config::{BundleConfig, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, WeightDtype};
 use crate::engine::Linear;
-use crate::family::{StoredTensor, TensorSpec, tensors};
-use crate::format::{Dtype, Header, Rules, TensorInfo, read_header};
+use crate::family::{TensorSpec, tensors};
+use crate::format::{Dtype, Header, Rules, TensorInfo, TensorPlan, read_header};
 use crate::quant::TilesI8;
 use crate::{Error, Result};
 
@@ -221,7 +221,7 @@ fn read_config(dir: &Path) -> Result<BundleConfig> {
 
 /// Every tensor that the configuration implies, and no other.
 fn check_tensors(specs: &[TensorSpec], dtype: WeightDtype, header: &Header) -> std::result::Result<(), String> {
-    let expected: BTreeMap<String, StoredTensor> =
+    let expected: BTreeMap<String, TensorPlan> =
         specs.iter().flat_map(|s| s.stored(dtype)).map(|t| (t.name.clone(), t)).collect();
     for (name, want) in &expected {
         let Some(found) = header.find(name) else {

@@ -16,7 +16,7 @@ fn file(header: &str, data_bytes: usize) -> Vec<u8> {
 
 /// The same with the header padded so that the data section starts at `start`.
 fn file_at(header: &str, start: usize, data_bytes: usize) -> Vec<u8> {
-    file(&format!("{header:width$}", width = start - 8), data_bytes)
+    file(&(header.to_owned() + &" ".repeat(start - 8 - header.len())), data_bytes)
 }
 
 fn read(bytes: &[u8], rules: Rules) -> Result<Header, FormatError> {

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::config::{BundleConfig, Family, ModelConfig, TOKENIZER_FILE, WeightDtype};
 use crate::engine::{Engine, EngineOptions};
-use crate::format::Dtype;
+use crate::format::{Dtype, TensorPlan};
 use crate::quant::{pad_k, pad_n};
 use crate::tokenize::TextTokenizer;
 use crate::weights::Weights;
@@ -36,17 +36,6 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// How it is stored.
     pub role: Role,
-}
-
-/// One tensor of a bundle's `weights.safetensors`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredTensor {
-    /// Name in the file.
-    pub name: String,
-    /// Element type in the file.
-    pub dtype: Dtype,
-    /// Shape in the file.
-    pub shape: Vec<usize>,
 }
 
 impl TensorSpec {
@@ -84,9 +73,9 @@ impl TensorSpec {
 
     /// What a bundle of `dtype` stores for this tensor.
     #[must_use]
-    pub fn stored(&self, dtype: WeightDtype) -> Vec<StoredTensor> {
+    pub fn stored(&self, dtype: WeightDtype) -> Vec<TensorPlan> {
         let [n, k] = self.matrix();
-        let stored = |name: String, dtype, shape: &[usize]| StoredTensor { name, dtype, shape: shape.to_vec() };
+        let stored = |name: String, dtype, shape: &[usize]| TensorPlan { name, dtype, shape: shape.to_vec() };
         if self.is_tiled(dtype) {
             return vec![
                 stored(self.name.clone(), Dtype::I8, &[pad_n(n) / 16, pad_k(k) / 4, 16, 4]),

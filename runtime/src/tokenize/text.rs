@@ -21,7 +21,9 @@ impl TextTokenizer {
     /// # Errors
     /// One sentence.
     pub fn from_bytes(bytes: &[u8], config: &ModelConfig) -> Result<Self, String> {
-        let mut inner = HfTokenizer::from_bytes(bytes).map_err(|error| format!("no tokenizer: {error}"))?;
+        // Through `FromStr`, which tokenizers has compiled already: `from_bytes` would compile its whole parser again here.
+        let text = std::str::from_utf8(bytes).map_err(|error| format!("no tokenizer: {error}"))?;
+        let mut inner: HfTokenizer = text.parse().map_err(|error| format!("no tokenizer: {error}"))?;
         inner.set_encode_special_tokens(true);
         let [_, limit] = config.tokens.text;
         match inner.get_vocab(true).iter().find(|(_, id)| **id >= limit) {

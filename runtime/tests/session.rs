@@ -1,0 +1,354 @@
+//! Sessions against the plain definition in double precision, and against themselves.
+
+mod oracle;
+
+use std::sync::Arc;
+
+use oracle::bundle::write_bundle;
+use oracle::{Input, Oracle, Segment, Tensors, random_tensors, tiny};
+use saccade::config::{Modality, ModelConfig, WeightDtype};
+use saccade::engine::EngineOptions;
+use saccade::family::Model;
+use saccade::sample::Sampler;
+use saccade::session::{ActionChunk, Session, SessionOptions};
+use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer};
+
+fn model(c: &ModelConfig, t: &Tensors, dtype: WeightDtype) -> Arc<Model> {
+    let dir = tempfile::tempdir().unwrap();
+    write_bundle(dir.path(), c, t, dtype);
+    Model::open(dir.path(), &EngineOptions { threads: 2, kernels: None }).unwrap()
+}
+
+/// Fails on NaN, on a difference above `tolerance` of the largest expected value, and on unequal lengths.
+fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        let diff = (f64::from(*f) - e).abs();
+        assert!(diff <= tolerance * largest, "{what} [{i}]: found {f}, expected {e} (largest {largest})");
+    }
+}
+
+/// KL divergence of softmax(found) from softmax(expected), in nats.
+fn kl(found: &[f32], expected: &[f64]) -> f64 {
+    let log_softmax = |x: &[f64]| -> Vec<f64> {
+        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total = x.iter().map(|v| (v - max).exp()).sum::<f64>().ln() + max;
+        x.iter().map(|v| v - total).collect()
+    };
+    let found = log_softmax(&found.iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+    let expected = log_softmax(expected);
+    expected.iter().zip(&found).map(|(e, f)| e.exp() * (e - f)).sum()
+}
+
+const STEPS: usize = 5;
+const QUESTION: [u32; 3] = [20, 31, 12];
+const ANSWER: [u32; 4] = [50, 51, 50, 33];
+const INSTRUCTION: [u32; 2] = [70, 40];
+
+fn codes(step: usize) -> Vec<u16> {
+    (0..4).map(|i| u16::try_from((step * 17 + i * 5) % 64).unwrap()).collect()
+}
+
+/// A robot sequence of five steps with windows of two: what the session does, and the logits it saw.
+struct Run {
+    image: Vec<Vec<f32>>,
+    answer: Vec<Vec<f32>>,
+    slots: Vec<Vec<f32>>,
+}
+
+fn run(model: &Arc<Model>) -> Run {
+    let mut session = Session::new(model, &SessionOptions { max_text_tokens: 40 }).unwrap();
+    let mut run = Run { image: vec![], answer: vec![], slots: vec![] };
+    session.begin("robot", &INSTRUCTION).unwrap();
+    let mut chunk = ActionChunk::default();
+    for step in 0..STEPS {
+        session.score_image(&codes(step), &mut |_, l| run.image.push(l.to_vec())).unwrap();
+        session.push_state(&value(step)).unwrap();
+        session.score_answer(&QUESTION, &ANSWER, &mut |_, l| run.answer.push(l.to_vec())).unwrap();
+        session.score_act(&mut chunk, &mut |_, l| run.slots.push(l.to_vec())).unwrap();
+        session.push_action(&[value(step), value(step + 1)].concat()).unwrap();
+    }
+    run
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn value(step: usize) -> [f32; 2] {
+    [(step as f32 * 0.37).sin(), (step as f32 * 0.91).cos()]
+}
+
+/// The same sequence, written out as segments with explicit visibility, through the oracle.
+fn expected(c: &ModelConfig, t: &Tensors) -> [Vec<Vec<f64>>; 3] {
+    let bin = |v: f32| ((v + 1.0) / 2.0 * 256.0).floor().clamp(0.0, 255.0) as u32 + c.tokens.bins[0];
+    let mut all = vec![Segment {
+        modality: Modality::Text,
+        inputs: (0..4).map(Input::Prefix).chain(INSTRUCTION.map(Input::Token)).collect(),
+        live: vec![],
+        slots: false,
+    }];
+    // Trunk segments by modality, in order; what is live is the first segment and the last two of each.
+    let mut trunk: Vec<(usize, Modality)> = vec![];
+    let (mut images, mut answers, mut slots) = (vec![], vec![], vec![]);
+    let live = |trunk: &[(usize, Modality)], pushed: Option<Modality>| -> Vec<usize> {
+        let mut keep = vec![0];
+        for (i, &(at, m)) in trunk.iter().enumerate() {
+            let newer = trunk[i + 1..].iter().filter(|(_, other)| *other == m).count() + usize::from(pushed == Some(m));
+            if newer < 2 {
+                keep.push(at);
+            }
+        }
+        keep
+    };
+    for step in 0..STEPS {
+        let image: Vec<Input> = std::iter::once(Input::Token(c.special.img))
+            .chain(codes(step).into_iter().enumerate().map(|(i, code)| Input::Code(code, i)))
+            .chain([Input::Token(c.special.img_end)])
+            .collect();
+        let state = [Input::Token(c.special.state)].into_iter().chain(value(step).map(|v| Input::Token(bin(v)))).collect();
+        let acted = [Input::Token(c.special.act)]
+            .into_iter()
+            .chain([value(step), value(step + 1)].concat().into_iter().map(|v| Input::Token(bin(v))))
+            .collect();
+        let ask = std::iter::once(c.special.ask)
+            .chain(QUESTION)
+            .chain([c.special.ans])
+            .chain(ANSWER)
+            .map(Input::Token)
+            .collect();
+        for (modality, inputs, stays, is_slots) in [
+            (Modality::Image, image, true, false),
+            (Modality::State, state, true, false),
+            (Modality::Text, ask, false, false),
+            (Modality::Action, (0..6).map(Input::Slot).collect(), false, true),
+            (Modality::Action, acted, true, false),
+        ] {
+            let at = all.len();
+            let live = live(&trunk, stays.then_some(modality));
+            all.push(Segment { modality, inputs, live, slots: is_slots });
+            if stays {
+                trunk.push((at, modality));
+            }
+            match modality {
+                Modality::Image => images.push(at),
+                Modality::Text => answers.push(at),
+                Modality::Action if is_slots => slots.push(at),
+                _ => {}
+            }
+        }
+    }
+    let oracle = Oracle { c, t };
+    let hidden = oracle.forward(&all);
+    let collect = |segments: &[usize], rows: std::ops::Range<usize>, range| -> Vec<Vec<f64>> {
+        segments.iter().flat_map(|&s| hidden[s][rows.clone()].iter().map(|h| oracle.logits(h, range)).collect::<Vec<_>>()).collect()
+    };
+    let asked = 1 + QUESTION.len();
+    [
+        collect(&images, 0..4, c.tokens.image),
+        collect(&answers, asked..asked + 1 + ANSWER.len(), c.tokens.text),
+        collect(&slots, 0..6, c.tokens.bins),
+    ]
+}
+
+#[test]
+fn a_long_run_with_evictions_equals_the_definition() {
+    let c = tiny();
+    let t = random_tensors(&c, 1);
+    let [image, answer, slots] = expected(&c, &t);
+    let found = run(&model(&c, &t, WeightDtype::F32));
+    for (what, found, expected) in
+        [("image", &found.image, &image), ("answer", &found.answer, &answer), ("slots", &found.slots, &slots)]
+    {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+            assert_close(f, e, 1e-4, &format!("{what} row {i}"));
+        }
+    }
+}
+
+#[test]
+fn int8_stays_near_the_definition() {
+    let c = tiny();
+    let t = random_tensors(&c, 2);
+    let [image, answer, slots] = expected(&c, &t);
+    let found = run(&model(&c, &t, WeightDtype::Int8));
+    // Random weights have no margins: this bounds gross faults, the quality of real weights is `compare`'s business.
+    for (what, found, expected) in
+        [("image", &found.image, &image), ("answer", &found.answer, &answer), ("slots", &found.slots, &slots)]
+    {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        let mean = found.iter().zip(expected).map(|(f, e)| kl(f, e)).sum::<f64>() / f64::from(u32::try_from(found.len()).unwrap());
+        assert!(mean < 0.01, "{what}: mean KL {mean}");
+    }
+}
+
+/// Prefill of a whole answer gives, at every place, the logits of decoding it token by token: bit for bit, since
+/// integers are exact and floats are summed in one order whatever the number of rows.
+#[test]
+fn prefill_equals_decode() {
+    let c = tiny();
+    let t = random_tensors(&c, 3);
+    for dtype in [WeightDtype::Int8, WeightDtype::F16, WeightDtype::F32] {
+        let model = model(&c, &t, dtype);
+        let mut session = Session::new(&model, &SessionOptions { max_text_tokens: 80 }).unwrap();
+        session.begin("vqa", &[]).unwrap();
+        session.push_image(&codes(3)).unwrap();
+        let answer: Vec<u32> = (0..70).map(|i| 10 + (i * 7) % 80).collect();
+        let mut whole = vec![];
+        session.score_answer(&QUESTION, &answer, &mut |_, l| whole.push(l.to_vec())).unwrap();
+        assert_eq!(whole.len(), answer.len() + 1);
+        for len in [0, 1, 15, 16, 17, 63, 64, 65, 70] {
+            let mut last = vec![];
+            session.score_answer(&QUESTION, &answer[..len], &mut |_, l| last = l.to_vec()).unwrap();
+            assert_eq!(last, whole[len], "{dtype:?} after {len} tokens");
+        }
+        let mut greedy = vec![];
+        session.answer(&QUESTION, 20, &mut Sampler::greedy(), &mut greedy, &mut |_| true).unwrap();
+        let mut scored = vec![];
+        session
+            .score_answer(&QUESTION, &greedy, &mut |_, l| scored.push(saccade::sample::argmax(l).unwrap() as u32))
+            .unwrap();
+        assert_eq!(&scored[..greedy.len()], &greedy[..], "{dtype:?}");
+    }
+}
+
+#[test]
+fn branches_leave_nothing_behind() {
+    let c = tiny();
+    let t = random_tensors(&c, 4);
+    let model = model(&c, &t, WeightDtype::Int8);
+    let mut session = Session::new(&model, &SessionOptions { max_text_tokens: 40 }).unwrap();
+    session.begin("robot", &[]).unwrap();
+    session.push_image(&codes(0)).unwrap();
+    let (live, mut out, mut chunk) = (session.live_tokens(), vec![], ActionChunk::default());
+    let mut ask = |session: &mut Session, out: &mut Vec<u32>| {
+        session.answer(&QUESTION, 12, &mut Sampler::greedy(), out, &mut |_| true).unwrap()
+    };
+    ask(&mut session, &mut out);
+    let first = out.clone();
+    for _ in 0..50 {
+        session.act(&mut chunk).unwrap();
+        ask(&mut session, &mut out);
+        assert_eq!(out, first);
+    }
+    assert_eq!(session.live_tokens(), live);
+    assert_eq!(chunk.values.len(), c.chunk_len());
+}
+
+/// A thousand frames: memory stays bounded and the same input gives the same output however old the session is.
+#[test]
+fn nothing_drifts() {
+    let c = tiny();
+    let t = random_tensors(&c, 5);
+    let model = model(&c, &t, WeightDtype::Int8);
+    let mut session = Session::new(&model, &SessionOptions { max_text_tokens: 8 }).unwrap();
+    session.begin("robot", &INSTRUCTION).unwrap();
+    let mut seen = vec![];
+    let mut chunk = ActionChunk::default();
+    for step in 0..1000 {
+        session.push_image(&codes(step % 4)).unwrap();
+        session.push_state(&value(step % 4)).unwrap();
+        session.act(&mut chunk).unwrap();
+        seen.push(chunk.bins.clone());
+    }
+    // The receptive field is (layers × window) steps; beyond that a period of four repeats exactly.
+    for step in 100..996 {
+        assert_eq!(seen[step], seen[step + 4], "step {step}");
+    }
+}
+
+#[test]
+fn the_image_tokenizer_equals_plain_convolutions() {
+    let c = tiny();
+    let t = random_tensors(&c, 6);
+    let oracle = Oracle { c: &c, t: &t };
+    let rgb: Vec<u8> = (0..16 * 16 * 3).map(|i| u8::try_from((i * 89 + i / 7) % 256).unwrap()).collect();
+    let at = |y: usize, x: usize, ch: usize| f64::from(rgb[(y * 16 + x) * 3 + ch]) / 127.5 - 1.0;
+    let silu = |m: &mut Vec<Vec<Vec<f64>>>| m.iter_mut().flatten().flatten().for_each(|v| *v /= 1.0 + (-*v).exp());
+    let res = |x: Vec<Vec<Vec<f64>>>, stem: &str| {
+        let mut h = x.clone();
+        silu(&mut h);
+        let mut h = oracle.conv(&format!("{stem}.conv1"), &h, 1, 1);
+        silu(&mut h);
+        let mut y = oracle.conv(&format!("{stem}.conv2"), &h, 1, 0);
+        y.iter_mut().flatten().flatten().zip(x.iter().flatten().flatten()).for_each(|(y, x)| *y += x);
+        y
+    };
+    let mut x: Vec<Vec<Vec<f64>>> = (0..16).map(|y| (0..16).map(|x| (0..3).map(|ch| at(y, x, ch)).collect()).collect()).collect();
+    for i in 0..3 {
+        x = oracle.conv(&format!("image.encoder.{i}"), &x, 2, 1);
+        if i < 2 {
+            silu(&mut x);
+        }
+    }
+    for i in 0..2 {
+        x = res(x, &format!("image.encoder.res.{i}"));
+    }
+    silu(&mut x);
+    let z = oracle.conv("image.encoder.out", &x, 1, 0);
+    let book: Vec<&[f32]> = t["image.codebook.weight"].1.chunks_exact(6).collect();
+    let distance = |z: &[f64], e: &[f32]| z.iter().zip(e).map(|(z, &e)| (z - f64::from(e)).powi(2)).sum::<f64>();
+    let nearest = |z: &Vec<f64>| (0..64).min_by(|&a, &b| distance(z, book[a]).total_cmp(&distance(z, book[b]))).unwrap();
+    let expected: Vec<u16> = z.iter().flatten().map(|z| u16::try_from(nearest(z)).unwrap()).collect();
+
+    let model = model(&c, &t, WeightDtype::F32);
+    let mut images = ImageTokenizer::new(&model);
+    let mut codes = vec![];
+    images.encode(Picture { rgb: &rgb, width: 16, height: 16 }, &mut codes).unwrap();
+    assert_eq!(codes, expected);
+
+    let mut x: Vec<Vec<Vec<f64>>> =
+        codes.chunks(2).map(|r| r.iter().map(|&c| book[usize::from(c)].iter().map(|&v| f64::from(v)).collect()).collect()).collect();
+    x = oracle.conv("image.decoder.in", &x, 1, 1);
+    for i in 0..2 {
+        x = res(x, &format!("image.decoder.res.{i}"));
+    }
+    for i in 0..3 {
+        let (h, w) = (x.len(), x[0].len());
+        x = (0..2 * h).map(|y| (0..2 * w).map(|z| x[y / 2][z / 2].clone()).collect()).collect();
+        x = oracle.conv(&format!("image.decoder.up.{i}"), &x, 1, 1);
+        if i < 2 {
+            silu(&mut x);
+        }
+    }
+    let mut pixels = vec![];
+    images.decode(&codes, &mut pixels).unwrap();
+    for (found, expected) in pixels.iter().zip(x.iter().flatten().flatten()) {
+        let expected = (expected * 127.5 + 127.5).clamp(0.0, 255.0);
+        assert!((f64::from(*found) - expected).abs() <= 0.51, "found {found}, expected {expected}");
+    }
+    assert_eq!(pixels.len(), rgb.len());
+}
+
+#[test]
+fn every_misuse_is_one_sentence() {
+    let c = tiny();
+    let t = random_tensors(&c, 7);
+    let model = model(&c, &t, WeightDtype::Int8);
+    let mut session = Session::new(&model, &SessionOptions { max_text_tokens: 8 }).unwrap();
+    let mut images = ImageTokenizer::new(&model);
+    let mut out = vec![];
+    let greedy = &mut Sampler::greedy();
+    let cases = [
+        (session.begin("fly", &[]), "robot, vqa, text"),
+        (session.begin("robot", &[999]), "999"),
+        (session.begin("robot", &[9; 9]), "room for 8"),
+        (session.push_image(&[0; 3]), "image"),
+        (session.push_image(&[0, 0, 64, 0]), "64"),
+        (session.push_state(&[0.0]), "state"),
+        (session.push_state(&[0.0, f32::NAN]), "not a finite number"),
+        (session.push_action(&[0.0; 6]), "action"),
+        (session.push_action(&[0.0; 3]), "action"),
+        (session.answer(&[400], 4, greedy, &mut out, &mut |_| true).map(drop), "400"),
+        (session.score_answer(&[1; 5], &[1; 5], &mut |_, _| {}), "10 tokens"),
+        (images.encode(Picture { rgb: &[0; 11], width: 2, height: 2 }, &mut vec![]), "2 × 2"),
+        (images.encode(Picture { rgb: &[], width: 0, height: 0 }, &mut vec![]), "0 × 0"),
+        (images.encode(Picture { rgb: &[], width: usize::MAX, height: 3 }, &mut vec![]), "pixels"),
+        (images.decode(&[1; 5], &mut vec![]), "5 values"),
+    ];
+    for (i, (result, part)) in cases.into_iter().enumerate() {
+        let sentence = result.expect_err(&format!("case {i}")).sentence();
+        assert!(sentence.contains(part), "case {i}: {sentence}");
+    }
+    session.begin("robot", &[]).unwrap();
+    session.push_image(&codes(1)).unwrap();
+}
