@@ -1,6 +1,168 @@
-//! Sources of frames.
+//! Sources of frames: cameras, pictures, videos and a test pattern behind one small trait.
+//!
+//! ```text
+//! v4l2:///dev/video0   /dev/video0     a V4L2 camera (feature `v4l2`)       ?width= &height= &rate=
+//! file://PATH          PATH            JPEG, PNG, a folder, a glob, a video ?pace= &loop= &rate=
+//! test://pattern                       moving shapes, always the same       ?width= &height= &rate= &frames= &pace= &loop=
+//! ```
+//!
+//! `pace=all` reads everything, as fast as the reader takes it; `pace=real` plays in real time and drops what nobody
+//! took. `loop=-1` repeats for ever, `loop=0` plays once, `loop=N` repeats N times. `rate` is in frames a second,
+//! also as a fraction (`rate=30000/1001`).
+//!
+//! A [`Source`] is read by one thread. [`Capture`] is that thread: it watches for stalls, reopens a camera that went
+//! away, and leaves the newest frame in a [`FrameSlot`]. Whoever takes frames from there never waits for a slow
+//! camera longer than it wants to, and nothing is allocated or copied on the way.
+//!
+//! ```
+//! use saccade::source::{self, Capture, CaptureOptions, Frame, SourceOptions, Taken};
+//! use std::time::Duration;
+//!
+//! let source = source::open("test://pattern?width=64&height=64&frames=3&pace=all", &SourceOptions::default())?;
+//! let capture = Capture::start(source, &CaptureOptions::default())?;
+//! let mut frame = Frame::default();
+//! while let Taken::Frame { .. } = capture.take(&mut frame, Duration::from_secs(1))? {
+//!     assert_eq!(frame.rgb.len(), 64 * 64 * 3);
+//! }
+//! assert_eq!(capture.stats().frames, 3);
+//! # Ok::<(), saccade::source::SourceError>(())
+//! ```
 
-/// A source of frames failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SourceError {}
+mod avi;
+mod capture;
+mod decode;
+mod error;
+#[cfg(test)]
+mod fake;
+mod ffmpeg;
+mod file;
+mod pace;
+mod pattern;
+mod pictures;
+// Raw formats come from cameras alone.
+#[cfg(any(test, feature = "v4l2"))]
+mod pixels;
+mod recorded;
+mod slot;
+mod uri;
+mod v4l2;
+mod video;
+mod watch;
+
+use std::time::Duration;
+
+pub use capture::{Backoff, Capture, CaptureOptions, CaptureState, CaptureStats, Stopped};
+pub use error::{AviError, FrameError, Recovery, SourceError};
+pub use pace::Pace;
+pub use slot::{FrameSlot, Taken};
+pub use uri::{Repeat, SourceOptions};
+pub use v4l2::{CameraNode, list_cameras};
+
+/// One picture, with the time at which it was taken.
+///
+/// Reused for ever: a source resizes `rgb` when the size changes and only overwrites it otherwise.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Number of the frame in its source, from 0; a gap means that frames were lost on the way.
+    pub seq: u64,
+    /// When it was taken, on the clock of [`monotonic_ns`].
+    pub capture_ns: u64,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Pixels, `[height, width, 3] u8`.
+    pub rgb: Vec<u8>,
+    /// How long decoding or converting it took.
+    pub decode_ns: u64,
+}
+
+impl Frame {
+    /// Time since the frame was taken.
+    pub fn age(&self) -> Duration {
+        Duration::from_nanos(monotonic_ns().saturating_sub(self.capture_ns))
+    }
+
+    /// Sets the size and makes room for the pixels; allocates only when the picture grows.
+    pub(crate) fn resize(&mut self, width: u32, height: u32) {
+        self.width = width;
+        self.height = height;
+        self.rgb.resize(width as usize * height as usize * 3, 0);
+    }
+}
+
+/// What became of a [`Source::read`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    /// The frame was filled.
+    Frame,
+    /// Nothing came within the time; try again.
+    Timeout,
+    /// There will be no more frames.
+    End,
+}
+
+/// What a source is, known once it is open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// The URI or path it was opened by.
+    pub uri: String,
+    /// What it is, in words: `MJPEG AVI`, `USB camera, YUYV`.
+    pub kind: String,
+    /// Width in pixels of its first frame.
+    pub width: u32,
+    /// Height in pixels of its first frame.
+    pub height: u32,
+    /// Frames a second, where that is known.
+    pub rate_hz: Option<f64>,
+    /// Whether it is read completely or in real time.
+    pub pace: Pace,
+    /// Whether it is a device, which can stall, vanish and return.
+    pub live: bool,
+}
+
+/// Something that yields frames, read by one thread.
+pub trait Source: Send {
+    /// What it is.
+    fn description(&self) -> &Description;
+
+    /// Waits at most `timeout` for the next frame and fills `frame`, whose buffers are reused.
+    ///
+    /// After an error with [`Recovery::Skip`] the next call reads on.
+    ///
+    /// # Errors
+    /// A damaged frame, a device that went away, a file that cannot be read on.
+    fn read(&mut self, frame: &mut Frame, timeout: Duration) -> Result<Read, SourceError>;
+
+    /// Closes a live source and opens the same device again, wherever it is now.
+    ///
+    /// # Errors
+    /// The device is still away, or the source is no device.
+    fn reopen(&mut self) -> Result<(), SourceError> {
+        Err(SourceError::NotLive { origin: self.description().uri.clone() })
+    }
+}
+
+/// Opens a source by its URI; `options` hold what applies where the URI says nothing.
+///
+/// # Errors
+/// One sentence for whatever is wrong: an unknown scheme or option, a missing or foreign file, no camera.
+pub fn open(uri: &str, options: &SourceOptions) -> Result<Box<dyn Source>, SourceError> {
+    match uri::Location::parse(uri)? {
+        uri::Location::Camera { node, query } => v4l2::open(&node, &query, options),
+        uri::Location::File { path, query } => file::open(&path, &query, options),
+        uri::Location::Pattern { query } => {
+            Ok(Box::new(pattern::Pattern::open(&query, options)?) as Box<dyn Source>)
+        }
+    }
+}
+
+/// The system's monotonic clock, in nanoseconds: the one that camera drivers stamp frames with.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let secs = u64::try_from(now.tv_sec).unwrap_or(0);
+    secs * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;
