@@ -90,8 +90,12 @@ impl Answerer {
         metrics.request_s.observe(job.queued.elapsed().as_secs_f64());
         match ended {
             // There is room for every event; a closed channel means that the client left.
-            Some(event) => drop(job.reply.try_send(event)),
-            None => drop(metrics.cancelled.inc()),
+            Some(event) => {
+                let _ = job.reply.try_send(event);
+            }
+            None => {
+                metrics.cancelled.inc();
+            }
         }
     }
 
@@ -136,7 +140,8 @@ impl Answerer {
         let first_token = first_token.unwrap_or(now);
         timings.prefill_ms = ms(prefill + (first_token - asked));
         timings.decode_ms = ms(now - first_token);
-        let done = self.done(&question, prompt.max_new, finish, timings);
+        let finish = if stream.stopped() { Ended::StopString } else { finish.into() };
+        let done = self.done(&question, finish, timings);
         metrics.prompt_tokens.inc_by(done.prompt_tokens as u64);
         metrics.generated_tokens.inc_by(done.completion_tokens as u64);
         log::debug!(
@@ -166,18 +171,36 @@ impl Answerer {
         Ok(prefill)
     }
 
-    fn done(&self, question: &[u32], max_new: usize, finish: session::Finish, mut timings: Timings) -> Done {
+    fn done(&self, question: &[u32], ended: Ended, mut timings: Timings) -> Done {
         // <ask> and <ans> stand around the question.
         let prompt_tokens = self.session.live_tokens() + question.len() + 2;
-        let ended = finish == session::Finish::Stop;
-        // The end token was written too, unless the limit or a stop string came first.
-        let completion_tokens = self.answer.len() + usize::from(ended && self.answer.len() < max_new);
+        let completion_tokens = self.answer.len() + usize::from(ended == Ended::EndToken);
         #[allow(clippy::cast_precision_loss, reason = "an answer has few tokens")]
         let later_tokens = completion_tokens.saturating_sub(1) as f64;
         timings.tokens_per_s =
             if timings.decode_ms > 0.0 { later_tokens / timings.decode_ms * 1e3 } else { 0.0 };
-        let finish = if ended { Finish::Stop } else { Finish::Length };
+        let finish = if ended == Ended::Limit { Finish::Length } else { Finish::Stop };
         Done { finish, prompt_tokens, completion_tokens, timings }
+    }
+}
+
+/// What ended an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The model's end token, which it wrote as well.
+    EndToken,
+    /// A stop string of the request.
+    StopString,
+    /// The token limit.
+    Limit,
+}
+
+impl From<session::Finish> for Ended {
+    fn from(finish: session::Finish) -> Self {
+        match finish {
+            session::Finish::Stop => Self::EndToken,
+            session::Finish::Length => Self::Limit,
+        }
     }
 }
 
