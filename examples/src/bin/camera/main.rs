@@ -15,6 +15,7 @@
 mod page;
 mod publish;
 mod run;
+mod shown;
 mod stats;
 mod view;
 

@@ -17,7 +17,7 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{ImageBuffer, Rgb, imageops};
 use serde_json::{Value, json};
 
-use crate::publish::{Latest, Shown};
+use crate::shown::{Latest, Shown};
 use crate::stats::STAGES;
 
 /// Clients at a time; the next one is told to come back.
@@ -200,16 +200,18 @@ fn event(shown: &Shown) -> Value {
         "seq": shown.seq, "question": shown.question, "text": shown.text, "age_ms": shown.age_ms,
         "dropped": shown.dropped, "frames_per_s": shown.summary.frames_per_s, "stages": stages,
         "action_names": shown.action_names, "action": shown.action, "action_units": shown.action_units,
-        "picture": format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg(shown))),
+        "trouble": shown.trouble,
+        "picture": jpeg(shown).map(|bytes| format!("data:image/jpeg;base64,{}", STANDARD.encode(bytes))),
     })
 }
 
-/// The picture, no wider than the page shows it.
-fn jpeg(shown: &Shown) -> Vec<u8> {
+/// The picture, no wider than the page shows it; nothing before the first frame.
+fn jpeg(shown: &Shown) -> Option<Vec<u8>> {
+    if shown.rgb.is_empty() {
+        return None;
+    }
+    let picture = ImageBuffer::<Rgb<u8>, &[u8]>::from_raw(shown.width, shown.height, &shown.rgb)?;
     let mut out = Cursor::new(Vec::new());
-    let Some(picture) = ImageBuffer::<Rgb<u8>, &[u8]>::from_raw(shown.width, shown.height, &shown.rgb) else {
-        return Vec::new();
-    };
     let encoder = JpegEncoder::new_with_quality(&mut out, 80);
     let encoded = if shown.width > MAX_WIDTH_PX {
         let height = (shown.height * MAX_WIDTH_PX / shown.width).max(1);
@@ -217,8 +219,8 @@ fn jpeg(shown: &Shown) -> Vec<u8> {
     } else {
         picture.write_with_encoder(encoder)
     };
-    // A picture that cannot be encoded is an empty one on the page; the words are still right.
-    if encoded.is_ok() { out.into_inner() } else { Vec::new() }
+    // Without a picture the words are still right.
+    encoded.is_ok().then(|| out.into_inner())
 }
 
 #[cfg(test)]
@@ -262,13 +264,9 @@ mod tests {
     #[test]
     fn streams_the_newest_frame_with_its_picture() {
         let (address, latest) = page();
-        latest.set(Shown {
-            number: 1,
-            width: 800,
-            height: 2,
-            rgb: vec![90; 800 * 2 * 3],
-            text: "a \u{7}door\n".into(),
-            ..Shown::default()
+        latest.update(|shown| {
+            (shown.width, shown.height, shown.rgb) = (800, 2, vec![90; 800 * 2 * 3]);
+            shown.text = "a \u{7}door\n".into();
         });
         let answer = get(address, "GET /events HTTP/1.1\r\nhost: localhost:1\r\n\r\n", "}\n\n");
         let data = answer.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event");

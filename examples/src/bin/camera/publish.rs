@@ -8,82 +8,21 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use saccade::family::Model;
+use saccade::source::CaptureState;
 use serde_json::{Map, Value, json};
 
 use crate::run::Seen;
-use crate::stats::{Stats, Summary, ms};
+use crate::shown::Latest;
+use crate::stats::{Stats, ms};
 
 /// Records that go round between the loop and the publisher.
 const RECORDS: usize = 4;
-
-/// What view and page show of the newest published frame.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Shown {
-    /// Counts what was published; 0 before the first frame.
-    pub(crate) number: u64,
-    /// The picture, `[height, width, 3] u8`.
-    pub(crate) rgb: Vec<u8>,
-    /// Its width in pixels.
-    pub(crate) width: u32,
-    /// Its height in pixels.
-    pub(crate) height: u32,
-    /// What was asked.
-    pub(crate) question: String,
-    /// What the model said.
-    pub(crate) text: String,
-    /// One name per action dimension.
-    pub(crate) action_names: Vec<String>,
-    /// The predicted actions, `[steps, dims]`, as fractions of their ranges.
-    pub(crate) action_units: Vec<f32>,
-    /// The same as values.
-    pub(crate) action: Vec<f32>,
-    /// Number of the frame in its source.
-    pub(crate) seq: u64,
-    /// Age of the frame when the answer was there, in milliseconds.
-    pub(crate) age_ms: f64,
-    /// Frames dropped since the start.
-    pub(crate) dropped: u64,
-    /// The last few seconds.
-    pub(crate) summary: Summary,
-}
-
-/// The newest frame, for any number of readers at their own pace.
-#[derive(Debug, Default)]
-pub(crate) struct Latest {
-    shown: Mutex<Shown>,
-    changed: Condvar,
-}
-
-impl Latest {
-    /// Looks at the newest frame.
-    pub(crate) fn read<T>(&self, look: impl FnOnce(&Shown) -> T) -> T {
-        look(&self.shown.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Puts another frame in.
-    #[cfg(test)]
-    pub(crate) fn set(&self, shown: Shown) {
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
-        self.changed.notify_all();
-    }
-
-    /// Waits at most `timeout` for a frame other than `number`, and copies it; false if none came.
-    pub(crate) fn wait_after(&self, number: u64, timeout: Duration, into: &mut Shown) -> bool {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(shown, timeout, |shown| shown.number == number);
-        let (shown, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if shown.number != number {
-            into.clone_from(&shown);
-        }
-        shown.number != number
-    }
-}
 
 /// The loop's end of the publisher.
 #[derive(Debug)]
@@ -91,9 +30,15 @@ pub(crate) struct Outlet {
     to: SyncSender<Seen>,
     back: Receiver<Seen>,
     every_frame: bool,
+    latest: Arc<Latest>,
 }
 
 impl Outlet {
+    /// No frame came for a while: says why on the screen.
+    pub(crate) fn waiting(&self, state: CaptureState) {
+        self.latest.waiting(state);
+    }
+
     /// A record to begin with.
     pub(crate) fn first(&mut self) -> Seen {
         self.back.recv().unwrap_or_default()
@@ -173,11 +118,10 @@ impl Publisher {
             let _ = give_back.try_send(Seen::new(model));
         }
         let latest = Arc::new(Latest::default());
-        {
-            let mut shown = latest.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.update(|shown| {
             question.clone_into(&mut shown.question);
             shown.action_names.clone_from(&model.config().action.names);
-        }
+        });
         let writer =
             Writer { model: Arc::clone(model), sinks, latest: Arc::clone(&latest), stats: Stats::default() };
         let thread = thread::Builder::new()
@@ -204,7 +148,7 @@ impl Publisher {
     pub(crate) fn outlet(&self, every_frame: bool) -> Outlet {
         let ends = self.outlet.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (to, back) = ends.expect("there is one loop");
-        Outlet { to, back, every_frame }
+        Outlet { to, back, every_frame, latest: self.shown() }
     }
 
     /// Waits until everything is written; the loop must have ended.
@@ -265,26 +209,22 @@ impl Writer {
     fn show(&mut self, seen: &Seen, text: String) {
         let summary = self.stats.summary();
         let action = &self.model.config().action;
-        let mut shown = self.latest.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.number += 1;
-        shown.rgb.clone_from(&seen.frame.rgb);
-        (shown.width, shown.height, shown.seq) = (seen.frame.width, seen.frame.height, seen.frame.seq);
-        shown.text = text;
-        shown.action.clone_from(&seen.action.values);
-        let ranges = action.low.iter().zip(&action.high).cycle();
-        shown.action_units.clear();
-        shown.action_units.extend(
-            seen.action
-                .values
-                .iter()
-                .zip(ranges)
-                .map(|(value, (low, high))| ((value - low) / (high - low)).clamp(0.0, 1.0)),
-        );
-        shown.age_ms = ms(seen.age);
-        shown.dropped = seen.dropped;
-        shown.summary = summary;
-        drop(shown);
-        self.latest.changed.notify_all();
+        self.latest.update(|shown| {
+            shown.rgb.clone_from(&seen.frame.rgb);
+            (shown.width, shown.height, shown.seq) = (seen.frame.width, seen.frame.height, seen.frame.seq);
+            shown.text = text;
+            shown.action.clone_from(&seen.action.values);
+            let ranges = action.low.iter().zip(&action.high).cycle();
+            let units = seen.action.values.iter().zip(ranges);
+            shown.action_units.clear();
+            shown
+                .action_units
+                .extend(units.map(|(value, (low, high))| ((value - low) / (high - low)).clamp(0.0, 1.0)));
+            shown.age_ms = ms(seen.age);
+            shown.dropped = seen.dropped;
+            shown.summary = summary;
+            shown.trouble = "";
+        });
     }
 }
 

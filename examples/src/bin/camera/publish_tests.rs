@@ -1,6 +1,7 @@
 //! What a line holds, and that the loop never waits for a slow publisher.
 
 use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use saccade::session::ActionChunk;
 
@@ -34,7 +35,7 @@ fn outlet(every_frame: bool) -> (Outlet, Receiver<Seen>, SyncSender<Seen>) {
     for _ in 0..RECORDS {
         give_back.try_send(Seen::default()).unwrap();
     }
-    (Outlet { to, back, every_frame }, records, give_back)
+    (Outlet { to, back, every_frame, latest: Arc::default() }, records, give_back)
 }
 
 #[test]
@@ -82,15 +83,4 @@ fn a_dead_publisher_does_not_stop_the_loop() {
     drop(records);
     let mut seen = outlet.first();
     assert!(!outlet.publish(&mut seen));
-}
-
-#[test]
-fn readers_wait_for_news_only() {
-    let latest = Latest::default();
-    let mut copy = Shown::default();
-    assert!(!latest.wait_after(0, Duration::from_millis(1), &mut copy));
-    latest.shown.lock().unwrap().number = 3;
-    assert!(latest.wait_after(0, Duration::from_millis(1), &mut copy));
-    assert_eq!(copy.number, 3);
-    assert!(!latest.wait_after(3, Duration::from_millis(1), &mut copy));
 }

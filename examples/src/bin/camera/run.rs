@@ -167,7 +167,10 @@ pub(crate) fn watch(
     while !stop.load(Ordering::Relaxed) && frames.is_none_or(|frames| run.frames < frames) {
         match capture.take(&mut seen.frame, PATIENCE)? {
             Taken::Frame { dropped, .. } => run.dropped += dropped,
-            Taken::Timeout => continue,
+            Taken::Timeout => {
+                outlet.waiting(capture.stats().state);
+                continue;
+            }
             Taken::End => break,
         }
         seen.dropped = run.dropped;

@@ -13,7 +13,7 @@ use ratatui::style::{Color, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Widget, Wrap};
 
-use crate::publish::{Latest, Shown};
+use crate::shown::{Latest, Shown};
 use crate::stats::STAGES;
 
 /// How often the keyboard is looked at when no frame comes.
@@ -89,8 +89,8 @@ fn draw(screen: &mut Screen, shown: &Shown) {
         "frame {}  {:.1} frames/s  {:.0} ms old  {} dropped",
         shown.seq, shown.summary.frames_per_s, shown.age_ms, shown.dropped
     );
-    let status = if shown.number == 0 { "waiting for the first frame".to_owned() } else { status };
-    screen.render_widget(Line::from(vec![Span::raw(status), Span::raw("  q quits").dim()]), foot);
+    let trouble = Span::raw(format!("{}  ", shown.trouble)).yellow();
+    screen.render_widget(Line::from(vec![trouble, Span::raw(status), Span::raw("  q quits").dim()]), foot);
 }
 
 /// One line a dimension: its name, the next value, and the chunk's steps as bars over the range of the training data.
