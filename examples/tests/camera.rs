@@ -120,10 +120,11 @@ fn the_page_shows_what_the_lines_say() {
         let n = stream.read(&mut part).unwrap();
         assert!(n > 0, "the page closed");
         text.push_str(&String::from_utf8_lossy(&part[..n]));
-        if let Some(data) =
-            text.lines().find_map(|line| line.strip_prefix("data: ")).filter(|_| text.ends_with("\n\n"))
-        {
-            break serde_json::from_str(data).unwrap();
+        let whole = text.rfind("\n\n").map_or("", |end| &text[..end]);
+        let mut events =
+            whole.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+        if let Some(event) = events.find(|event| event["picture"].is_string()) {
+            break event;
         }
     };
     assert!(event["picture"].as_str().unwrap().starts_with("data:image/jpeg;base64,"));
