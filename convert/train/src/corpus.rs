@@ -252,6 +252,11 @@ impl RobotSet {
         self.steps.is_empty()
     }
 
+    /// How many questions there are, the caption's among them.
+    pub fn questions(&self) -> usize {
+        self.qa.iter().map(|qa| qa.len() + 1).sum()
+    }
+
     /// A sequence of this shape from a random place.
     ///
     /// # Errors

@@ -24,6 +24,9 @@ pub enum Error {
     /// A setting that cannot work.
     #[error("{0}")]
     Setting(String),
+    /// The runtime refused.
+    #[error(transparent)]
+    Runtime(#[from] saccade::Error),
 }
 
 /// The result of everything here that can fail.

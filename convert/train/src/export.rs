@@ -59,6 +59,8 @@ pub fn model_json(name: &str, dims: &Dims, ranges: &Ranges) -> Result<Value> {
         "generation": {"max_new_tokens": 48},
     });
     debug_assert_eq!(ranges.action.low.len(), ACTION_DIM, "four action dimensions");
+    saccade::config::ModelConfig::from_json(&model.to_string())
+        .map_err(|e| Error::Setting(format!("the model description is not what the runtime takes: {e}")))?;
     Ok(model)
 }
 

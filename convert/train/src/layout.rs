@@ -155,7 +155,7 @@ impl Dims {
             n_heads: 2,
             n_kv_heads: 1,
             head_dim: 16,
-            d_ff: 48,
+            d_ff: 40,
             n_text: 320,
             n_bins: 16,
             image: ImageDims {

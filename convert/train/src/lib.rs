@@ -7,6 +7,7 @@
 //! runs bundles through the runtime.
 
 pub mod error;
+pub mod eval;
 pub mod heldout;
 pub mod layout;
 
@@ -28,7 +29,6 @@ pub mod train_lm;
 pub mod export;
 #[cfg(feature = "train")]
 pub mod golden;
-#[cfg(feature = "train")]
 pub mod data;
 #[cfg(feature = "train")]
 pub mod log_file;

@@ -38,9 +38,28 @@ enum Verb {
     /// Write the golden tensors of the runtime's tests.
     #[cfg(feature = "train")]
     Golden(verbs::GoldenArgs),
+    /// Measure a bundle on held-out data, through the runtime.
+    Eval(EvalArgs),
+}
+
+#[derive(Args)]
+struct EvalArgs {
+    /// The bundle's folder.
+    #[arg(long, default_value = "examples/models/nano")]
+    bundle: PathBuf,
+    /// Held-out episodes.
+    #[arg(long, default_value = "examples/heldout")]
+    held_out: PathBuf,
+    /// Folder with `easy-vqa`, the unpacked wheel.
+    #[arg(long, default_value_os_t = cache())]
+    data: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Where a run reads and writes.
+#[cfg(feature = "train")]
 #[derive(Debug, Clone, Args)]
 struct Folders {
     /// Folder with the data sets: `metaworld-mt10` (or `-small`), `easy-vqa`, `cifar10`.
@@ -91,5 +110,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Export(args) => verbs::export(args),
         #[cfg(feature = "train")]
         Verb::Golden(args) => verbs::golden(args),
+        Verb::Eval(args) => eval(args),
     }
+}
+
+#[expect(clippy::print_stdout, reason = "the result is what the program is asked for")]
+fn eval(args: EvalArgs) -> anyhow::Result<()> {
+    let report = saccade_train::eval::evaluate(&args.bundle, &args.held_out, &args.data.join("easy-vqa"))?;
+    let text = if args.json { serde_json::to_string(&report)? } else { serde_json::to_string_pretty(&report)? };
+    println!("{text}");
+    Ok(())
 }

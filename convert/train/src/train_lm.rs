@@ -57,7 +57,7 @@ pub struct LmRun {
     pub lr_floor: f64,
     /// Steps of warm-up.
     pub warm_up: usize,
-    /// Temperature of the mixture: a set of n samples is drawn with p ∝ n^(1/τ).
+    /// Temperature of the mixture: a set of n questions is drawn with p ∝ n^(1/τ).
     pub tau: f64,
     /// Weight of the loss on image codes.
     pub image_weight: f64,
@@ -78,7 +78,7 @@ impl Corpus {
     /// Names of the sets with the probability of each.
     fn mixture(&self, tau: f64) -> Vec<(String, f64)> {
         let mut sets: Vec<(String, f64)> =
-            self.robot.iter().map(|r| ("robot".to_owned(), (r.len() as f64).powf(1.0 / tau))).collect();
+            self.robot.iter().map(|r| ("robot".to_owned(), (r.questions() as f64).powf(1.0 / tau))).collect();
         sets.extend(self.pictures.iter().map(|(n, p)| (n.clone(), (p.questions() as f64).powf(1.0 / tau))));
         let total: f64 = sets.iter().map(|s| s.1).sum();
         sets.iter_mut().for_each(|s| s.1 /= total);

@@ -1,5 +1,6 @@
 //! What is trained on: pictures with questions, and episodes of an arm.
 
+#[cfg(feature = "train")]
 pub mod episodes;
 pub mod pictures;
 
