@@ -44,6 +44,20 @@ pub(crate) enum Command {
         /// The bundle folder or .safetensors file
         path: PathBuf,
     },
+    /// Measures how far a bundle is from its float checkpoint on held-out episodes
+    Compare {
+        /// The bundle folder
+        bundle: PathBuf,
+        /// The checkpoint that the bundle was converted from
+        #[arg(long)]
+        reference: PathBuf,
+        /// The folder of held-out episodes
+        #[arg(long, default_value = "examples/heldout")]
+        data: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// As [`WeightDtype`], for the command line.

@@ -7,16 +7,18 @@
 //! | [`bundle`] | one conversion: plan, write under another name, let the runtime open it, rename |
 //! | [`inspect`] | what a bundle holds |
 //! | [`verify`] | whether a bundle or a weights file is what it claims to be |
+//! | [`compare`] | how far a bundle's answers are from the float model's |
 //! | [`random`] | a checkpoint of random numbers, for tests and for trying out a size |
 //! | [`progress`] | how far a long job is, on stderr |
 //!
-//! Everything is also a program: `saccade-convert convert | inspect | verify`.
+//! Everything is also a program: `saccade-convert convert | inspect | verify | compare`.
 //!
 //! **Architecture invariants.** One tensor of the checkpoint is in memory at a time. Nothing appears under the name that
 //! was asked for until the runtime itself has opened it; what a failed run has written is removed.
 
 pub mod bundle;
 pub mod checkpoint;
+pub mod compare;
 pub mod error;
 pub mod inspect;
 pub mod progress;

@@ -12,6 +12,7 @@ use clap::Parser;
 use saccade::config::WeightDtype;
 use saccade_convert::bundle::{self, Plan};
 use saccade_convert::checkpoint::Checkpoint;
+use saccade_convert::compare::compare;
 use saccade_convert::inspect::inspect;
 use saccade_convert::progress::Progress;
 use saccade_convert::verify::verify;
@@ -38,6 +39,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             if json { print_json(&found) } else { print(&found.to_text()) }
         }
         Command::Verify { path } => print(&(verify(&path)? + "\n")),
+        Command::Compare { bundle, reference, data, json } => {
+            let report = compare(&bundle, &reference, &data)?;
+            if json { print_json(&report) } else { print(&report.to_text()) }
+        }
     }
 }
 
