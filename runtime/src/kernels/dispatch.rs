@@ -104,6 +104,13 @@ impl Kernels {
         detected.then_some(detected_set!("avx512-vnni", avx512))
     }
 
+    /// The NEON set, if this CPU has the dot product.
+    #[cfg(target_arch = "aarch64")]
+    pub fn neon() -> Option<Self> {
+        use super::neon;
+        std::arch::is_aarch64_feature_detected!("dotprod").then_some(detected_set!("neon-dotprod", neon))
+    }
+
     /// Every set this CPU can run, slowest (scalar) first. Tests and benchmarks iterate over it.
     pub fn available() -> &'static [Self] {
         static AVAILABLE: OnceLock<Vec<Kernels>> = OnceLock::new();
@@ -111,6 +118,8 @@ impl Kernels {
             let mut sets = vec![Self::SCALAR];
             #[cfg(target_arch = "x86_64")]
             sets.extend(Self::avx512());
+            #[cfg(target_arch = "aarch64")]
+            sets.extend(Self::neon());
             sets
         })
     }

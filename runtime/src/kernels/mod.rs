@@ -33,6 +33,8 @@ use crate::quant::{TILE_N, TilesI8, pad_k};
 mod avx512;
 mod dispatch;
 mod float;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 pub use dispatch::{Kernels, kernels};

@@ -129,6 +129,14 @@ pub enum SourceError {
         /// What is wrong with the last one.
         reason: FrameError,
     },
+    /// A file whose only picture, or whose size, cannot be used.
+    #[error("{origin}: {reason}; give another file")]
+    Unusable {
+        /// The file concerned.
+        origin: String,
+        /// What is wrong with it.
+        reason: FrameError,
+    },
     /// A video without a single frame.
     #[error("{path}: this video holds no frame; record it again or give another", path = path.display())]
     NoFrames {

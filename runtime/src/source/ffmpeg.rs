@@ -112,8 +112,7 @@ impl Ffmpeg {
         }
         let (width, height) = self.size.unwrap_or_default();
         if let Err(reason) = check_size(width, height) {
-            let origin = self.path.display().to_string();
-            return Err(SourceError::AllBad { origin, frames: 1, reason });
+            return Err(SourceError::Unusable { origin: self.path.display().to_string(), reason });
         }
         Ok(Step::Done)
     }

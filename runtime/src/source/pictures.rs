@@ -39,8 +39,10 @@ impl Pictures {
                 Err(reason) => size = Err((tried as u64 + 1, reason)),
             }
         }
-        let size =
-            size.map_err(|(frames, reason)| SourceError::AllBad { origin: uri.to_owned(), frames, reason })?;
+        let size = size.map_err(|(frames, reason)| match paths.len() {
+            1 => SourceError::Unusable { origin: uri.to_owned(), reason },
+            _ => SourceError::AllBad { origin: uri.to_owned(), frames, reason },
+        })?;
         let kind = match paths.len() {
             1 => "picture".to_owned(),
             n => format!("{n} pictures"),

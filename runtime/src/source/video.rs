@@ -36,11 +36,8 @@ impl MjpegAvi {
             return Ok(None);
         }
         let size = (header.width, header.height);
-        check_size(size.0, size.1).map_err(|reason| SourceError::AllBad {
-            origin: uri.to_owned(),
-            frames: 0,
-            reason,
-        })?;
+        check_size(size.0, size.1)
+            .map_err(|reason| SourceError::Unusable { origin: uri.to_owned(), reason })?;
         let recording =
             Self { path: path.to_owned(), reader, decoder: MjpegDecoder::default(), bytes: Vec::new() };
         Ok(Some(Recorded::new(recording, uri, "MJPEG AVI".to_owned(), size, header.rate_hz, playback)))

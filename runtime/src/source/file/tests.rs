@@ -146,7 +146,7 @@ fn bad_input_gets_one_sentence_each() {
         ("text.avi", "neither a picture nor a video"),
         ("text.mp4", "neither a picture nor a video"),
         ("empty.png", "neither a picture nor a video"),
-        ("corrupt.jpg", "none of its 1 frames can be decoded, the last because the JPEG"),
+        ("corrupt.jpg", "the JPEG data ends before its end marker; give another file"),
         ("nothing.avi", "this video holds no frame"),
         ("huge.avi", "at most 4096 by 4096"),
         ("cut.avi", "ends inside its header"),
@@ -182,4 +182,12 @@ fn kinds_are_told_by_their_bytes() {
     assert_eq!(sniff(b"\0\0\0\x20ftypisom"), Kind::Video);
     assert_eq!(sniff("text, cut inside an ä".as_bytes().split_last().unwrap().1), Kind::Other);
     assert_eq!(sniff(b""), Kind::Other);
+}
+
+#[test]
+fn the_shipped_clip_plays_to_its_end() {
+    let clip = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/clips/metaworld.avi");
+    let (levels, bad) = play(clip).unwrap();
+    assert!(levels.len() >= 120, "{}", levels.len());
+    assert_eq!(bad, 0);
 }

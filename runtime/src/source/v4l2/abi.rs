@@ -54,11 +54,18 @@ pub(super) struct FormatDescription {
     reserved: [u32; 3],
 }
 
+impl FormatDescription {
+    /// To ask for the format of this number.
+    pub(super) fn new(index: u32) -> Self {
+        Self { index, kind: VIDEO_CAPTURE, ..Self::default() }
+    }
+}
+
 /// `struct v4l2_format` with its `v4l2_pix_format`; the union holds pointers and is therefore 8-byte aligned.
 #[repr(C, align(8))]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Format {
-    pub(super) kind: u32,
+    kind: u32,
     align: u32,
     pub(super) width: u32,
     pub(super) height: u32,
@@ -69,19 +76,11 @@ pub(super) struct Format {
     rest: [u32; 44],
 }
 
-impl Default for Format {
-    fn default() -> Self {
-        Self {
-            kind: VIDEO_CAPTURE,
-            align: 0,
-            width: 0,
-            height: 0,
-            fourcc: [0; 4],
-            field: 0,
-            bytes_per_line: 0,
-            size_image: 0,
-            rest: [0; 44],
-        }
+impl Format {
+    /// A format to be asked for.
+    pub(super) fn new((width, height): (u32, u32), fourcc: [u8; 4]) -> Self {
+        let (kind, align, field, bytes_per_line, size_image) = (VIDEO_CAPTURE, 0, 0, 0, 0);
+        Self { kind, align, width, height, fourcc, field, bytes_per_line, size_image, rest: [0; 44] }
     }
 }
 
@@ -116,6 +115,13 @@ pub(super) struct RequestBuffers {
     flags: u32,
 }
 
+impl RequestBuffers {
+    /// To ask for this many buffers, or to give all back.
+    pub(super) fn new(count: u32) -> Self {
+        Self { count, kind: VIDEO_CAPTURE, memory: MEMORY_MMAP, ..Self::default() }
+    }
+}
+
 /// `struct v4l2_buffer`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -135,6 +141,13 @@ pub(super) struct Buffer {
     pub(super) offset: u64,
     pub(super) length: u32,
     reserved: [u32; 3],
+}
+
+impl Buffer {
+    /// The buffer of this number.
+    pub(super) fn new(index: u32) -> Self {
+        Self { index, kind: VIDEO_CAPTURE, memory: MEMORY_MMAP, ..Self::default() }
+    }
 }
 
 // The kernel tells requests apart by these sizes, too.

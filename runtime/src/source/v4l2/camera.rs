@@ -30,6 +30,16 @@ enum Stream {
     Direct(DirectStream),
 }
 
+impl Stream {
+    /// How frames come from the driver, in words.
+    fn way(&self) -> &'static str {
+        match self {
+            Self::Nokhwa(_) => "through nokhwa",
+            Self::Direct(_) => "read directly",
+        }
+    }
+}
+
 impl Camera {
     pub(super) fn open(node: &str, query: &Query, options: &SourceOptions) -> Result<Self, SourceError> {
         query.allow(&["width", "height", "rate", "pace"])?;
@@ -53,7 +63,7 @@ impl Camera {
         let format = fourcc(agreed.format).escape_ascii().to_string();
         let description = Description {
             uri: query.uri.clone(),
-            kind: format!("camera {card}, {format}"),
+            kind: format!("camera {card}, {format}, {}", stream.way()),
             width: agreed.width,
             height: agreed.height,
             rate_hz: agreed.rate_hz(),
@@ -61,12 +71,12 @@ impl Camera {
             live: true,
         };
         log::info!(
-            "camera={} card={card:?} format={format} width={} height={} rate_hz={:?} through={}",
+            "camera={} card={card:?} format={format} width={} height={} rate_hz={:?} {}",
             identity.display(),
             agreed.width,
             agreed.height,
             agreed.rate_hz(),
-            if matches!(stream, Stream::Nokhwa(_)) { "nokhwa" } else { "direct" },
+            stream.way(),
         );
         let decoder = MjpegDecoder::default();
         Ok(Self { description, identity, request, agreed, stream: Some(stream), decoder, seq: 0 })

@@ -100,8 +100,7 @@ impl Device {
     pub(super) fn formats(&self) -> Vec<[u8; 4]> {
         (0..MAX_FORMATS)
             .map_while(|index| {
-                let mut description =
-                    abi::FormatDescription { index, kind: abi::VIDEO_CAPTURE, ..Default::default() };
+                let mut description = abi::FormatDescription::new(index);
                 abi::enumerate_format(self, &mut description).ok().map(|()| description.fourcc)
             })
             .collect()
@@ -116,8 +115,7 @@ impl Device {
         let offered = self.formats();
         let size = (request.width.unwrap_or(DEFAULT_SIZE.0), request.height.unwrap_or(DEFAULT_SIZE.1));
         for format in choose(&offered, size) {
-            let mut wanted =
-                abi::Format { width: size.0, height: size.1, fourcc: fourcc(format), ..Default::default() };
+            let mut wanted = abi::Format::new(size, fourcc(format));
             match abi::set_format(self, &mut wanted) {
                 Err(e) => return Err(refused(&node, "refuses its format", &e.into())),
                 Ok(()) if wanted.fourcc != fourcc(format) => continue,

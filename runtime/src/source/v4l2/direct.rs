@@ -45,31 +45,22 @@ impl DirectStream {
     pub(super) fn start(device: Device) -> Result<Self, SourceError> {
         let node = device.node.display().to_string();
         let failed = |what: &'static str| move |e: Errno| refused(&node, what, &e.into());
-        let mut request = abi::RequestBuffers {
-            count: BUFFERS,
-            kind: abi::VIDEO_CAPTURE,
-            memory: abi::MEMORY_MMAP,
-            ..Default::default()
-        };
+        let mut request = abi::RequestBuffers::new(BUFFERS);
         abi::request_buffers(&device, &mut request).map_err(failed.clone()("gives no buffers"))?;
         // From here on, dropping the stream gives back what it has.
         let mut stream = Self { device, buffers: Vec::new(), last_sequence: None };
         for index in 0..request.count {
-            let mut buffer = stream.buffer(index);
+            let mut buffer = abi::Buffer::new(index);
             abi::query_buffer(&stream.device, &mut buffer)
                 .map_err(failed.clone()("does not describe its buffers"))?;
             let mapping =
                 Mapping::new(&stream.device, &buffer).map_err(failed.clone()("cannot share its buffers"))?;
             stream.buffers.push(mapping);
-            abi::queue_buffer(&stream.device, &mut stream.buffer(index))
+            abi::queue_buffer(&stream.device, &mut abi::Buffer::new(index))
                 .map_err(failed.clone()("does not take its buffers"))?;
         }
         abi::stream_on(&stream.device, &mut { abi::VIDEO_CAPTURE }).map_err(failed("does not start"))?;
         Ok(stream)
-    }
-
-    fn buffer(&self, index: u32) -> abi::Buffer {
-        abi::Buffer { index, kind: abi::VIDEO_CAPTURE, memory: abi::MEMORY_MMAP, ..Default::default() }
     }
 
     /// Waits at most `timeout` for a frame and shows the newest one to `look`; `None` when none came.
@@ -117,7 +108,7 @@ impl DirectStream {
     }
 
     fn dequeue(&self) -> Result<Option<abi::Buffer>, Errno> {
-        let mut buffer = self.buffer(0);
+        let mut buffer = abi::Buffer::new(0);
         match abi::dequeue_buffer(&self.device, &mut buffer) {
             Ok(()) => Ok(Some(buffer)),
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
@@ -126,7 +117,7 @@ impl DirectStream {
     }
 
     fn requeue(&self, index: u32) -> Result<(), Errno> {
-        abi::queue_buffer(&self.device, &mut self.buffer(index))
+        abi::queue_buffer(&self.device, &mut abi::Buffer::new(index))
     }
 
     /// Frames from the last one to this one; a counter that jumps backwards has been reset.
@@ -142,12 +133,7 @@ impl Drop for DirectStream {
         // A device that has gone refuses all of this, and its memory goes with its file.
         let _ = abi::stream_off(&self.device, &mut { abi::VIDEO_CAPTURE });
         self.buffers.clear();
-        let mut none = abi::RequestBuffers {
-            count: 0,
-            kind: abi::VIDEO_CAPTURE,
-            memory: abi::MEMORY_MMAP,
-            ..Default::default()
-        };
+        let mut none = abi::RequestBuffers::new(0);
         let _ = abi::request_buffers(&self.device, &mut none);
     }
 }

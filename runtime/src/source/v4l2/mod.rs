@@ -23,7 +23,8 @@ mod device;
 #[cfg(feature = "v4l2")]
 mod direct;
 mod list;
-#[cfg(all(test, feature = "v4l2"))]
+#[cfg(test)]
+#[cfg(feature = "v4l2")]
 mod tests;
 #[cfg(feature = "v4l2")]
 mod threaded;

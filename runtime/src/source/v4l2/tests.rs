@@ -50,6 +50,7 @@ fn mapped_nodes() -> usize {
 fn vivid_gives_frames_at_a_whole_rate_through_nokhwa() {
     let (is, _) = watch("?width=640&height=360&rate=30", 10);
     assert_eq!((is.width, is.height), (640, 360), "{is:?}");
+    assert!(is.kind.ends_with("through nokhwa"), "{is:?}");
     assert_eq!((open_nodes(), mapped_nodes()), (0, 0));
 }
 
@@ -58,6 +59,7 @@ fn vivid_gives_frames_at_a_whole_rate_through_nokhwa() {
 fn vivid_gives_frames_at_a_fractional_rate() {
     let (is, _) = watch("?width=320&height=180&rate=12.5", 5);
     assert_eq!(is.rate_hz, Some(12.5), "{is:?}");
+    assert!(is.kind.ends_with("read directly"), "{is:?}");
     assert_eq!((open_nodes(), mapped_nodes()), (0, 0));
 }
 
