@@ -93,7 +93,7 @@ fn guessed_board(report: &Report) -> Said {
 fn memory_differs(report: &Report) -> Said {
     let (told, sold) = (report.memory.total_mib, report.board.memory_mib.value);
     // The kernel manages somewhat less than what is sold, never more and never half.
-    let fits = told <= sold && told >= sold * 3 / 4;
+    let fits = told <= sold && told >= sold / 4 * 3;
     let text = format!(
         "the profile says {sold} MiB of memory and this machine has {told}: another module fits better"
     );

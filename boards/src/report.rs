@@ -138,6 +138,8 @@ impl fmt::Display for Report {
         if let Some(gpu) = &self.board.gpu {
             let (sms, capability) = (gpu.sm_count.value, gpu.compute_capability.value);
             row("gpu", format!("{sms} multiprocessors, compute capability {capability}"))?;
+        }
+        if self.board.gpu.is_some() || self.cuda_driver.is_some() {
             row("cuda driver", or_unknown(&self.cuda_driver))?;
         }
         if self.is_jetson() {

@@ -1,1 +1,29 @@
-//! Checkpoints in, bundles out.
+//! Checkpoints in, bundles out, and reports on what the conversion cost.
+//!
+//! | module | knows |
+//! |---|---|
+//! | [`checkpoint`] | what a trainer's checkpoint must hold; reads it tensor by tensor |
+//! | [`store`] | how each tensor is stored in a bundle of a given type |
+//! | [`bundle`] | one conversion: plan, write under another name, let the runtime open it, rename |
+//! | [`inspect`] | what a bundle holds |
+//! | [`verify`] | whether a bundle or a weights file is what it claims to be |
+//! | [`compare`] | how far a bundle's answers are from the float model's |
+//! | [`random`] | a checkpoint of random numbers, for tests and for trying out a size |
+//! | [`progress`] | how far a long job is, on stderr |
+//!
+//! Everything is also a program: `saccade-convert convert | inspect | verify | compare`.
+//!
+//! **Architecture invariants.** One tensor of the checkpoint is in memory at a time. Nothing appears under the name that
+//! was asked for until the runtime itself has opened it; what a failed run has written is removed.
+
+pub mod bundle;
+pub mod checkpoint;
+pub mod compare;
+pub mod error;
+pub mod inspect;
+pub mod progress;
+pub mod random;
+pub mod store;
+pub mod verify;
+
+pub use error::{ConvertError, Result};

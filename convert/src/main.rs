@@ -1,3 +1,81 @@
-//! Placeholder.
+//! `saccade-convert`: results on stdout, progress and refusals on stderr, exit code 0 or 1 (2 for a wrong command line).
 
-fn main() {}
+mod args;
+
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use args::{Args, Command};
+use clap::Parser;
+use saccade::config::WeightDtype;
+use saccade_convert::bundle::{self, Plan};
+use saccade_convert::checkpoint::Checkpoint;
+use saccade_convert::compare::compare;
+use saccade_convert::inspect::inspect;
+use saccade_convert::progress::Progress;
+use saccade_convert::verify::verify;
+
+#[allow(clippy::print_stderr, reason = "the one place where a refusal is said")]
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Convert { checkpoint, out, dtype, dry_run, force } => {
+            convert(&checkpoint, &out, dtype.into(), dry_run, force)
+        }
+        Command::Inspect { bundle, json } => {
+            let found = inspect(&bundle)?;
+            if json { print_json(&found) } else { print(&found.to_text()) }
+        }
+        Command::Verify { path } => print(&(verify(&path)? + "\n")),
+        Command::Compare { bundle, reference, data, json } => {
+            let report = compare(&bundle, &reference, &data)?;
+            if json { print_json(&report) } else { print(&report.to_text()) }
+        }
+    }
+}
+
+fn convert(
+    checkpoint: &Path,
+    out: &Path,
+    dtype: WeightDtype,
+    dry_run: bool,
+    force: bool,
+) -> anyhow::Result<()> {
+    let mut checkpoint = Checkpoint::open(checkpoint)?;
+    let plan = bundle::plan(&checkpoint, dtype)?;
+    if !dry_run {
+        let mut progress = Progress::new("convert", plan.weights_bytes);
+        bundle::convert(&mut checkpoint, out, dtype, force, &mut progress)?;
+    }
+    let Plan { parameters, tensors, weights_bytes, peak_bytes, .. } = plan;
+    let verb = if dry_run { "would be" } else { "is" };
+    print(&format!(
+        "{} {verb} a {dtype:?} bundle: {parameters} parameters in {tensors} tensors, {weights_bytes} bytes of weights, \
+         at most {peak_bytes} bytes of memory for one tensor\n",
+        out.display(),
+    ))
+}
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Writes to stdout; a reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("stdout"),
+    }
+}

@@ -181,13 +181,26 @@ fn round_to_i8(x: f32) -> i8 {
 
 /// Adds the lanes of a reduction: 16 → 8 → 4 → 2 → 1, lane `i` taking lane `i + half`.
 #[inline(always)]
-pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
+pub fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    fold_lanes(lanes, |a, b| a + b)
+}
+
+/// Folds the lanes of a reduction pairwise, in the order of [`sum_lanes`].
+///
+/// One constant-length loop for each step: these become vector instructions, a loop over the steps does not.
+#[inline(always)]
+pub(crate) fn fold_lanes(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let (mut eight, mut four, mut two) = ([0.0; 8], [0.0; 4], [0.0; 2]);
+    for i in 0..8 {
+        eight[i] = f(lanes[i], lanes[i + 8]);
     }
-    lanes[0]
+    for i in 0..4 {
+        four[i] = f(eight[i], eight[i + 4]);
+    }
+    for i in 0..2 {
+        two[i] = f(four[i], four[i + 2]);
+    }
+    f(two[0], two[1])
 }
 
 /// `eˣ`, within 2 units in the last place, subnormal results included; NaN stays NaN.

@@ -40,6 +40,8 @@ struct Shared {
     panicked: AtomicBool,
     /// Workers that sleep or are about to.
     parked: AtomicUsize,
+    /// Workers whose thread is set up: starting one allocates.
+    started: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -69,6 +71,7 @@ impl Pool {
             unfinished: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
+            started: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
         let mut pool = Self { shared, workers: Vec::new() };
@@ -78,6 +81,9 @@ impl Pool {
                 std::thread::Builder::new().name(format!("saccade-{index}")).spawn(move || shared.work());
             // An early return drops the pool, which stops the workers that did start.
             pool.workers.push(worker.map_err(|source| EngineError::Threads { index, threads, source })?);
+        }
+        while pool.shared.started.load(Ordering::SeqCst) < pool.workers.len() {
+            std::thread::yield_now();
         }
         Ok(pool)
     }
@@ -190,6 +196,7 @@ impl Shared {
 
     /// The life of a worker.
     fn work(&self) {
+        self.started.fetch_add(1, Ordering::SeqCst);
         let mut idle = Spin::new();
         while !self.stop.load(Ordering::SeqCst) {
             match catch_unwind(AssertUnwindSafe(|| self.run_part())) {

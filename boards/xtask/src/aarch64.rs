@@ -123,7 +123,7 @@ mkdir -p "$1/saccade" "$1/crates" "$1/proc"
 mount --bind "$2" "$1/saccade"
 mount --bind "$3" "$1/crates"
 mount -t proc proc "$1/proc"
-cp /usr/bin/qemu-aarch64-static "$1/usr/bin/"
+cp --remove-destination /usr/bin/qemu-aarch64-static "$1/usr/bin/"
 shift 3
 system=$1; shift
 exec chroot "$system" sh -c 'cd /saccade && exec "$@"' sh "$@""#;

@@ -1,19 +1,13 @@
 //! `cargo xtask demo`: the camera example on the first camera, or on the bundled clip.
 
-use std::io::IsTerminal;
-
 use crate::Outcome;
 use crate::machine;
 use crate::step::Step;
 
 pub(crate) fn run(args: &[String]) -> Outcome {
     let features = if cameras_can_be_built() { "--features v4l2" } else { "" };
-    let mut demo = Step::cargo(&format!("run --release -p saccade-examples --bin camera {features} --"));
-    // A pipe or a log file gets JSON lines; a live view needs a terminal.
-    if !std::io::stdout().is_terminal() && !args.iter().any(|arg| arg == "--headless") {
-        demo = demo.args(["--headless"]);
-    }
-    demo.args(args).run()
+    // Where stdout is no terminal the example itself writes JSON lines instead of a live view.
+    Step::cargo(&format!("run --release -p saccade-examples --bin camera {features} --")).args(args).run()
 }
 
 /// Camera support needs libclang while it is built. Without it the demo still runs, on files.

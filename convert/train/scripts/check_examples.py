@@ -9,7 +9,7 @@ import struct
 import sys
 from pathlib import Path
 
-from language import CAPTION_QUESTION
+from language import CAPTION_QUESTION, yes_or_no
 from tasks import BY_NAME, TASKS
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -35,18 +35,17 @@ def check_words(where: str, task: str, caption: str, pairs: list) -> None:
     assert len(answers) == len(pairs) >= 10, f"{where}: {len(pairs)} questions, some twice"
     assert CAPTION_QUESTION not in answers, f"{where}: the caption's own question is among the others"
     thing = BY_NAME[task].object
-    yes = lambda truth: "yes" if truth else "no"
     follow = {
         "what is the robot doing?": BY_NAME[task].doing,
         "how is the gripper?": gripper,
-        "is the gripper open?": yes(gripper == "open"),
-        "is the gripper closed?": yes(gripper == "closed"),
+        "is the gripper open?": yes_or_no(gripper == "open"),
+        "is the gripper closed?": yes_or_no(gripper == "closed"),
         "where is the hand?": f"{side} and {height} the {thing}",
-        f"is the hand near the {thing}?": yes(distance == "near"),
-        f"is the hand far from the {thing}?": yes(distance == "far"),
+        f"is the hand near the {thing}?": yes_or_no(distance == "near"),
+        f"is the hand far from the {thing}?": yes_or_no(distance == "far"),
     }
     for word, truth in [(w, side) for w in ("left of", "right of", "in line with")] + [(w, height) for w in ("above", "below", "level with")]:
-        follow[f"is the hand {word} the {thing}?"] = yes(word == truth)
+        follow[f"is the hand {word} the {thing}?"] = yes_or_no(word == truth)
     for question, answer in follow.items():
         assert answers.get(question, answer) == answer, f"{where}: `{question}` is answered {answers[question]}, the caption says {answer}"
 

@@ -29,9 +29,13 @@ LIMIT_BYTES = 4_000_000
 DECIMALS = 5
 
 
+def numbers(values: np.ndarray) -> list:
+    """Nested lists of rounded numbers."""
+    return np.round(values.astype(np.float64), DECIMALS).tolist()
+
+
 def truth(episode: Episode, noise: bool) -> dict:
     """The JSON object of an episode."""
-    numbers = lambda values: np.round(values.astype(np.float64), DECIMALS).tolist()
     steps = []
     for t in range(0, len(episode), STRIDE):
         caption, pairs = episode.words(t)

@@ -81,15 +81,18 @@ def write_tasks(path: Path) -> None:
             "task": [text for _, text in rows],
         }
     )
-    column = lambda name, kind, numpy: {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
     pandas = {
         "index_columns": ["task"],
         "column_indexes": [{"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": {"encoding": "UTF-8"}}],
-        "columns": [column("task_index", "int64", "int64"), column("name", "unicode", "object"), column("task", "unicode", "object")],
+        "columns": [_pandas_column("task_index", "int64", "int64"), _pandas_column("name", "unicode", "object"), _pandas_column("task", "unicode", "object")],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.0",
     }
     write(path, table.replace_schema_metadata({"pandas": json.dumps(pandas)}))
+
+
+def _pandas_column(name: str, kind: str, numpy: str) -> dict:
+    return {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
 
 
 def write_info(path: Path, episodes: int, frames: int, extra: dict) -> None:
@@ -123,6 +126,7 @@ def write(path: Path, table: pa.Table) -> None:
     """Writes a parquet file, whole or not at all. Row groups of 500 frames let a reader go through it in pieces."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    # Plain pages: pictures do not repeat, and captions are compressed well enough.
-    pq.write_table(table, part, compression="snappy", row_group_size=500, use_dictionary=list(STRINGS) if STRINGS[0] in table.column_names else True)
+    # Pictures do not repeat, captions do: a dictionary for the words alone.
+    dictionary = list(STRINGS) if STRINGS[0] in table.column_names else True
+    pq.write_table(table, part, compression="snappy", row_group_size=500, use_dictionary=dictionary)
     part.replace(path)

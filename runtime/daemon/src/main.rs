@@ -1,3 +1,89 @@
-//! Placeholder.
+//! `saccaded`: serves a bundle on this device, says what the device is, and measures the frame loop.
 
-fn main() {}
+mod admit;
+mod answer;
+mod app;
+mod bench;
+mod count;
+mod doctor;
+mod error;
+mod infer;
+mod job;
+mod listen;
+mod metrics;
+mod patience;
+mod picture;
+mod routes;
+mod serve;
+mod shipped;
+mod tokens;
+mod wire;
+
+#[cfg(test)]
+mod http_tests;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The on-device service of Saccade.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a bundle over HTTP: /health, /v1/models, /v1/chat/completions, /metrics.
+    Serve {
+        /// The bundle to serve: a folder with saccade.json [default: examples/models/nano].
+        #[arg(long, value_name = "DIR")]
+        model: Option<PathBuf>,
+        /// The loopback address and port to listen on.
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8484")]
+        listen: SocketAddr,
+        /// Threads of the engine; 0 means one per core.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        threads: usize,
+    },
+    /// Say what this machine is and what its user should know.
+    Doctor {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure the frame loop: frames a second, frame to answer, frame to action, allocations.
+    Bench(bench::Args),
+}
+
+/// Counts for the bench; costs one relaxed load per allocation otherwise.
+#[global_allocator]
+static ALLOCATOR: count::Counting = count::Counting;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // The service tells its story; the other commands only answer.
+    let level = if matches!(args.command, Command::Serve { .. }) { "info" } else { "warn" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    match run(args.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The last word of the program: nothing is left to do if stderr is closed.
+            let _ = writeln!(std::io::stderr(), "saccaded: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve { model, listen, threads } => serve::run(model, listen, threads),
+        Command::Doctor { json } => doctor::run(json),
+        Command::Bench(args) => bench::run(&args),
+    }
+}

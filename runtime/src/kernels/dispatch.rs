@@ -45,6 +45,34 @@ pub struct Kernels {
     pub weighted_sum_f32: fn(&[f32], &[f32], &mut [f32]),
 }
 
+/// The set of a module whose functions need features that have just been detected.
+macro_rules! detected_set {
+    ($name:literal, $module:ident) => {
+        detected_set!(@ $name, $module,
+            quantise_row(x, q),
+            matmul_i8(x, w, rows, bias, out),
+            matmul_f16(x, w, rows, bias, out),
+            matmul_f32(x, w, rows, bias, out),
+            rms_norm_f32(x, w, eps),
+            softmax_f32(x),
+            silu_f32(x),
+            silu_mul_f32(gate, up),
+            rope_f32(x, cos, sin),
+            scores_i8(q, q_scale, k, k_scale, out),
+            scores_f32(q, k, out),
+            weighted_sum_i8(p, v, v_scale, out),
+            weighted_sum_f32(p, v, out),
+        )
+    };
+    (@ $name:literal, $module:ident, $($kernel:ident($($argument:ident),*),)*) => {
+        Kernels {
+            name: $name,
+            // SAFETY: this is only expanded after every feature that the module's functions enable was detected.
+            $($kernel: |$($argument),*| unsafe { $module::$kernel($($argument),*) },)*
+        }
+    };
+}
+
 impl Kernels {
     /// The scalar definition. Always available.
     pub const SCALAR: Self = Self {
@@ -64,10 +92,36 @@ impl Kernels {
         weighted_sum_f32: scalar::weighted_sum_f32,
     };
 
+    /// The AVX-512 VNNI set, if this CPU has it.
+    #[cfg(target_arch = "x86_64")]
+    pub fn avx512() -> Option<Self> {
+        use super::avx512;
+        let detected = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        detected.then_some(detected_set!("avx512-vnni", avx512))
+    }
+
+    /// The NEON set, if this CPU has the dot product.
+    #[cfg(target_arch = "aarch64")]
+    pub fn neon() -> Option<Self> {
+        use super::neon;
+        std::arch::is_aarch64_feature_detected!("dotprod").then_some(detected_set!("neon-dotprod", neon))
+    }
+
     /// Every set this CPU can run, slowest (scalar) first. Tests and benchmarks iterate over it.
     pub fn available() -> &'static [Self] {
         static AVAILABLE: OnceLock<Vec<Kernels>> = OnceLock::new();
-        AVAILABLE.get_or_init(|| vec![Self::SCALAR])
+        AVAILABLE.get_or_init(|| {
+            let mut sets = vec![Self::SCALAR];
+            #[cfg(target_arch = "x86_64")]
+            sets.extend(Self::avx512());
+            #[cfg(target_arch = "aarch64")]
+            sets.extend(Self::neon());
+            sets
+        })
     }
 }
 

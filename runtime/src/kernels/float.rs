@@ -5,8 +5,10 @@
 
 use std::ops::Range;
 
+use half::f16;
+
 use super::{FloatRows, KV_BLOCK, check_matmul_float};
-use crate::quant::{self, LANES, exp_f32, silu, sum_lanes};
+use crate::quant::{LANES, exp_f32, f16_to_f32, fold_lanes, silu, sum_lanes};
 
 /// Stamps the float kernels into a kernel set: `instantiate! { #[target_feature(enable = "…")] }`.
 macro_rules! instantiate {
@@ -51,78 +53,98 @@ macro_rules! instantiate {
 }
 pub(super) use instantiate;
 
+/// How a set multiplies a few rows of activations by a few rows of weights of type `T`.
+pub(super) trait Dots<T> {
+    /// The lane sums of every pair, each in the order of [`crate::quant`].
+    ///
+    /// # Safety
+    /// The CPU must have the set's features, and all rows must be equally long.
+    unsafe fn dots<const M: usize, const N: usize>(x: [&[f32]; M], w: [&[T]; N]) -> [[f32; N]; M];
+}
+
 /// `x · wᵀ + bias`, `MR` tokens by `NR` output rows at a time; the blocking does not change the order within a sum.
 ///
-/// `widen` turns 16 weights into floats, exactly.
-#[inline(always)]
-pub(super) fn matmul<T: Copy, const MR: usize, const NR: usize>(
+/// # Safety
+/// The CPU must have the features of `S`.
+pub(super) unsafe fn matmul<S: Dots<T>, T, const MR: usize, const NR: usize>(
     x: &[f32],
     w: FloatRows<T>,
     rows: Range<usize>,
     bias: Option<&[f32]>,
     out: &mut [f32],
-    widen: impl Fn(&[T; LANES]) -> [f32; LANES] + Copy,
-    widen_one: impl Fn(T) -> f32 + Copy,
 ) {
     let m = check_matmul_float(x, &w, &rows, bias, out);
-    let mut n = rows.start;
-    while n < rows.end {
-        let nr = if rows.end - n >= NR { NR } else { 1 };
-        let mut i = 0;
-        while i < m {
-            let mr = if m - i >= MR { MR } else { 1 };
-            let block = (&x[i * w.k..(i + mr) * w.k], &w.rows[n * w.k..(n + nr) * w.k], w.k);
-            let mut sums = [[0.0; NR]; MR];
-            match (mr == MR, nr == NR) {
-                (true, true) => sums = dots::<T, MR, NR>(block, widen, widen_one),
-                (true, false) => {
-                    for (sums, [sum]) in sums.iter_mut().zip(dots::<T, MR, 1>(block, widen, widen_one)) {
-                        sums[0] = sum;
-                    }
-                }
-                (false, true) => [sums[0]] = dots::<T, 1, NR>(block, widen, widen_one),
-                (false, false) => [[sums[0][0]]] = dots::<T, 1, 1>(block, widen, widen_one),
+    let (tokens, weights) =
+        (|i: usize| &x[i * w.k..(i + 1) * w.k], |n: usize| &w.rows[n * w.k..(n + 1) * w.k]);
+    for n in rows.clone().step_by(NR) {
+        // At the edges a block repeats its last row; repeated results are not stored.
+        let block = std::array::from_fn(|j| weights((n + j).min(rows.end - 1)));
+        let mut store = |i: usize, sums: [f32; NR]| {
+            for (n, sum) in (n..rows.end).zip(sums) {
+                out[i * rows.len() + n - rows.start] = bias.map_or(sum, |bias| sum + bias[n]);
             }
-            for (i, sums) in (i..i + mr).zip(&sums) {
-                for (n, &sum) in (n..n + nr).zip(sums) {
-                    out[i * rows.len() + n - rows.start] = bias.map_or(sum, |bias| sum + bias[n]);
-                }
+        };
+        if m < MR {
+            for i in 0..m {
+                // SAFETY: the caller vouches for the features; the closures above cut rows of `w.k`.
+                let [sums] = unsafe { S::dots([tokens(i)], block) };
+                store(i, sums);
             }
-            i += mr;
+            continue;
         }
-        n += nr;
+        for i in (0..m).step_by(MR) {
+            let x = std::array::from_fn(|r| tokens((i + r).min(m - 1)));
+            // SAFETY: as above.
+            let sums: [[f32; NR]; MR] = unsafe { S::dots(x, block) };
+            for (i, sums) in (i..m).zip(sums) {
+                store(i, sums);
+            }
+        }
     }
 }
 
-/// Every dot product of `MR` rows of `x` with `NR` rows of `w`, each `k` long.
+/// A weight as a single, exactly.
+pub(super) trait Widen: Copy {
+    fn widen(self) -> f32;
+}
+
+impl Widen for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Widen for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f16_to_f32(self)
+    }
+}
+
+/// The definition of [`Dots`], for sets without a better way.
+pub(super) struct Plain;
+
+impl<T: Widen> Dots<T> for Plain {
+    unsafe fn dots<const M: usize, const N: usize>(x: [&[f32]; M], w: [&[T]; N]) -> [[f32; N]; M] {
+        x.map(|x| w.map(|w| dot(x, w)))
+    }
+}
+
+/// `Σ x · w` in lanes.
 #[inline(always)]
-fn dots<T: Copy, const MR: usize, const NR: usize>(
-    (x, w, k): (&[f32], &[T], usize),
-    widen: impl Fn(&[T; LANES]) -> [f32; LANES] + Copy,
-    widen_one: impl Fn(T) -> f32 + Copy,
-) -> [[f32; NR]; MR] {
-    let x: [(&[[f32; LANES]], &[f32]); MR] = std::array::from_fn(|i| x[i * k..(i + 1) * k].as_chunks());
-    let w: [(&[[T; LANES]], &[T]); NR] = std::array::from_fn(|n| w[n * k..(n + 1) * k].as_chunks());
-    let mut acc = [[[0.0f32; LANES]; NR]; MR];
-    for chunk in 0..k / LANES {
-        let w: [[f32; LANES]; NR] = std::array::from_fn(|n| widen(&w[n].0[chunk]));
-        for i in 0..MR {
-            let x = &x[i].0[chunk];
-            for n in 0..NR {
-                for lane in 0..LANES {
-                    acc[i][n][lane] += x[lane] * w[n][lane];
-                }
-            }
+fn dot<T: Widen>(x: &[f32], w: &[T]) -> f32 {
+    let ((x_chunks, x_tail), (w_chunks, w_tail)) = (x.as_chunks::<LANES>(), w.as_chunks::<LANES>());
+    let mut lanes = [0.0; LANES];
+    for (x, w) in x_chunks.iter().zip(w_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += x[lane] * w[lane].widen();
         }
     }
-    for i in 0..MR {
-        for n in 0..NR {
-            for (lane, (&x, &w)) in x[i].1.iter().zip(w[n].1).enumerate() {
-                acc[i][n][lane] += x * widen_one(w);
-            }
-        }
+    for (lane, (&x, &w)) in lanes.iter_mut().zip(x_tail.iter().zip(w_tail)) {
+        *lane += x * w.widen();
     }
-    acc.map(|acc| acc.map(sum_lanes))
+    sum_lanes(lanes)
 }
 
 /// Each row of `w.len()` becomes `x / √(mean x² + eps) · w`.
@@ -190,8 +212,7 @@ pub(super) fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
 pub(super) fn scores(q: &[f32], k: &[f32], out: &mut [f32]) {
     assert!(out.len() <= KV_BLOCK && k.len() == out.len() * q.len(), "{} keys of {}", out.len(), q.len());
     for (j, out) in out.iter_mut().enumerate() {
-        let [[sum]] = dots::<f32, 1, 1>((q, &k[j * q.len()..(j + 1) * q.len()], q.len()), |w| *w, |w| w);
-        *out = sum;
+        *out = dot(q, &k[j * q.len()..][..q.len()]);
     }
 }
 
@@ -262,11 +283,5 @@ fn maximum(x: &[f32]) -> f32 {
     for (lane, &x) in lanes.iter_mut().zip(tail) {
         *lane = larger(*lane, x);
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
-}
-
-/// [`quant::f16_to_f32`] over 16 lanes, for sets without an instruction for it.
-#[inline(always)]
-pub(super) fn widen_f16(h: &[half::f16; LANES]) -> [f32; LANES] {
-    h.map(quant::f16_to_f32)
+    fold_lanes(lanes, larger)
 }

@@ -27,10 +27,14 @@
 
 use std::ops::Range;
 
-use crate::quant::{TilesI8, pad_k};
+use crate::quant::{TILE_N, TilesI8, pad_k};
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod dispatch;
 mod float;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 pub use dispatch::{Kernels, kernels};
@@ -56,6 +60,35 @@ pub struct FloatRows<'a, T> {
     pub n: usize,
     /// Inputs.
     pub k: usize,
+}
+
+/// An INT8 matrix product in progress; its lengths are those that [`check_matmul_i8`] asks for.
+struct ProductI8<'a> {
+    x: RowsI8<'a>,
+    w: TilesI8<'a>,
+    rows: Range<usize>,
+    bias: Option<&'a [f32]>,
+    out: &'a mut [f32],
+}
+
+impl ProductI8<'_> {
+    /// Scales the accumulators of token `i` and one group of outputs back, and stores those that were asked for.
+    #[inline(always)]
+    fn store(&mut self, i: usize, group: usize, acc: [i32; TILE_N]) {
+        let first = group * TILE_N;
+        let wanted = self.rows.start.max(first)..self.rows.end.min(first + TILE_N);
+        let at = i * self.rows.len() + wanted.start - self.rows.start;
+        let out = self.out[at..][..wanted.len()].iter_mut();
+        let acc = &acc[wanted.start - first..wanted.end - first];
+        for (out, (&acc, w_scale)) in out.zip(acc.iter().zip(&self.w.scale[wanted.clone()])) {
+            *out = acc as f32 * (self.x.scale[i] * w_scale);
+        }
+        if let Some(bias) = self.bias {
+            for (out, bias) in self.out[at..].iter_mut().zip(&bias[wanted]) {
+                *out += bias;
+            }
+        }
+    }
 }
 
 /// What every `matmul_i8` asks of its arguments; returns `m`.
@@ -86,6 +119,15 @@ fn check_matmul_float<T>(
     let m = x.len() / w.k;
     check_output(m, w.n, rows, bias, out);
     m
+}
+
+/// What every `scores_i8` asks of its arguments.
+///
+/// # Panics
+/// If a length does not fit.
+fn check_scores_i8(q: &[i8], k: &[i8], k_scale: &[f32], out: &[f32]) {
+    assert!(out.len() <= KV_BLOCK && k.len() == out.len() * q.len(), "{} keys of {}", out.len(), q.len());
+    assert_eq!(k_scale.len(), out.len(), "one scale per key");
 }
 
 fn check_output(m: usize, n: usize, rows: &Range<usize>, bias: Option<&[f32]>, out: &[f32]) {

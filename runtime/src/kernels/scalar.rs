@@ -1,11 +1,11 @@
-//! Scalar kernels: the definition of correct. Obvious loops, no `unsafe`.
+//! Scalar kernels: the definition of correct, in obvious loops.
 
 use std::ops::Range;
 
 use half::f16;
 
-use super::{FloatRows, KV_BLOCK, RowsI8, check_matmul_i8, float};
-use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, f16_to_f32, pad_k};
+use super::{FloatRows, ProductI8, RowsI8, check_matmul_i8, check_scores_i8, float};
+use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, pad_k};
 
 float::instantiate! {}
 
@@ -18,16 +18,14 @@ float::instantiate! {}
 /// # Panics
 /// If a length does not fit.
 pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<&[f32]>, out: &mut [f32]) {
-    check_matmul_i8(x, &w, &rows, bias, out);
-    let (k_pad, width) = (pad_k(w.k), rows.len());
-    for group in rows.start / TILE_N..rows.end.div_ceil(TILE_N) {
+    let m = check_matmul_i8(x, &w, &rows, bias, out);
+    let k_pad = pad_k(w.k);
+    let groups = rows.start / TILE_N..rows.end.div_ceil(TILE_N);
+    let mut product = ProductI8 { x, w, rows, bias, out };
+    for group in groups {
         let tiles = &w.tiles[group * TILE_N * k_pad..][..TILE_N * k_pad];
-        for (i, &scale) in x.scale.iter().enumerate() {
-            let acc = dot_tiles(&x.q[i * k_pad..][..k_pad], tiles);
-            for (n, acc) in (group * TILE_N..).zip(acc).filter(|(n, _)| rows.contains(n)) {
-                let y = acc as f32 * (scale * w.scale[n]);
-                out[i * width + n - rows.start] = bias.map_or(y, |bias| y + bias[n]);
-            }
+        for i in 0..m {
+            product.store(i, group, dot_tiles(&x.q[i * k_pad..][..k_pad], tiles));
         }
     }
 }
@@ -56,7 +54,8 @@ pub(super) fn matmul_f16(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    float::matmul::<_, 1, 4>(x, w, rows, bias, out, float::widen_f16, f16_to_f32);
+    // SAFETY: the plain way needs no features.
+    unsafe { float::matmul::<float::Plain, _, 1, 1>(x, w, rows, bias, out) };
 }
 
 /// `out[i, n] = Σ x[i, ·] · w[n, ·] + bias[n]` in f32.
@@ -67,7 +66,8 @@ pub(super) fn matmul_f32(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    float::matmul::<_, 1, 4>(x, w, rows, bias, out, |w| *w, |w| w);
+    // SAFETY: as above.
+    unsafe { float::matmul::<float::Plain, _, 1, 1>(x, w, rows, bias, out) };
 }
 
 /// One query against up to 16 keys: `out[j] = (q · k[j]) as f32 · (q_scale · k_scale[j])`.
@@ -77,8 +77,7 @@ pub(super) fn matmul_f32(
 /// # Panics
 /// If a length does not fit.
 pub(super) fn scores_i8(q: &[i8], q_scale: f32, k: &[i8], k_scale: &[f32], out: &mut [f32]) {
-    assert!(out.len() <= KV_BLOCK && k.len() == out.len() * q.len(), "{} keys of {}", out.len(), q.len());
-    assert_eq!(k_scale.len(), out.len());
+    check_scores_i8(q, k, k_scale, out);
     for (j, (out, &k_scale)) in out.iter_mut().zip(k_scale).enumerate() {
         *out = dot_i8(q, &k[j * q.len()..][..q.len()]) as f32 * (q_scale * k_scale);
     }

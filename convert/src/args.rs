@@ -1,0 +1,82 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use saccade::config::WeightDtype;
+
+/// Turns checkpoints into Saccade bundles and reports what the conversion cost.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Converts a trainer's checkpoint into a bundle folder
+    Convert {
+        /// The .safetensors file that saccade-train wrote
+        checkpoint: PathBuf,
+        /// The bundle folder to make
+        out: PathBuf,
+        /// How linear layers are stored
+        #[arg(long, value_enum, default_value = "int8")]
+        dtype: DtypeArg,
+        /// Check the checkpoint and print the plan, write nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Replace OUT if it is a bundle
+        #[arg(long)]
+        force: bool,
+    },
+    /// Shows what a bundle holds
+    Inspect {
+        /// The bundle folder
+        bundle: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Checks every hash and rule of a bundle folder, or the rules of one .safetensors file
+    Verify {
+        /// The bundle folder or .safetensors file
+        path: PathBuf,
+    },
+    /// Measures how far a bundle is from its float checkpoint on held-out episodes
+    Compare {
+        /// The bundle folder
+        bundle: PathBuf,
+        /// The checkpoint that the bundle was converted from
+        #[arg(long)]
+        reference: PathBuf,
+        /// The folder of held-out episodes
+        #[arg(long, default_value = "examples/heldout")]
+        data: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// As [`WeightDtype`], for the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// INT8 tiles, a scale per row: what boards run
+    Int8,
+    /// Half precision rows
+    F16,
+    /// Single precision throughout: the reference
+    F32,
+}
+
+impl From<DtypeArg> for WeightDtype {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::Int8 => Self::Int8,
+            DtypeArg::F16 => Self::F16,
+            DtypeArg::F32 => Self::F32,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Every way a conversion can be refused, each a sentence that says what to do.
+
+use std::path::{Path, PathBuf};
+
+/// Anything this crate can refuse to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// A file could not be read or written.
+    #[error("{path}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The runtime refused a container, a configuration, a tensor, or a whole bundle.
+    #[error(transparent)]
+    Runtime(#[from] saccade::Error),
+    /// A safetensors file that no trainer of ours wrote.
+    #[error(
+        "{path} is a safetensors file but no Saccade checkpoint: {reason}; convert takes the file that saccade-train writes"
+    )]
+    NoCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// The model description or the text tokenizer inside a checkpoint cannot be used.
+    #[error("{path}: its metadata `{key}`: {reason}; write the checkpoint again")]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// The metadata key.
+        key: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor of a checkpoint is missing, of another shape or type, unknown, or not finite.
+    #[error("{path}: tensor `{name}`: {reason}")]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// Something lies where the bundle should go.
+    #[error("{path} exists; choose another folder or replace it with --force")]
+    Exists {
+        /// The folder asked for.
+        path: PathBuf,
+    },
+    /// Something that is no bundle lies where the bundle should go.
+    #[error(
+        "{path} is no bundle, so --force does not replace it; remove it yourself or choose another folder"
+    )]
+    NotReplaced {
+        /// The folder asked for.
+        path: PathBuf,
+    },
+    /// A file whose content is not what its description says.
+    #[error(
+        "{path}: its BLAKE3 is {found}, saccade.json says {expected}; it was damaged or changed, copy the bundle again"
+    )]
+    Hash {
+        /// The file.
+        path: PathBuf,
+        /// The hash in `saccade.json`.
+        expected: String,
+        /// The hash of the file.
+        found: String,
+    },
+    /// A file or folder that cannot serve: of another kind, missing, in the way.
+    #[error("{path}: {reason}")]
+    Refused {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// A held-out episode that the model cannot be given.
+    #[error("{path} does not fit the model")]
+    Episode {
+        /// The episode's file.
+        path: PathBuf,
+        /// What the runtime refused.
+        source: saccade::Error,
+    },
+    /// A bundle and a checkpoint that do not belong together.
+    #[error(
+        "{bundle} was not made from {reference}: {reason}; compare a bundle with the checkpoint it was converted from"
+    )]
+    OtherModel {
+        /// The bundle.
+        bundle: PathBuf,
+        /// The checkpoint.
+        reference: PathBuf,
+        /// Where they differ.
+        reason: String,
+    },
+}
+
+/// The result of anything that can be refused.
+pub type Result<T> = std::result::Result<T, ConvertError>;
+
+/// For `map_err`: what was being read or written when the system refused.
+pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ConvertError + use<> {
+    let path = path.to_path_buf();
+    move |source| ConvertError::Io { path, source }
+}

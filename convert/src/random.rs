@@ -1,0 +1,116 @@
+//! A checkpoint of random numbers: what tests convert, and a way to try out a size before training it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use half::f16;
+use saccade::config::ModelConfig;
+use saccade::family::{Role, TensorSpec, tensors};
+use saccade::format::{Dtype, Rules, TensorPlan, Writer, Written};
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::FORMAT;
+use crate::error::Result;
+
+/// Writes a checkpoint for `model` in F16, the same for the same `seed`.
+///
+/// Weights are uniform with the variance that keeps activations of the same size, norms are one. Its tokenizer knows
+/// the special tokens and single bytes.
+///
+/// # Errors
+/// [`crate::ConvertError::Runtime`] when the file cannot be written.
+pub fn write_checkpoint(path: &Path, model: &ModelConfig, seed: u64) -> Result<Written> {
+    let specs = tensors(model);
+    let plan: Vec<TensorPlan> = specs
+        .iter()
+        .map(|spec| TensorPlan { name: spec.name.clone(), dtype: Dtype::F16, shape: spec.shape.clone() })
+        .collect();
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), FORMAT.to_owned()),
+        ("model".to_owned(), json!(model).to_string()),
+        ("tokenizer".to_owned(), byte_tokenizer(model).to_string()),
+        ("provenance".to_owned(), json!({"note": "random weights", "seed": seed}).to_string()),
+    ]);
+    let mut writer = Writer::create(path, &plan, &metadata, Rules::Foreign)?;
+    let mut random = Random(seed);
+    for spec in &specs {
+        let values = (0..spec.parameters()).map(|_| value(spec, &mut random));
+        let bytes: Vec<u8> = values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect();
+        writer.write(&spec.name, &bytes)?;
+    }
+    Ok(writer.finish()?)
+}
+
+fn value(spec: &TensorSpec, random: &mut Random) -> f32 {
+    if spec.name.ends_with("norm.weight") {
+        return 1.0;
+    }
+    let [_, k] = spec.matrix();
+    match spec.role {
+        Role::Exact => 0.02 * random.uniform(),
+        // Code books and embeddings are looked up, not multiplied by: of size one.
+        Role::Float if spec.shape.len() == 2 => random.uniform(),
+        #[allow(clippy::cast_precision_loss, reason = "a fan-in is far below 2²⁴")]
+        Role::Linear | Role::Float => (3.0 / k as f32).sqrt() * random.uniform(),
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood 2014).
+struct Random(u64);
+
+impl Random {
+    /// Uniform in −1 to 1.
+    fn uniform(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let bits = u16::try_from((z ^ (z >> 31)) >> 48).unwrap_or(0);
+        f32::from(bits) / 32_767.5 - 1.0
+    }
+}
+
+/// A byte-level `tokenizer.json` without merges: the special tokens, then 256 bytes.
+fn byte_tokenizer(model: &ModelConfig) -> Value {
+    let s = model.special;
+    let named = [
+        (s.pad, "<pad>"),
+        (s.eos, "<eos>"),
+        (s.img, "<img>"),
+        (s.img_end, "</img>"),
+        (s.pts, "<pts>"),
+        (s.pts_end, "</pts>"),
+        (s.state, "<state>"),
+        (s.act, "<act>"),
+        (s.ask, "<ask>"),
+        (s.ans, "<ans>"),
+    ];
+    let first_byte = named.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
+    let mut vocab: Map<String, Value> =
+        named.iter().map(|(id, name)| ((*name).to_owned(), json!(id))).collect();
+    vocab.extend((first_byte..).zip(byte_letters()).map(|(id, letter)| (letter.to_string(), json!(id))));
+    let special = |(id, content)| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": named.map(special).to_vec(),
+        "normalizer": null, "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                  "vocab": vocab, "merges": []},
+    })
+}
+
+/// The letter that stands for each byte in byte-level BPE: itself where it is printable, the next free one from 256 on
+/// otherwise. Source: `bytes_to_unicode` of GPT-2.
+fn byte_letters() -> impl Iterator<Item = char> {
+    let mut free = '\u{100}'..;
+    (0..=255u8).map(move |byte| match byte {
+        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
+        _ => free.next().unwrap_or('\u{fffd}'),
+    })
+}

@@ -1,0 +1,191 @@
+//! The token layout and the sizes of the `unimodal` family: the numbers that the trainer and the runtime share.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+/// Token ids of the specials; they come first in the text range.
+pub mod ids {
+    /// Padding: never predicted, never seen.
+    pub const PAD: u32 = 0;
+    /// Ends an answer.
+    pub const EOS: u32 = 1;
+    /// Opens an image segment.
+    pub const IMG: u32 = 2;
+    /// Closes an image segment.
+    pub const IMG_END: u32 = 3;
+    /// Opens a state segment.
+    pub const STATE: u32 = 6;
+    /// Opens an action segment.
+    pub const ACT: u32 = 7;
+    /// Opens a question.
+    pub const ASK: u32 = 8;
+    /// Ends the question and opens the answer.
+    pub const ANS: u32 = 9;
+    /// How many ids are special.
+    pub const N_SPECIAL: u32 = 64;
+    /// The names of the named specials, by id; the rest are `<r10>` … `<r63>`.
+    pub const NAMES: [&str; 10] =
+        ["<pad>", "<eos>", "<img>", "</img>", "<pts>", "</pts>", "<state>", "<act>", "<ask>", "<ans>"];
+}
+
+/// The modality of a token: the row of the modality embedding and of the bias tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[repr(u8)]
+pub enum Modality {
+    /// Prefix, instruction, questions, answers.
+    Text = 0,
+    /// `<img>`, codes, `</img>`.
+    Image = 1,
+    /// `<state>` and its bins.
+    State = 2,
+    /// `<act>` and its bins, and the slots.
+    Action = 3,
+}
+
+/// How many modalities there are.
+pub const N_MODALITIES: usize = 4;
+
+/// The window of each modality in segments; text has none.
+pub const WINDOWS: [Option<usize>; N_MODALITIES] = [None, Some(4), Some(4), Some(4)];
+
+/// A task: which learned prefix opens the sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[repr(u8)]
+pub enum Task {
+    /// Frames, states and actions of an arm, with captions and questions.
+    Robot = 0,
+    /// One picture and questions about it.
+    Vqa = 1,
+    /// Plain text.
+    Text = 2,
+}
+
+/// Learned prefix vectors a task.
+pub const PREFIX_LEN: usize = 4;
+/// How many tasks have a prefix.
+pub const N_TASKS: usize = 3;
+/// Image codes of a frame (8 × 8).
+pub const N_CODES: usize = 64;
+/// Steps of an action chunk.
+pub const CHUNK_STEPS: usize = 8;
+/// Steps of a chunk that are executed before the next frame.
+pub const EXECUTED_STEPS: usize = 4;
+/// Dimensions of an action.
+pub const ACTION_DIM: usize = 4;
+/// Dimensions of a state.
+pub const STATE_DIM: usize = 4;
+/// Learned action slots.
+pub const N_SLOTS: usize = CHUNK_STEPS * ACTION_DIM;
+
+/// Sizes of the transformer and of the image tokenizer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Dims {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Decoder blocks.
+    pub n_layers: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the gated feed-forward layer.
+    pub d_ff: usize,
+    /// Text tokens, the specials among them: ids from 0.
+    pub n_text: usize,
+    /// Bins of states and actions: the ids after the text.
+    pub n_bins: usize,
+    /// Base of the rotary angles.
+    pub rope_theta: f64,
+    /// Epsilon of every RMS norm.
+    pub norm_eps: f64,
+    /// Image tokenizer.
+    pub image: ImageDims,
+}
+
+/// Sizes of the VQ-VAE.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ImageDims {
+    /// Side of the square frame, pixels.
+    pub side_px: usize,
+    /// Width of a code vector.
+    pub code_dim: usize,
+    /// Vectors in the code book.
+    pub codebook_size: usize,
+    /// Channels of the three encoder stages; the decoder has them in reverse.
+    pub channels: [usize; 3],
+    /// Channels inside a residual block.
+    pub res_hidden: usize,
+    /// Residual blocks on each side.
+    pub n_res: usize,
+}
+
+impl Dims {
+    /// The shipped size.
+    pub fn nano() -> Dims {
+        Dims {
+            d_model: 192,
+            n_layers: 6,
+            n_heads: 6,
+            n_kv_heads: 2,
+            head_dim: 32,
+            d_ff: 512,
+            n_text: 2112,
+            n_bins: 256,
+            rope_theta: 10_000.0,
+            norm_eps: 1e-5,
+            image: ImageDims {
+                side_px: 64,
+                code_dim: 16,
+                codebook_size: 1024,
+                channels: [32, 64, 96],
+                res_hidden: 48,
+                n_res: 2,
+            },
+        }
+    }
+
+    /// The size of the golden tensors and of quick tests: the same grid and slots, little else.
+    pub fn tiny() -> Dims {
+        Dims {
+            d_model: 32,
+            n_layers: 2,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: 16,
+            d_ff: 40,
+            n_text: 320,
+            n_bins: 16,
+            image: ImageDims {
+                channels: [4, 8, 16],
+                res_hidden: 8,
+                code_dim: 8,
+                codebook_size: 32,
+                ..Dims::nano().image
+            },
+            ..Dims::nano()
+        }
+    }
+
+    /// Ids of specials and byte-pair entries.
+    pub fn text(&self) -> Range<usize> {
+        0..self.n_text
+    }
+
+    /// Ids of the bins of states and actions.
+    pub fn bins(&self) -> Range<usize> {
+        self.n_text..self.n_text + self.n_bins
+    }
+
+    /// Ids of the image codes.
+    pub fn image_codes(&self) -> Range<usize> {
+        self.bins().end..self.bins().end + self.image.codebook_size
+    }
+
+    /// Rows of the tied embedding.
+    pub fn vocab_size(&self) -> usize {
+        self.image_codes().end
+    }
+}

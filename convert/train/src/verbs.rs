@@ -1,0 +1,432 @@
+//! The verbs that train: each reads what the one before it left in the run's folder.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use saccade_train::corpus::{CAPTION_QUESTION, Codes, PictureSet, RobotSet};
+use saccade_train::data::episodes::{self, Episode, Episodes, Step};
+use saccade_train::data::pictures::{self, Pictures};
+use saccade_train::data::Frames;
+use saccade_train::export::Ranges;
+use saccade_train::heldout::HeldOutEpisode;
+use saccade_train::layout::{Dims, Modality, Task};
+use saccade_train::lm::{self, Precision};
+use saccade_train::pack::Sequence;
+use saccade_train::params::{Params, write_whole};
+use saccade_train::train_lm::{self, Corpus, HeldOut, LmRun, Trainee};
+use saccade_train::train_vq::{self, Tokenizer, VqRun, planar};
+use saccade_train::text;
+
+use crate::Folders;
+
+#[cfg(feature = "tch")]
+type Backend = burn::backend::Autodiff<burn::backend::LibTorch<f32>>;
+#[cfg(all(feature = "flex", not(feature = "tch")))]
+type Backend = burn::backend::Autodiff<burn::backend::Flex>;
+#[cfg(all(feature = "cuda", not(feature = "flex"), not(feature = "tch")))]
+type Backend = burn::backend::Autodiff<burn::backend::Cuda>;
+
+/// Photos of each class that are trained on.
+const PHOTOS_PER_CLASS: usize = 500;
+/// Augmented variants of each picture, the plain one among them.
+const PICTURE_VARIANTS: usize = 8;
+/// Variants of each simulator frame.
+const FRAME_VARIANTS: usize = 2;
+
+/// Options of stage one.
+#[derive(Args)]
+pub(crate) struct TokenizerArgs {
+    #[command(flatten)]
+    folders: Folders,
+    /// Optimiser steps.
+    #[arg(long, default_value_t = 1500)]
+    steps: usize,
+    /// Frames a step.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Peak learning rate.
+    #[arg(long, default_value_t = 1e-3)]
+    lr: f64,
+}
+
+/// Options of `encode`.
+#[derive(Args)]
+pub(crate) struct EncodeArgs {
+    #[command(flatten)]
+    folders: Folders,
+}
+
+/// Options of `bpe`.
+#[derive(Args)]
+pub(crate) struct BpeArgs {
+    #[command(flatten)]
+    folders: Folders,
+}
+
+/// Options of stages two and three.
+#[derive(Args)]
+pub(crate) struct LmArgs {
+    #[command(flatten)]
+    folders: Folders,
+    /// Optimiser steps.
+    #[arg(long)]
+    steps: usize,
+    /// Tokens of one packed batch.
+    #[arg(long, default_value_t = 3000)]
+    tokens: usize,
+    /// Packed batches a step.
+    #[arg(long, default_value_t = 2)]
+    accumulate: usize,
+    /// Peak learning rate.
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Temperature of the mixture.
+    #[arg(long, default_value_t = 2.0)]
+    tau: f64,
+    /// Steps between validations.
+    #[arg(long, default_value_t = 200)]
+    validate_every: usize,
+}
+
+/// Actions a second in Meta-World: five physics steps of 2.5 ms each.
+const RATE_HZ: f32 = 80.0;
+
+/// Options of `export`.
+#[derive(Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    folders: Folders,
+    /// The checkpoint to write.
+    #[arg(long, default_value = "examples/models/nano-f16.safetensors")]
+    to: PathBuf,
+}
+
+/// Options of `golden`.
+#[derive(Args)]
+pub(crate) struct GoldenArgs {
+    /// Folder for the two files.
+    #[arg(long, default_value = "convert/train/tests/golden")]
+    to: PathBuf,
+    /// Seed of the random model.
+    #[arg(long, default_value_t = 7)]
+    seed: u64,
+}
+
+/// The folder of episodes that is trained on.
+fn robot_folder(folders: &Folders) -> PathBuf {
+    if let Some(path) = &folders.episodes {
+        return path.clone();
+    }
+    let full = folders.data.join("metaworld-mt10");
+    if full.join("meta/info.json").is_file() { full } else { folders.data.join("metaworld-mt10-small") }
+}
+
+fn read_robot(folder: &Path) -> anyhow::Result<Option<Episodes>> {
+    if !folder.join("meta/info.json").is_file() {
+        log::warn!("no episodes in {}: going on without them", folder.display());
+        return Ok(None);
+    }
+    Ok(Some(episodes::read(folder)?))
+}
+
+fn read_photos(folders: &Folders) -> anyhow::Result<Pictures> {
+    let root = folders.data.join("cifar10");
+    if !root.is_dir() {
+        log::warn!("no photos in {}: going on without them", root.display());
+        return Ok(Pictures::default());
+    }
+    Ok(pictures::photos(&root, PHOTOS_PER_CLASS)?)
+}
+
+pub(crate) fn tokenizer(args: TokenizerArgs) -> anyhow::Result<()> {
+    let folders = &args.folders;
+    let vqa = pictures::easy_vqa(&folders.data.join("easy-vqa"), "train")?;
+    let photos = read_photos(folders)?;
+    let robot = read_robot(&robot_folder(folders))?;
+    let mut sets: Vec<(&str, &Frames, f64)> = vec![("easy-vqa", &vqa.frames, 0.25)];
+    if !photos.frames.is_empty() {
+        sets.push(("photos", &photos.frames, 0.15));
+    }
+    if let Some(robot) = &robot {
+        sets.push(("robot", &robot.frames, 0.6));
+    }
+    let run = VqRun {
+        out: folders.out.clone(),
+        steps: args.steps,
+        batch: args.batch,
+        lr: args.lr,
+        seed: folders.seed,
+        save_every_s: 60.0,
+    };
+    train_vq::train::<Backend>(&run, &Dims::nano(), &sets, &Default::default())?;
+    Ok(())
+}
+
+/// Codes of all frames in `variants` variants; `jitter` draws shift, mirror, gain and lift of the augmented ones.
+fn encode_set(tokenizer: &Tokenizer<Backend>, frames: &Frames, variants: usize, most_px: i32, mirror: bool, seed: u64) -> Codes {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut codes = Vec::with_capacity(variants * frames.len() * 64);
+    let all: Vec<usize> = (0..frames.len()).collect();
+    for variant in 0..variants {
+        for part in all.chunks(128) {
+            let mut x = Vec::new();
+            for &i in part {
+                if variant == 0 {
+                    planar(frames.frame(i), (0, 0), 1.0, 0.0, &mut x);
+                    continue;
+                }
+                let shift = (rng.random_range(-most_px..=most_px), rng.random_range(-most_px..=most_px));
+                let (gain, lift) = (rng.random_range(0.92..1.08), rng.random_range(-0.05..0.05));
+                let frame = frames.frame(i);
+                let flipped = if mirror && rng.random_bool(0.5) { mirrored(frame) } else { frame.to_vec() };
+                planar(&flipped, shift, gain, lift, &mut x);
+            }
+            codes.extend(tokenizer.encode(x, part.len()));
+        }
+    }
+    Codes { codes, n: frames.len() }
+}
+
+/// A frame with left and right exchanged.
+fn mirrored(frame: &[u8]) -> Vec<u8> {
+    let row = saccade_train::data::SIDE_PX * 3;
+    frame.chunks_exact(row).flat_map(|r| r.chunks_exact(3).rev().flatten().copied()).collect()
+}
+
+/// What `encode` leaves beside the codes of a set of episodes.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct EncodedSteps {
+    steps: Vec<Step>,
+    episodes: Vec<Episode>,
+}
+
+pub(crate) fn encode(args: EncodeArgs) -> anyhow::Result<()> {
+    let folders = &args.folders;
+    let tokenizer = Tokenizer::<Backend>::open(&folders.out, &Dims::nano(), &Default::default())?;
+    let vqa = folders.data.join("easy-vqa");
+    let vqa_train = encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "train")?.frames, PICTURE_VARIANTS, 6, true, 1);
+    let vqa_test = encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "test")?.frames, 1, 0, false, 1);
+    let photos = encode_set(&tokenizer, &read_photos(folders)?.frames, 2, 4, true, 2);
+    let mut sets = vec![("easy-vqa", &vqa_train), ("easy-vqa-test", &vqa_test)];
+    if photos.n > 0 {
+        sets.push(("photos", &photos));
+    }
+    Codes::save(&folders.out.join("codes-pictures.safetensors"), &sets)?;
+    if let Some(set) = read_robot(&robot_folder(folders))? {
+        let codes = encode_set(&tokenizer, &set.frames, FRAME_VARIANTS, 1, false, 3);
+        log::info!("{} frames of {} episodes", set.steps.len(), set.episodes.len());
+        Codes::save(&folders.out.join("codes-robot.safetensors"), &[("robot", &codes)])?;
+        let encoded = EncodedSteps { steps: set.steps, episodes: set.episodes };
+        write_whole(&folders.out.join(STEPS), &serde_json::to_vec(&encoded)?)?;
+    }
+    Ok(())
+}
+
+/// Steps and episodes in the run's folder.
+const STEPS: &str = "steps-robot.json";
+
+fn encoded_steps(out: &Path) -> anyhow::Result<EncodedSteps> {
+    let path = out.join(STEPS);
+    let raw = std::fs::read(&path).with_context(|| format!("{}: run `encode` first", path.display()))?;
+    serde_json::from_slice(&raw).with_context(|| path.display().to_string())
+}
+
+pub(crate) fn bpe(args: BpeArgs) -> anyhow::Result<()> {
+    let folders = &args.folders;
+    let mut lines = vec![saccade_train::corpus::CAPTION_QUESTION.to_owned()];
+    for q in pictures::easy_vqa(&folders.data.join("easy-vqa"), "train")?.questions {
+        lines.extend([q.question, q.answer]);
+    }
+    lines.push("what is this?".to_owned());
+    lines.extend("airplane automobile bird cat deer dog frog horse ship truck".split(' ').map(str::to_owned));
+    if let Ok(robot) = encoded_steps(&folders.out) {
+        lines.extend(robot.episodes.into_iter().map(|e| e.instruction));
+        for step in robot.steps.into_iter().step_by(3) {
+            lines.push(step.caption);
+            lines.extend(step.qa.into_iter().flat_map(|(q, a)| [q, a]));
+        }
+    }
+    let json = text::train(&lines, Dims::nano().n_text)?;
+    write_whole(&folders.out.join("tokenizer.json"), json.as_bytes())?;
+    Ok(())
+}
+
+/// Reads everything that `encode` and `bpe` left.
+fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
+    let tokenizer = text::open(&folders.out.join("tokenizer.json"))?;
+    let mut codes = Codes::load(&folders.out.join("codes-pictures.safetensors"))?;
+    let vqa = folders.data.join("easy-vqa");
+    let mut take = |name: &str| codes.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"));
+    let questions = |part: &str| pictures::easy_vqa_questions(&vqa, part);
+    let mut pictures = vec![("easy-vqa".to_owned(), PictureSet::new(take("easy-vqa")?, &questions("train")?, &tokenizer)?)];
+    let test = PictureSet::new(take("easy-vqa-test")?, &questions("test")?, &tokenizer)?;
+    if let Ok(photos) = take("photos") {
+        let root = folders.data.join("cifar10");
+        let set = PictureSet::new(photos, &pictures::photo_questions(&root, PHOTOS_PER_CLASS)?, &tokenizer)?;
+        pictures.push(("photos".to_owned(), set));
+    }
+    let mut held_out = HeldOut::default();
+    let some = (0..test.len()).step_by(8).map(|i| test.whole(dims, i)).collect();
+    held_out.sets.push(("easy-vqa".to_owned(), some));
+    let path = folders.out.join("codes-robot.safetensors");
+    let mut robot = None;
+    if path.is_file() {
+        let codes = Codes::load(&path)?.remove("robot").context("no codes of robot; run `encode` again")?;
+        let EncodedSteps { steps, episodes } = encoded_steps(&folders.out)?;
+        robot = Some(RobotSet::new(codes, steps, episodes, &tokenizer)?);
+    }
+    if let Some(robot) = &robot {
+        let ranges = Ranges { state: robot.state.clone(), action: robot.action.clone(), rate_hz: RATE_HZ };
+        write_whole(&folders.out.join("ranges.json"), &serde_json::to_vec(&ranges)?)?;
+        if folders.held_out.is_dir() {
+            let episodes = saccade_train::heldout::read(&folders.held_out)?;
+            held_out.sets.extend(held_out_sequences(folders, dims, &episodes, robot, &tokenizer)?);
+        }
+    }
+    Ok(Corpus { robot, pictures, held_out })
+}
+
+/// Six steps of each held-out episode, with everything given and with pixels only; caption and three questions a step.
+fn held_out_sequences(
+    folders: &Folders,
+    dims: &Dims,
+    episodes: &[HeldOutEpisode],
+    robot: &RobotSet,
+    words: &tokenizers::Tokenizer,
+) -> anyhow::Result<Vec<(String, Vec<Sequence>)>> {
+    let tokenizer = Tokenizer::<Backend>::open(&folders.out, dims, &Default::default())?;
+    let (mut given, mut bare) = (Vec::new(), Vec::new());
+    for (e, episode) in episodes.iter().enumerate() {
+        let from = (5 * (e % 3)).min(episode.steps.len().saturating_sub(6));
+        let mut x = Vec::new();
+        let window = from..(from + 6).min(episode.steps.len());
+        episode.frames[window.clone()].iter().for_each(|f| planar(f, (0, 0), 1.0, 0.0, &mut x));
+        let codes = tokenizer.encode(x, window.len());
+        for (all, list) in [(true, &mut given), (false, &mut bare)] {
+            let instruction = if all { text::encode(words, &episode.instruction)? } else { Vec::new() };
+            let mut s = Sequence::open(dims, Task::Robot, &instruction);
+            for (codes, at) in codes.chunks_exact(64).zip(window.clone()) {
+                let step = &episode.steps[at];
+                s.image(dims, codes);
+                if all {
+                    s.bins(Modality::State, &saccade_train::corpus::bins(dims, &robot.state, &step.state));
+                }
+                s.ask(&text::encode(words, CAPTION_QUESTION)?, &text::encode(words, &step.caption)?);
+                for (q, a) in step.qa.iter().cycle().skip(3 * at).take(3.min(step.qa.len())) {
+                    s.ask(&text::encode(words, q)?, &text::encode(words, a)?);
+                }
+                s.slots(&saccade_train::corpus::bins(dims, &robot.action, &step.chunk.concat()))?;
+                if all {
+                    s.bins(Modality::Action, &saccade_train::corpus::bins(dims, &robot.action, &step.executed.concat()));
+                }
+            }
+            list.push(s);
+        }
+    }
+    Ok(vec![("robot".to_owned(), given), ("robot-bare".to_owned(), bare)])
+}
+
+/// A model with its first values.
+fn fresh(folders: &Folders, dims: &Dims) -> anyhow::Result<Trainee<Backend>> {
+    let device = Default::default();
+    let tokenizer = Tokenizer::<Backend>::open(&folders.out, dims, &device)?;
+    let mut params = Params::new(&device);
+    let mut rng = ChaCha8Rng::seed_from_u64(folders.seed + 100);
+    lm::declare(&mut params, dims, &tokenizer.book.vectors, &mut rng);
+    Ok(Trainee { params, dims: dims.clone() })
+}
+
+/// The checkpoint of stage two in the run's folder.
+const PRETRAINED: &str = "lm.safetensors";
+/// The checkpoint of stage three.
+const TUNED: &str = "lm-tuned.safetensors";
+
+fn lm_run(args: &LmArgs) -> LmRun {
+    LmRun {
+        out: args.folders.out.clone(),
+        checkpoint: PRETRAINED,
+        stage: "pretrain",
+        steps: args.steps,
+        tokens: args.tokens,
+        accumulate: args.accumulate,
+        lr: args.lr.unwrap_or(2e-3),
+        lr_floor: 0.1,
+        warm_up: 100.min(args.steps / 10 + 1),
+        tau: args.tau,
+        image_weight: 0.1,
+        precision: Precision::Mixed,
+        seed: args.folders.seed,
+        save_every_s: 180.0,
+        validate_every: args.validate_every,
+    }
+}
+
+pub(crate) fn pretrain(args: LmArgs) -> anyhow::Result<()> {
+    let dims = Dims::nano();
+    let corpus = corpus(&args.folders, &dims)?;
+    let mut trainee = fresh(&args.folders, &dims)?;
+    train_lm::train(&lm_run(&args), &mut trainee, &corpus)?;
+    Ok(())
+}
+
+pub(crate) fn tune(args: LmArgs) -> anyhow::Result<()> {
+    let dims = Dims::nano();
+    let corpus = corpus(&args.folders, &dims)?;
+    let mut trainee = fresh(&args.folders, &dims)?;
+    let from = args.folders.out.join(PRETRAINED);
+    if !from.is_file() {
+        bail!("{}: there is no pretrained model; run `pretrain` first", from.display());
+    }
+    trainee.params.load(&from)?;
+    trainee.params.reset_moments();
+    let run = LmRun {
+        checkpoint: TUNED,
+        stage: "tune",
+        lr: args.lr.unwrap_or(1.5e-4),
+        precision: Precision::FakeInt8,
+        seed: args.folders.seed + 1,
+        ..lm_run(&args)
+    };
+    train_lm::train(&run, &mut trainee, &corpus)?;
+    Ok(())
+}
+
+pub(crate) fn export(args: ExportArgs) -> anyhow::Result<()> {
+    let dims = Dims::nano();
+    let out = &args.folders.out;
+    let mut trainee = fresh(&args.folders, &dims)?;
+    let (path, stage) = [(TUNED, "tune"), (PRETRAINED, "pretrain")]
+        .map(|(name, stage)| (out.join(name), stage))
+        .into_iter()
+        .find(|(path, _)| path.is_file())
+        .with_context(|| format!("{}: there is no trained model; run `pretrain` first", out.display()))?;
+    let meta = trainee.params.load(&path)?;
+    let tokenizer = Tokenizer::<Backend>::open(out, &dims, &Default::default())?;
+    let mut tensors = trainee.params.export();
+    tensors.extend(tokenizer.params.export());
+    let shape = vec![dims.image.codebook_size, dims.image.code_dim];
+    tensors.push(("image.codebook.weight".into(), shape, tokenizer.book.vectors.clone()));
+    let path = out.join("ranges.json");
+    let raw = std::fs::read(&path).with_context(|| format!("{}: run `pretrain` first", path.display()))?;
+    let model = saccade_train::export::model_json("nano", &dims, &serde_json::from_slice(&raw)?)?;
+    let text = std::fs::read_to_string(out.join("tokenizer.json"))?;
+    let progress: serde_json::Value = meta.get("progress").map(|p| serde_json::from_str(p)).transpose()?.unwrap_or_default();
+    let provenance = serde_json::json!({
+        "made_by": concat!("saccade-train ", env!("CARGO_PKG_VERSION")), "stage": stage, "steps": progress["step"],
+        "tokens": progress["tokens"], "seed": args.folders.seed,
+        "data": ["metaworld mt10 (3.1.1, scripted experts)", "easy-vqa 1.0", "cifar-10 photos (training part)"],
+    });
+    if let Some(dir) = args.to.parent() {
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    }
+    saccade_train::export::write(&args.to, &tensors, &model, &text, &provenance)?;
+    log::info!("{}: {} parameters", args.to.display(), tensors.iter().map(|t| t.2.len()).sum::<usize>());
+    Ok(())
+}
+
+pub(crate) fn golden(args: GoldenArgs) -> anyhow::Result<()> {
+    Ok(saccade_train::golden::write::<Backend>(&args.to, args.seed, &Default::default())?)
+}

@@ -1,0 +1,126 @@
+//! How fast each kernel set multiplies: `cargo bench -p saccade --bench kernels`.
+//!
+//! Correctness first: every timed product is compared with the scalar set's. One thread, best of many short runs, warm
+//! caches (nano's layers fit in them); GOPS counts a multiplication and an addition as two. Nothing depends on the numbers.
+#![allow(clippy::print_stdout, clippy::cast_precision_loss)]
+
+use std::time::{Duration, Instant};
+
+use half::f16;
+use saccade::kernels::{FloatRows, KV_BLOCK, Kernels, RowsI8};
+use saccade::quant::{TilesI8, pack_n16k4, pad_k, row_sums};
+
+/// `[m, n, k]`: nano's feed-forward layer for one token and for a frame, an image convolution, a larger model's layers.
+const SHAPES: [[usize; 3]; 6] =
+    [[1, 512, 192], [66, 512, 192], [66, 192, 512], [64, 96, 1024], [1, 2816, 1024], [128, 2816, 1024]];
+
+fn main() {
+    println!(
+        "{:28} {}",
+        "GOPS",
+        Kernels::available().iter().map(|set| format!("{:>14}", set.name)).collect::<String>()
+    );
+    for shape in SHAPES {
+        matmul_i8(shape);
+    }
+    for shape in &SHAPES[..4] {
+        matmul_f16(*shape);
+    }
+    elementwise();
+    for head_dim in [32, 64, 128] {
+        attention(head_dim);
+    }
+}
+
+/// The shortest of many runs.
+fn best(mut run: impl FnMut()) -> Duration {
+    let (mut best, start) = (Duration::MAX, Instant::now());
+    while start.elapsed() < Duration::from_millis(300) {
+        let once = Instant::now();
+        run();
+        best = best.min(once.elapsed());
+    }
+    best
+}
+
+/// Prints one row: the rate of each set, its results compared with the first set's.
+fn row(label: &str, macs: usize, len: usize, run: impl Fn(&Kernels, &mut [f32])) {
+    print!("{label:28} ");
+    let mut want = vec![0.0; len];
+    run(&Kernels::SCALAR, &mut want);
+    for set in Kernels::available() {
+        let mut out = vec![0.0; len];
+        run(set, &mut out);
+        assert!(out == want, "{} differs on {label}", set.name);
+        let seconds = best(|| run(set, &mut out)).as_secs_f64();
+        print!("{:14.1}", 2.0 * macs as f64 / seconds / 1e9);
+    }
+    println!();
+}
+
+/// Integers within ±127 without a pattern that matters.
+fn values(len: usize) -> Vec<i8> {
+    (-127..=127).cycle().step_by(31).take(len).collect()
+}
+
+fn matmul_i8([m, n, k]: [usize; 3]) {
+    let (rows, q) = (values(n * k), values(m * pad_k(k)));
+    let (tiles, sum) = (pack_n16k4(&rows, n, k), row_sums(&rows, n, k));
+    let (w_scale, x_scale) = (vec![0.01; n], vec![0.02; m]);
+    let w = TilesI8 { tiles: &tiles, scale: &w_scale, sum: &sum, n, k };
+    row(&format!("matmul_i8 {m} × {n} × {k}"), m * n * k, m * n, |set, out| {
+        (set.matmul_i8)(RowsI8 { q: &q, scale: &x_scale }, w, 0..n, None, out);
+    });
+}
+
+fn matmul_f16([m, n, k]: [usize; 3]) {
+    let rows: Vec<f16> = values(n * k).into_iter().map(f16::from).collect();
+    let x: Vec<f32> = values(m * k).into_iter().map(f32::from).collect();
+    row(&format!("matmul_f16 {m} × {n} × {k}"), m * n * k, m * n, |set, out| {
+        (set.matmul_f16)(&x, FloatRows { rows: &rows, n, k }, 0..n, None, out);
+    });
+}
+
+/// What runs over every value of a frame, in billions of values per second (each counted as half a multiplication).
+fn elementwise() {
+    const LEN: usize = 66 * 192;
+    let x: Vec<f32> = values(LEN).into_iter().map(|x| f32::from(x) * 0.03).collect();
+    let w = vec![0.5; 192];
+    row("rms_norm 66 × 192", LEN / 2, LEN, |set, out| {
+        out.copy_from_slice(&x);
+        (set.rms_norm_f32)(out, &w, 1e-5);
+    });
+    row("softmax 66 × 192", LEN / 2, LEN, |set, out| {
+        out.copy_from_slice(&x);
+        out.chunks_mut(192).for_each(set.softmax_f32);
+    });
+    row("silu_mul 66 × 192", LEN / 2, LEN, |set, out| {
+        out.copy_from_slice(&x);
+        (set.silu_mul_f32)(out, &x);
+    });
+    row("rope 66 × 192", LEN / 2, LEN, |set, out| {
+        out.copy_from_slice(&x);
+        (set.rope_f32)(out, &w[..16], &w[..16]);
+    });
+    row("quantise 66 × 192", LEN / 2, LEN, |set, out| {
+        let mut q = [0; LEN];
+        for (x, q) in x.chunks(192).zip(q.chunks_mut(192)) {
+            out[0] += (set.quantise_row)(x, q);
+        }
+        out[0] = f32::from(q[7]);
+    });
+}
+
+/// One query over one block of the arena: scores, then the weighted sum.
+fn attention(head_dim: usize) {
+    let (q, k) = (values(head_dim), values(KV_BLOCK * head_dim));
+    let scale = [0.01; KV_BLOCK];
+    row(&format!("attention over 16 × {head_dim}"), 2 * 64 * KV_BLOCK * head_dim, head_dim, |set, out| {
+        out.fill(0.0);
+        let mut p = [0.0; KV_BLOCK];
+        for _ in 0..64 {
+            (set.scores_i8)(&q, 0.02, &k, &scale, &mut p);
+            (set.weighted_sum_i8)(&p, &k, &scale, out);
+        }
+    });
+}

@@ -1,0 +1,306 @@
+//! Admission: the one function that decides whether a request may cost the engine anything.
+//!
+//! Every way in (today HTTP) calls [`admit`] before a request is queued. What comes out has been bounded in every
+//! number and every length; what does not come out has cost no more than its own bytes.
+
+use saccade::sample::Sampler;
+use serde_json::Number;
+
+use crate::error::ApiError;
+use crate::picture::Picture;
+use crate::wire::{ChatRequest, Content, List, Part};
+
+/// The longest text of one request (instruction and question together), in bytes.
+pub(crate) const MAX_TEXT_BYTES: usize = 16 << 10;
+/// The longest stop string, in bytes.
+const MAX_STOP_BYTES: usize = 256;
+/// The largest `max_tokens` that is a number and not a mistake; the model's own limit then applies silently.
+const MAX_MAX_TOKENS: u64 = 1 << 20;
+
+/// What a request is judged by: facts of the model that is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// The model's name; `name` and `name:task` are what clients may ask for.
+    pub(crate) name: String,
+    /// Names of the tasks.
+    pub(crate) tasks: Vec<String>,
+    /// Pictures that the model sees at once.
+    pub(crate) max_pictures: usize,
+    /// Tokens of an answer when the request does not say, and at most.
+    pub(crate) max_new_tokens: usize,
+    /// The question of a request that has none.
+    pub(crate) caption: String,
+    /// The kernel set in use.
+    pub(crate) kernels: String,
+    /// Threads of the engine.
+    pub(crate) threads: usize,
+    /// When the model was ready, in seconds since 1970.
+    pub(crate) created: u64,
+}
+
+impl Served {
+    /// Every model id that a client may ask for.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        let tasks = self.tasks.iter().map(|task| format!("{}:{task}", self.name));
+        std::iter::once(self.name.clone()).chain(tasks).collect()
+    }
+}
+
+/// A request that may cost something.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) prompt: Prompt,
+    /// The id under which the client asked, and is answered.
+    pub(crate) model: String,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+}
+
+/// What the inference thread is asked to do.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    pub(crate) task: String,
+    /// Text of the system turns: the instruction of the task.
+    pub(crate) instruction: String,
+    /// Oldest first.
+    pub(crate) pictures: Vec<Picture>,
+    pub(crate) question: String,
+    pub(crate) max_new: usize,
+    pub(crate) stop: Vec<String>,
+    temperature: f32,
+    seed: u64,
+}
+
+impl Prompt {
+    /// How tokens are picked: the likeliest unless the request has a temperature.
+    pub(crate) fn sampler(&self) -> Sampler {
+        if self.temperature > 0.0 {
+            Sampler::with_temperature(self.temperature, self.seed)
+        } else {
+            Sampler::greedy()
+        }
+    }
+}
+
+/// Judges one chat-completion body.
+///
+/// # Errors
+/// 4xx with the parameter and the rule that it breaks.
+pub(crate) fn admit(body: &[u8], served: &Served) -> Result<Admitted, ApiError> {
+    let request: ChatRequest = serde_json::from_slice(body).map_err(|error| {
+        let reason: String = error.to_string().chars().take(200).collect();
+        ApiError::unreadable(format!("the body is no chat-completion request: {reason}"))
+    })?;
+    let (model, task) = choose_model(request.model.as_deref(), served)?;
+    let (temperature, seed) = sampling(&request)?;
+    let max_new = max_new(&request, served)?;
+    let stop = request.stop.map_or_else(Vec::new, |stops| stops.0);
+    if stop.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
+        let message = format!("a stop string has between 1 and {MAX_STOP_BYTES} bytes");
+        return Err(ApiError::invalid("stop", message));
+    }
+    if let Some(format) = &request.response_format
+        && format.kind != "text"
+    {
+        return Err(ApiError::invalid("response_format", "this model answers in plain text: ask for `text`"));
+    }
+    let turns = read_turns(&request.messages.0, served)?;
+    let task = task.or_else(|| default_task(served, !turns.pictures.is_empty())).unwrap_or_default();
+    Ok(Admitted {
+        prompt: Prompt {
+            task,
+            instruction: turns.instruction,
+            pictures: turns.pictures,
+            question: turns.question,
+            max_new,
+            stop,
+            temperature,
+            seed,
+        },
+        model,
+        stream: request.stream.unwrap_or(false),
+        include_usage: request.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
+    })
+}
+
+/// The id to answer under, and the task if the id names one.
+fn choose_model(asked: Option<&str>, served: &Served) -> Result<(String, Option<String>), ApiError> {
+    let Some(asked) = asked.filter(|id| !id.is_empty()) else { return Ok((served.name.clone(), None)) };
+    if asked == served.name {
+        return Ok((asked.into(), None));
+    }
+    let task = asked.strip_prefix(&*served.name).and_then(|rest| rest.strip_prefix(':'));
+    match task.filter(|task| served.tasks.iter().any(|known| known == task)) {
+        Some(task) => Ok((asked.into(), Some(task.into()))),
+        None => Err(ApiError::unknown_model(asked, &served.ids())),
+    }
+}
+
+/// Pictures without another word are frames (the first task); text alone is for the last one.
+fn default_task(served: &Served, has_pictures: bool) -> Option<String> {
+    if has_pictures { served.tasks.first().cloned() } else { served.tasks.last().cloned() }
+}
+
+fn max_new(request: &ChatRequest, served: &Served) -> Result<usize, ApiError> {
+    let fields =
+        [("max_completion_tokens", &request.max_completion_tokens), ("max_tokens", &request.max_tokens)];
+    let mut asked = None;
+    for (param, number) in fields {
+        if let Some(number) = number {
+            let value = whole(param, number, 1, MAX_MAX_TOKENS)?;
+            asked = asked.or(Some(value));
+        }
+    }
+    let asked = asked.map_or(served.max_new_tokens, |value| usize::try_from(value).unwrap_or(usize::MAX));
+    Ok(asked.min(served.max_new_tokens))
+}
+
+/// Temperature and seed; a request without a temperature gets the likeliest tokens, as a robot should.
+fn sampling(request: &ChatRequest) -> Result<(f32, u64), ApiError> {
+    if let Some(n) = &request.n {
+        whole("n", n, 1, 1)?;
+    }
+    let seed = match &request.seed {
+        None => 0,
+        // Any 64 bits will do.
+        Some(seed) => seed
+            .as_u64()
+            .or_else(|| seed.as_i64().map(i64::cast_unsigned))
+            .ok_or_else(|| ApiError::invalid("seed", "`seed` must be a whole number of 64 bits"))?,
+    };
+    // A model this small has few likely tokens: top_p is checked, and leaves them all.
+    within("top_p", request.top_p.as_ref(), 1.0)?;
+    #[allow(clippy::cast_possible_truncation, reason = "between 0 and 2")]
+    let temperature = within("temperature", request.temperature.as_ref(), 2.0)?.unwrap_or(0.0) as f32;
+    Ok((temperature, seed))
+}
+
+/// A number from 0 to `high`.
+fn within(param: &str, number: Option<&Number>, high: f64) -> Result<Option<f64>, ApiError> {
+    let value = number.and_then(Number::as_f64);
+    if value.is_some_and(|value| !(0.0..=high).contains(&value)) {
+        return Err(ApiError::invalid(param, format!("`{param}` must lie between 0 and {high}")));
+    }
+    Ok(value)
+}
+
+/// A whole number within bounds; `8.0` is one too, as JSON has no other way to say so in some clients.
+fn whole(param: &str, number: &Number, low: u64, high: u64) -> Result<u64, ApiError> {
+    let exact = number.as_u64().or_else(|| {
+        let value = number.as_f64()?;
+        // Below 2^53 every whole f64 is exact, so the cast is too.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        (value.fract() == 0.0 && (0.0..9e15).contains(&value)).then_some(value as u64)
+    });
+    exact.filter(|value| (low..=high).contains(value)).ok_or_else(|| {
+        let message = if low == high {
+            format!("`{param}` must be {low}")
+        } else {
+            format!("`{param}` must be a whole number between {low} and {high}")
+        };
+        ApiError::invalid(param, message)
+    })
+}
+
+/// What is left of a conversation: this family answers one question at a time and has no turns of its own.
+struct Turns {
+    instruction: String,
+    pictures: Vec<Picture>,
+    question: String,
+}
+
+/// Instruction from the system turns, pictures from all user turns, question from the last one.
+fn read_turns(messages: &[crate::wire::Message], served: &Served) -> Result<Turns, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::invalid("messages", "`messages` is empty: send at least one user message"));
+    }
+    let mut turns = Turns { instruction: String::new(), pictures: Vec::new(), question: String::new() };
+    let mut asked = false;
+    for (i, message) in messages.iter().enumerate() {
+        match message.role.as_str() {
+            "system" | "developer" => read_text(&mut turns.instruction, message, i)?,
+            "user" => {
+                asked = true;
+                turns.question.clear();
+                read_text(&mut turns.question, message, i)?;
+                read_pictures(&mut turns.pictures, message, i, served)?;
+            }
+            "assistant" | "tool" | "function" => {}
+            _ => {
+                let message = "a role is one of system, developer, user, assistant and tool";
+                return Err(ApiError::invalid(format!("messages[{i}].role"), message));
+            }
+        }
+    }
+    if !asked {
+        return Err(ApiError::invalid("messages", "no message has the role `user`: send a question"));
+    }
+    if turns.instruction.len() + turns.question.len() > MAX_TEXT_BYTES {
+        let message = format!("the text is longer than {MAX_TEXT_BYTES} bytes: shorten it");
+        return Err(ApiError::invalid("messages", message));
+    }
+    if turns.question.trim().is_empty() {
+        if turns.pictures.is_empty() {
+            return Err(ApiError::invalid(
+                "messages",
+                "the last user message is empty: send text or a picture",
+            ));
+        }
+        turns.question.clone_from(&served.caption);
+    }
+    Ok(turns)
+}
+
+/// Appends a message's text, parts joined by a blank.
+fn read_text(into: &mut String, message: &crate::wire::Message, i: usize) -> Result<(), ApiError> {
+    let parts = match &message.content {
+        None => return Ok(()),
+        Some(Content::Text(text)) => {
+            push_words(into, text);
+            return Ok(());
+        }
+        Some(Content::Parts(List(parts))) => parts,
+    };
+    for (j, part) in parts.iter().enumerate() {
+        let param = || format!("messages[{i}].content[{j}]");
+        match (part.kind.as_str(), &part.text) {
+            ("text", Some(text)) => push_words(into, &text.0),
+            ("text", None) => return Err(ApiError::invalid(param(), "a text part needs the field `text`")),
+            ("image_url", _) => {}
+            _ => return Err(ApiError::invalid(param(), "a part's type is `text` or `image_url`")),
+        }
+    }
+    Ok(())
+}
+
+fn push_words(into: &mut String, text: &str) {
+    if !into.is_empty() && !text.is_empty() {
+        into.push(' ');
+    }
+    into.push_str(text);
+}
+
+fn read_pictures(
+    into: &mut Vec<Picture>,
+    message: &crate::wire::Message,
+    i: usize,
+    served: &Served,
+) -> Result<(), ApiError> {
+    let Some(Content::Parts(List(parts))) = &message.content else { return Ok(()) };
+    for (j, part) in parts.iter().enumerate().filter(|(_, part)| part.kind == "image_url") {
+        let Part { image_url: Some(url), .. } = part else {
+            let param = format!("messages[{i}].content[{j}]");
+            return Err(ApiError::invalid(param, "an image_url part needs the field `image_url`"));
+        };
+        if into.len() == served.max_pictures {
+            let message = format!("the model sees {} pictures at once: send fewer", served.max_pictures);
+            return Err(ApiError::invalid("messages", message));
+        }
+        into.push(Picture::from_data_uri(&url.0, &format!("messages[{i}].content[{j}].image_url.url"))?);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "admit_tests.rs"]
+mod tests;

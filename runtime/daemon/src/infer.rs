@@ -1,0 +1,228 @@
+//! The inference thread: one model, one session, one request at a time.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use saccade::Error;
+use saccade::config::Modality;
+use saccade::engine::EngineOptions;
+use saccade::family::Model;
+use saccade::session::{self, Session, SessionError, SessionOptions};
+use saccade::tokenize::{self, ImageTokenizer, Tokenizer as _};
+
+use crate::admit::{Prompt, Served};
+use crate::app::unix_s;
+use crate::error::ApiError;
+use crate::job::{Done, Event, Finish, Job, Timings};
+use crate::metrics::Metrics;
+use crate::shipped;
+use crate::tokens::TextStream;
+
+/// Loads the bundle, says so through `ready`, and answers jobs until their queue is closed.
+///
+/// # Errors
+/// If the bundle cannot be opened.
+pub(crate) fn run(
+    model: Option<&Path>,
+    threads: usize,
+    ready: impl FnOnce(Served),
+    jobs: &Receiver<Job>,
+    metrics: &Metrics,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut engine = Answerer::open(&shipped::model(model)?, threads)?;
+    log::info!("ready load_ms={:.1}", ms(start.elapsed()));
+    ready(engine.served());
+    for job in jobs {
+        metrics.queue_len.dec();
+        if job.reply.is_closed() {
+            // The client left while the job waited.
+            metrics.cancelled.inc();
+            continue;
+        }
+        engine.answer(&job, metrics);
+    }
+    Ok(())
+}
+
+/// A model with everything that one request at a time needs.
+struct Answerer {
+    model: Arc<Model>,
+    session: Session,
+    images: ImageTokenizer,
+    codes: Vec<u16>,
+    answer: Vec<u32>,
+}
+
+impl Answerer {
+    fn open(dir: &Path, threads: usize) -> anyhow::Result<Self> {
+        let model = Model::open(dir, &EngineOptions { threads, ..EngineOptions::default() })?;
+        // Read now rather than in the first request: a damaged tokenizer must keep the service from being ready.
+        model.text()?;
+        Ok(Self {
+            session: Session::new(&model, &SessionOptions::default())?,
+            images: ImageTokenizer::new(&model),
+            codes: Vec::new(),
+            answer: Vec::new(),
+            model,
+        })
+    }
+
+    fn served(&self) -> Served {
+        let config = self.model.config();
+        Served {
+            name: config.name.clone(),
+            tasks: config.tasks.clone(),
+            max_pictures: config.window(Modality::Image).unwrap_or(16),
+            max_new_tokens: config.generation.max_new_tokens,
+            caption: config.chat.caption.clone(),
+            kernels: self.model.engine().kernels().name.to_string(),
+            threads: self.model.engine().threads(),
+            created: unix_s(),
+        }
+    }
+
+    /// Answers one job; whatever goes wrong is that job's alone.
+    fn answer(&mut self, job: &Job, metrics: &Metrics) {
+        let ended = self.answer_prompt(job, metrics).unwrap_or_else(|error| Some(Event::Failed(error)));
+        metrics.request_s.observe(job.queued.elapsed().as_secs_f64());
+        match ended {
+            // There is room for every event; a closed channel means that the client left.
+            Some(event) => {
+                let _ = job.reply.try_send(event);
+            }
+            None => {
+                metrics.cancelled.inc();
+            }
+        }
+    }
+
+    /// Answers one prompt token by token; nothing if the client left.
+    fn answer_prompt(&mut self, job: &Job, metrics: &Metrics) -> Result<Option<Event>, ApiError> {
+        let prompt = &job.prompt;
+        let start = Instant::now();
+        let mut timings = Timings { queue_ms: ms(start - job.queued), ..Timings::default() };
+        let model = Arc::clone(&self.model);
+        let text = model.text().map_err(|error| refuse(&error))?;
+        let suffix = &model.config().chat.question_suffix;
+        let instruction = encode(text, &prompt.instruction)?;
+        let question = encode(text, &format!("{}{suffix}", prompt.question.trim()))?;
+        self.session.begin(&prompt.task, &instruction).map_err(|error| refuse(&error))?;
+        let prefill = self.push_pictures(prompt, &mut timings)?;
+        metrics.pictures.inc_by(prompt.pictures.len() as u64);
+
+        let asked = Instant::now();
+        let mut first_token = None;
+        let mut left = false;
+        let mut stream = TextStream::new(&prompt.stop);
+        let decode = |ids: &[u32]| text.decode(ids).unwrap_or_default();
+        let mut show = |more: String| {
+            // Refused only when the client has left: there is room for every event.
+            left |= !more.is_empty() && job.reply.try_send(Event::Text(more)).is_err();
+            !left && !job.reply.is_closed()
+        };
+        let mut sampler = prompt.sampler();
+        let finish =
+            self.session.answer(&question, prompt.max_new, &mut sampler, &mut self.answer, &mut |id| {
+                first_token.get_or_insert_with(|| {
+                    metrics.time_to_first_token_s.observe(job.queued.elapsed().as_secs_f64());
+                    Instant::now()
+                });
+                show(stream.push(id, decode)) && !stream.stopped()
+            });
+        let finish = finish.map_err(|error| refuse(&error))?;
+        if !show(stream.finish(decode)) {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let first_token = first_token.unwrap_or(now);
+        timings.prefill_ms = ms(prefill + (first_token - asked));
+        timings.decode_ms = ms(now - first_token);
+        let finish = if stream.stopped() { Ended::StopString } else { finish.into() };
+        let done = self.done(&question, finish, timings);
+        metrics.prompt_tokens.inc_by(done.prompt_tokens as u64);
+        metrics.generated_tokens.inc_by(done.completion_tokens as u64);
+        log::debug!(
+            "answered prompt_tokens={} completion_tokens={}",
+            done.prompt_tokens,
+            done.completion_tokens
+        );
+        Ok(Some(Event::Done(done)))
+    }
+
+    /// Decodes, tokenizes and pushes the pictures; returns the time in the session alone.
+    fn push_pictures(&mut self, prompt: &Prompt, timings: &mut Timings) -> Result<Duration, ApiError> {
+        let mut prefill = Duration::ZERO;
+        for picture in &prompt.pictures {
+            let start = Instant::now();
+            let pixels = picture.decode()?;
+            let decoded = Instant::now();
+            let (width, height) = (pixels.width() as usize, pixels.height() as usize);
+            let picture = tokenize::Picture { rgb: pixels.as_raw(), width, height };
+            self.images.encode(picture, &mut self.codes).map_err(|error| refuse(&error))?;
+            let tokenized = Instant::now();
+            self.session.push_image(&self.codes).map_err(|error| refuse(&error))?;
+            prefill += tokenized.elapsed();
+            timings.preprocess_ms += ms(decoded - start);
+            timings.vision_ms += ms(tokenized - decoded);
+        }
+        Ok(prefill)
+    }
+
+    fn done(&self, question: &[u32], ended: Ended, mut timings: Timings) -> Done {
+        // <ask> and <ans> stand around the question.
+        let prompt_tokens = self.session.live_tokens() + question.len() + 2;
+        let completion_tokens = self.answer.len() + usize::from(ended == Ended::EndToken);
+        #[allow(clippy::cast_precision_loss, reason = "an answer has few tokens")]
+        let later_tokens = completion_tokens.saturating_sub(1) as f64;
+        timings.tokens_per_s =
+            if timings.decode_ms > 0.0 { later_tokens / timings.decode_ms * 1e3 } else { 0.0 };
+        let finish = if ended == Ended::Limit { Finish::Length } else { Finish::Stop };
+        Done { finish, prompt_tokens, completion_tokens, timings }
+    }
+}
+
+/// What ended an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The model's end token, which it wrote as well.
+    EndToken,
+    /// A stop string of the request.
+    StopString,
+    /// The token limit.
+    Limit,
+}
+
+impl From<session::Finish> for Ended {
+    fn from(finish: session::Finish) -> Self {
+        match finish {
+            session::Finish::Stop => Self::EndToken,
+            session::Finish::Length => Self::Limit,
+        }
+    }
+}
+
+/// The model was trained on lower-case text alone, so that is what it is shown.
+fn encode(text: &tokenize::TextTokenizer, words: &str) -> Result<Vec<u32>, ApiError> {
+    text.encode(&words.trim().to_lowercase()).map_err(|error| refuse(&error))
+}
+
+/// A refusal of the runtime as one of ours: too much text is the client's affair, everything else is logged.
+fn refuse(error: &Error) -> ApiError {
+    match error {
+        Error::Session(SessionError::TooLong { tokens, room }) => ApiError::invalid(
+            "messages",
+            format!("the text has {tokens} tokens, there is room for {room}: shorten it"),
+        ),
+        _ => {
+            log::error!("a request failed: {}", error.sentence());
+            ApiError::engine()
+        }
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,322 @@
+//! `saccaded` driven from outside: a random bundle, real sockets, real signals.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use saccade::config::WeightDtype;
+use saccade_convert::bundle;
+use saccade_convert::checkpoint::Checkpoint;
+use saccade_convert::progress::Progress;
+use saccade_convert::random::write_checkpoint;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const SACCADED: &str = env!("CARGO_BIN_EXE_saccaded");
+
+/// A nano bundle with random weights: it talks nonsense, always the same.
+fn random_bundle() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = dir.path().join("random.safetensors");
+    write_checkpoint(&checkpoint, &saccade::config::nano(), 7).unwrap();
+    let mut checkpoint = Checkpoint::open(&checkpoint).unwrap();
+    let bundle = dir.path().join("nano");
+    bundle::convert(&mut checkpoint, &bundle, WeightDtype::Int8, false, &mut Progress::silent()).unwrap();
+    dir
+}
+
+/// A running service, killed when the test ends.
+struct Service {
+    child: Child,
+    address: SocketAddr,
+    _bundle: TempDir,
+}
+
+impl Service {
+    fn start() -> Self {
+        let bundle = random_bundle();
+        let mut child = Command::new(SACCADED)
+            .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1", "--model"])
+            .arg(bundle.path().join("nano"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        let address = loop {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the service ended before it listened");
+            if let Some((_, address)) = line.split_once("listening address=http://") {
+                break address.trim().parse().unwrap();
+            }
+        };
+        // A full pipe would stop the service in the middle of a log line.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        let service = Self { child, address, _bundle: bundle };
+        let start = Instant::now();
+        while service.get("/health").0 != 200 {
+            assert!(start.elapsed() < Duration::from_secs(60), "the model never became ready");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        service
+    }
+
+    /// Status and body of one request.
+    fn exchange(&self, request: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        self.exchange(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
+    }
+
+    fn chat(&self, body: &Value) -> (u16, String) {
+        let body = body.to_string();
+        let length = body.len();
+        self.exchange(&format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer EMPTY\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        ))
+    }
+
+    fn completion(&self, body: &Value) -> Value {
+        let (status, text) = self.chat(body);
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.get("/metrics");
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        line.parse().unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What live-vlm-webui sends: one user message, text first, one JPEG as a data URI.
+fn webui(jpeg: &[u8]) -> Value {
+    let url = format!("data:image/jpeg;base64,{}", base64::engine::general_purpose::STANDARD.encode(jpeg));
+    json!({"model": "nano", "max_tokens": 16, "messages": [{"role": "user", "content": [
+        {"type": "text", "text": "Describe what you see in this image in one sentence."},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]}]})
+}
+
+fn jpeg(shade: u8) -> Vec<u8> {
+    let mut out = std::io::Cursor::new(Vec::new());
+    let picture = image::RgbImage::from_fn(320, 240, |x, y| {
+        image::Rgb([shade, u8::try_from(x % 256).unwrap(), u8::try_from(y % 256).unwrap()])
+    });
+    picture.write_to(&mut out, image::ImageFormat::Jpeg).unwrap();
+    out.into_inner()
+}
+
+/// The text of a stream, and its data lines.
+fn streamed(body: &str) -> (String, Vec<Value>) {
+    let data: Vec<&str> = body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    assert_eq!(data.last(), Some(&"[DONE]"), "{body}");
+    let chunks: Vec<Value> =
+        data[..data.len() - 1].iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let text = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+    (text, chunks)
+}
+
+#[test]
+fn answers_pictures_whole_and_streamed_alike() {
+    let service = Service::start();
+    let health: Value = serde_json::from_str(&service.get("/health").1).unwrap();
+    assert_eq!(
+        (&health["status"], &health["model"], &health["threads"]),
+        (&json!("ok"), &json!("nano"), &json!(1))
+    );
+    assert!(health["kernels"].as_str().is_some_and(|name| !name.is_empty()));
+
+    let mut ask = webui(&jpeg(10));
+    let whole = service.completion(&ask);
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert_eq!(whole["object"], "chat.completion");
+    let usage = &whole["usage"];
+    assert!(usage["prompt_tokens"].as_u64().unwrap() > 66, "the picture alone has 66 tokens: {usage}");
+    assert!((1..=17).contains(&usage["completion_tokens"].as_u64().unwrap()), "{usage}");
+    for stage in ["queue_ms", "preprocess_ms", "vision_ms", "prefill_ms", "decode_ms", "tokens_per_s"] {
+        assert!(
+            whole["timings"][stage].as_f64().is_some_and(|ms| ms >= 0.0),
+            "{stage}: {}",
+            whole["timings"]
+        );
+    }
+
+    ask["stream"] = json!(true);
+    ask["stream_options"] = json!({"include_usage": true});
+    let (status, body) = service.chat(&ask);
+    assert_eq!(status, 200);
+    let (again, chunks) = streamed(&body);
+    assert_eq!(again, text, "a stream says the same");
+    assert_eq!(&chunks.last().unwrap()["usage"], usage);
+    assert!(chunks.iter().all(|chunk| chunk["object"] == "chat.completion.chunk"));
+
+    // Another picture and no picture give other token counts, and neither leaves anything behind.
+    let other =
+        service.completion(&json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}));
+    assert!(other["usage"]["prompt_tokens"].as_u64().unwrap() < 66);
+    ask["stream"] = json!(false);
+    assert_eq!(service.completion(&ask)["choices"][0]["message"]["content"], json!(text));
+}
+
+#[test]
+fn a_seed_repeats_an_answer_and_a_stop_string_ends_it() {
+    let service = Service::start();
+    let ask = |seed: u64| {
+        let body = json!({"messages": [{"role": "user", "content": "hello"}], "temperature": 1.5, "seed": seed, "max_tokens": 12});
+        service.completion(&body)["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let first = ask(1);
+    assert_eq!(ask(1), first);
+    assert!((2..12).any(|seed| ask(seed) != first), "other seeds give other answers");
+    let greedy = json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 12});
+    let text = service.completion(&greedy)["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let stop: String = text.chars().skip(2).take(2).collect();
+    assert!(!stop.is_empty(), "{text:?} is too short to be stopped");
+    let mut stopped = greedy.clone();
+    stopped["stop"] = json!([stop]);
+    let answer = service.completion(&stopped);
+    let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert_eq!(content, text.split(&stop).next().unwrap());
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+}
+
+#[test]
+fn a_bad_request_fails_alone() {
+    let service = Service::start();
+    let broken = &jpeg(10)[..900];
+    let (status, body) = service.chat(&webui(broken));
+    assert_eq!(status, 400);
+    assert!(body.contains("broken behind its header") || body.contains("cannot be read"), "{body}");
+    let long = "word ".repeat(2000);
+    let (status, body) = service.chat(&json!({"messages": [{"role": "user", "content": long}]}));
+    assert_eq!(status, 400);
+    assert!(body.contains("shorten it"), "{body}");
+    assert_eq!(service.chat(&webui(&jpeg(1))).0, 200);
+}
+
+#[test]
+fn many_clients_leave_nothing_behind() {
+    let service = Service::start();
+    let ask = webui(&jpeg(77));
+    let mut round = || {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..10 {
+                        let (status, body) = service.chat(&ask);
+                        assert!(status == 200 || status == 429, "{body}");
+                    }
+                });
+            }
+        });
+        service.metric("saccade_memory_anonymous_bytes")
+    };
+    // Arenas of the allocator and threads of the runtime come into being in the first rounds.
+    round();
+    round();
+    let before = round();
+    let after = round();
+    assert!(after - before < 2_097_152.0, "{before} bytes before, {after} after 40 more requests");
+    assert!(service.metric("saccade_generated_tokens_total") > 0.0);
+    assert_eq!(service.metric("saccade_queue_length"), 0.0);
+}
+
+#[test]
+fn sigterm_ends_it_with_success() {
+    let mut service = Service::start();
+    let pid = service.child.id().to_string();
+    assert!(Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status().unwrap().success());
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = service.child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "it does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{status}");
+}
+
+fn saccaded(args: &[&str], model: Option<&Path>) -> Output {
+    let mut command = Command::new(SACCADED);
+    command.args(args);
+    if let Some(model) = model {
+        command.arg("--model").arg(model);
+    }
+    command.output().unwrap()
+}
+
+/// One sentence on stderr, nothing on stdout, and an exit code that is not 0.
+fn refusal(output: &Output) -> String {
+    assert!(!output.status.success());
+    assert!(output.stdout.is_empty());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last = text.lines().last().unwrap_or_default().to_owned();
+    assert!(last.starts_with("saccaded: ") && !text.contains("panicked"), "{text}");
+    last
+}
+
+#[test]
+fn a_wrong_start_is_one_sentence() {
+    let empty = tempfile::tempdir().unwrap();
+    let said = refusal(&saccaded(&["serve", "--listen", "127.0.0.1:0"], Some(empty.path())));
+    assert!(said.contains("no saccade.json"), "{said}");
+    let said = refusal(&saccaded(&["serve", "--listen", "0.0.0.0:0"], Some(empty.path())));
+    assert!(said.contains("loopback"), "{said}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = refusal(&saccaded(&["serve", "--listen", &address], Some(empty.path())));
+    assert!(said.contains("choose another one"), "{said}");
+    let said = refusal(&saccaded(&["bench", "--json", "nothing://here"], Some(empty.path())));
+    assert!(!said.is_empty());
+    assert!(!saccaded(&["bench", "--frames", "0"], None).status.success());
+}
+
+#[test]
+fn the_bench_counts_no_allocations() {
+    let bundle = random_bundle();
+    let model = bundle.path().join("nano");
+    let args = ["bench", "--json", "--frames", "20", "test://pattern?width=160&height=120"];
+    let output = saccaded(&args, Some(&model));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["allocs_per_frame"], json!(0.0), "{found}");
+    for key in ["frame_to_answer_ms", "frame_to_action_ms"] {
+        let at = |p: &str| found[key][p].as_f64().unwrap();
+        assert!(0.0 < at("p50") && at("p50") <= at("p95") && at("p95") <= at("p99"), "{found}");
+    }
+    assert!(found["frame_to_action_ms"]["p50"].as_f64() < found["frame_to_answer_ms"]["p50"].as_f64());
+    assert!(found["frames_per_s"].as_f64().unwrap() > 0.0);
+    let table = saccaded(&["bench", "--frames", "2", "test://pattern"], Some(&model));
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("frame to answer") && table.contains("allocations per frame"), "{table}");
+}
+
+#[test]
+fn the_doctor_speaks_json_and_words() {
+    let json: Value = serde_json::from_slice(&saccaded(&["doctor", "--json"], None).stdout).unwrap();
+    assert!(json["variant"].is_string() && json["mem_total_gb"].as_f64().unwrap() > 0.0);
+    assert!(String::from_utf8_lossy(&saccaded(&["doctor"], None).stdout).contains("board"));
+}

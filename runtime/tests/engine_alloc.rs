@@ -1,0 +1,89 @@
+//! The engine allocates nothing after it is made: not on the calling thread, not on its workers, not on the first call.
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use half::f16;
+use saccade::engine::{Engine, EngineOptions, Linear, LinearScratch};
+use saccade::kernels::{KV_BLOCK, Kernels};
+use saccade::quant::{TilesI8, pack_n16k4, quantise_weight_rows, row_sums};
+
+/// Counts the calls of every thread.
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's word is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Allocations while `work` runs.
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    work();
+    ALLOCATIONS.load(Ordering::SeqCst) - before
+}
+
+// The only test of its file: another one beside it would be counted too.
+#[test]
+fn nothing_is_allocated_after_the_engine_is_made() {
+    assert_eq!(allocations(|| drop(black_box(vec![0u8; 64]))), 1, "the counter counts");
+
+    // All three token counts are shared between the threads, by outputs and by tokens; the 100 rows of one are not.
+    let (n, k) = (4200, 517);
+    let w = vec![0.5f32; n * k];
+    let half = vec![f16::from_f32(0.5); n * k];
+    let (rows, scale) = quantise_weight_rows(&w, n, k);
+    let (tiles, sum) = (pack_n16k4(&rows, n, k), row_sums(&rows, n, k));
+    let tiles = Linear::I8(TilesI8 { tiles: &tiles, scale: &scale, sum: &sum, n, k });
+    let linears = [tiles, Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }];
+    let (x, mut out) = (vec![0.25f32; 20 * k], vec![0.0f32; 20 * n]);
+    let mut scratch = LinearScratch::new(20, k);
+    let (mut q, mut head) = (vec![0i8; 64], vec![0.5f32; 64]);
+    let (keys, scales, mut p) = (vec![1i8; KV_BLOCK * 64], [0.5; KV_BLOCK], [0.0; KV_BLOCK]);
+    let float_keys = vec![0.5f32; KV_BLOCK * 64];
+
+    for set in Kernels::available() {
+        let engine = Engine::new(&EngineOptions { threads: 3, kernels: Some(set.name) }).unwrap();
+        for pause_ms in [0, 5] {
+            // After a pause the workers sleep and have to be woken.
+            std::thread::sleep(Duration::from_millis(pause_ms));
+            let count = allocations(|| {
+                for m in [1, 3, 20] {
+                    for w in linears {
+                        engine.linear(&x[..m * k], m, w, None, &mut out[..m * n], &mut scratch);
+                        engine.linear_rows(&x[..m * k], m, w, 5..105, &mut out[..m * 100], &mut scratch);
+                    }
+                }
+                engine.rms_norm(&x[..64], &w[..64], 1e-5, &mut head);
+                engine.rope_inplace(&mut head, &w[..32], &w[..32]);
+                let scale = (engine.kernels().quantise_row)(&head, &mut q);
+                (engine.kernels().scores_i8)(&q, scale, &keys, &scales, &mut p);
+                (engine.kernels().scores_f32)(&head, &float_keys, &mut p);
+                engine.softmax_inplace(&mut p);
+                (engine.kernels().weighted_sum_i8)(&p, &keys, &scales, &mut head);
+                (engine.kernels().weighted_sum_f32)(&p, &float_keys, &mut head);
+                engine.silu_inplace(&mut head);
+                engine.silu_mul(&mut head, &w[..64]);
+                engine.add(&mut head, &w[..64]);
+            });
+            assert_eq!(count, 0, "{} after {pause_ms} ms", set.name);
+        }
+    }
+}
