@@ -171,6 +171,7 @@ impl KvArena {
     }
 
     /// Blocks that no segment holds.
+    #[cfg(test)]
     pub(crate) fn free_blocks(&self) -> usize {
         self.free.len()
     }

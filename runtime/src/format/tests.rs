@@ -183,11 +183,11 @@ fn file_errors_name_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("short.safetensors");
     fs::write(&path, "abc").unwrap();
-    let sentence = read_file_header(&path, Rules::Foreign).unwrap_err().to_string();
+    let sentence = read_file_header(&path, Rules::Foreign).unwrap_err().sentence();
     assert!(sentence.contains("short.safetensors") && sentence.contains("3 bytes"), "{sentence}");
-    let sentence = read_file_header(folder.path(), Rules::Foreign).unwrap_err().to_string();
+    let sentence = read_file_header(folder.path(), Rules::Foreign).unwrap_err().sentence();
     assert!(sentence.contains("not a file"), "{sentence}");
-    let sentence = read_file_header(&folder.path().join("none"), Rules::Foreign).unwrap_err().to_string();
+    let sentence = read_file_header(&folder.path().join("none"), Rules::Foreign).unwrap_err().sentence();
     assert!(sentence.contains("none"), "{sentence}");
 }
 

@@ -1,6 +1,9 @@
 //! The `unimodal` family once more, in double precision, straight from its definition: dense attention over a whole
 //! sequence, the mask and every position written out, no cache, no engine. Slow and obvious; the runtime is tested against it.
 
+// A module of tests: everything in it is for the test files that include it.
+#![allow(unreachable_pub)]
+
 pub mod bundle;
 
 use std::collections::BTreeMap;
