@@ -243,7 +243,9 @@ fn run_episode(bench: &mut Bench, episode: &HeldOutEpisode, context: Context, ou
         if !all {
             continue;
         }
-        for (q, a) in step.qa.iter().cycle().skip(QUESTIONS_A_STEP * at).take(QUESTIONS_A_STEP.min(step.qa.len())) {
+        for (q, a) in
+            step.qa.iter().cycle().skip(QUESTIONS_A_STEP * at).take(QUESTIONS_A_STEP.min(step.qa.len()))
+        {
             out.answers.push((q.clone(), bench.ask(q)?, a.clone()));
         }
         bench.session.act(&mut chunk)?;
@@ -318,8 +320,14 @@ mod tests {
     fn captions_are_compared_whole_and_by_sentence() {
         let say = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         let c = captions(&[
-            say("the robot a. the hand is x. the gripper is open.", "the robot a. the hand is x. the gripper is open."),
-            say("the robot a. the hand is y. the gripper is open.", "the robot a. the hand is x. the gripper is closed."),
+            say(
+                "the robot a. the hand is x. the gripper is open.",
+                "the robot a. the hand is x. the gripper is open.",
+            ),
+            say(
+                "the robot a. the hand is y. the gripper is open.",
+                "the robot a. the hand is x. the gripper is closed.",
+            ),
             say("", "the robot b. the hand is z. the gripper is open."),
         ]);
         assert_eq!((c.exact, c.task, c.relations, c.gripper), (1.0 / 3.0, 2.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0));
@@ -329,7 +337,12 @@ mod tests {
     #[test]
     fn action_errors_and_their_chance_are_computed_by_dimension() {
         let pair = |dim, bin, expert_bin, value, expert| ActionPair { dim, bin, expert_bin, value, expert };
-        let a = actions(&[pair(0, 1, 1, 0.5, 0.5), pair(0, 2, 1, 1.0, 0.5), pair(1, 0, 0, 0.0, 1.0), pair(1, 5, 9, 2.0, 3.0)]);
+        let a = actions(&[
+            pair(0, 1, 1, 0.5, 0.5),
+            pair(0, 2, 1, 1.0, 0.5),
+            pair(1, 0, 0, 0.0, 1.0),
+            pair(1, 5, 9, 2.0, 3.0),
+        ]);
         assert_eq!((a.bin_accuracy, a.chance_bin_accuracy), (0.5, 0.75));
         assert_eq!(a.mse, (0.0 + 0.25 + 1.0 + 1.0) / 4.0);
         assert_eq!(a.chance_mse, (0.0 + 0.0 + 1.0 + 1.0) / 4.0);

@@ -53,7 +53,10 @@ pub fn read(dir: &Path) -> Result<Vec<HeldOutEpisode>> {
     paths.retain(|p| p.extension().is_some_and(|e| e == "json") && p.with_extension("png").is_file());
     paths.sort();
     if paths.is_empty() {
-        return Err(Error::content(dir, "holds no episode (a .json beside a .png); give the folder of held-out data"));
+        return Err(Error::content(
+            dir,
+            "holds no episode (a .json beside a .png); give the folder of held-out data",
+        ));
     }
     paths.iter().map(|p| episode(p)).collect()
 }
@@ -75,5 +78,10 @@ fn episode(path: &Path) -> Result<HeldOutEpisode> {
         let row = |y: usize| &pixels[(y * width + i * side) * 3..][..side * 3];
         (0..side).flat_map(row).copied().collect()
     };
-    Ok(HeldOutEpisode { task: raw.task, instruction: raw.instruction, frames: (0..n).map(frame).collect(), steps: raw.steps })
+    Ok(HeldOutEpisode {
+        task: raw.task,
+        instruction: raw.instruction,
+        frames: (0..n).map(frame).collect(),
+        steps: raw.steps,
+    })
 }

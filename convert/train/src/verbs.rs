@@ -7,18 +7,18 @@ use clap::Args;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use saccade_train::corpus::{CAPTION_QUESTION, Codes, PictureSet, RobotSet};
+use saccade_train::data::Frames;
 use saccade_train::data::episodes::{self, Episode, Episodes, Step};
 use saccade_train::data::pictures::{self, Pictures};
-use saccade_train::data::Frames;
 use saccade_train::export::Ranges;
 use saccade_train::heldout::HeldOutEpisode;
 use saccade_train::layout::{Dims, Modality, Task};
 use saccade_train::lm::{self, Precision};
 use saccade_train::pack::Sequence;
 use saccade_train::params::{Params, write_whole};
+use saccade_train::text;
 use saccade_train::train_lm::{self, Corpus, HeldOut, LmRun, Trainee};
 use saccade_train::train_vq::{self, Tokenizer, VqRun, planar};
-use saccade_train::text;
 
 use crate::Folders;
 
@@ -166,7 +166,14 @@ pub(crate) fn tokenizer(args: TokenizerArgs) -> anyhow::Result<()> {
 }
 
 /// Codes of all frames in `variants` variants; `jitter` draws shift, mirror, gain and lift of the augmented ones.
-fn encode_set(tokenizer: &Tokenizer<Backend>, frames: &Frames, variants: usize, most_px: i32, mirror: bool, seed: u64) -> Codes {
+fn encode_set(
+    tokenizer: &Tokenizer<Backend>,
+    frames: &Frames,
+    variants: usize,
+    most_px: i32,
+    mirror: bool,
+    seed: u64,
+) -> Codes {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut codes = Vec::with_capacity(variants * frames.len() * 64);
     let all: Vec<usize> = (0..frames.len()).collect();
@@ -207,7 +214,8 @@ pub(crate) fn encode(args: EncodeArgs) -> anyhow::Result<()> {
     let folders = &args.folders;
     let tokenizer = Tokenizer::<Backend>::open(&folders.out, &Dims::nano(), &Default::default())?;
     let vqa = folders.data.join("easy-vqa");
-    let vqa_train = encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "train")?.frames, PICTURE_VARIANTS, 6, true, 1);
+    let vqa_train =
+        encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "train")?.frames, PICTURE_VARIANTS, 6, true, 1);
     let vqa_test = encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "test")?.frames, 1, 0, false, 1);
     let photos = encode_set(&tokenizer, &read_photos(folders)?.frames, 2, 4, true, 2);
     let mut sets = vec![("easy-vqa", &vqa_train), ("easy-vqa-test", &vqa_test)];
@@ -259,9 +267,11 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
     let tokenizer = text::open(&folders.out.join("tokenizer.json"))?;
     let mut codes = Codes::load(&folders.out.join("codes-pictures.safetensors"))?;
     let vqa = folders.data.join("easy-vqa");
-    let mut take = |name: &str| codes.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"));
+    let mut take =
+        |name: &str| codes.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"));
     let questions = |part: &str| pictures::easy_vqa_questions(&vqa, part);
-    let mut pictures = vec![("easy-vqa".to_owned(), PictureSet::new(take("easy-vqa")?, &questions("train")?, &tokenizer)?)];
+    let mut pictures =
+        vec![("easy-vqa".to_owned(), PictureSet::new(take("easy-vqa")?, &questions("train")?, &tokenizer)?)];
     let test = PictureSet::new(take("easy-vqa-test")?, &questions("test")?, &tokenizer)?;
     if let Ok(photos) = take("photos") {
         let root = folders.data.join("cifar10");
@@ -320,7 +330,10 @@ fn held_out_sequences(
                 }
                 s.slots(&saccade_train::corpus::bins(dims, &robot.action, &step.chunk.concat()))?;
                 if all {
-                    s.bins(Modality::Action, &saccade_train::corpus::bins(dims, &robot.action, &step.executed.concat()));
+                    s.bins(
+                        Modality::Action,
+                        &saccade_train::corpus::bins(dims, &robot.action, &step.executed.concat()),
+                    );
                 }
             }
             list.push(s);
@@ -414,7 +427,8 @@ pub(crate) fn export(args: ExportArgs) -> anyhow::Result<()> {
     let raw = std::fs::read(&path).with_context(|| format!("{}: run `pretrain` first", path.display()))?;
     let model = saccade_train::export::model_json("nano", &dims, &serde_json::from_slice(&raw)?)?;
     let text = std::fs::read_to_string(out.join("tokenizer.json"))?;
-    let progress: serde_json::Value = meta.get("progress").map(|p| serde_json::from_str(p)).transpose()?.unwrap_or_default();
+    let progress: serde_json::Value =
+        meta.get("progress").map(|p| serde_json::from_str(p)).transpose()?.unwrap_or_default();
     let provenance = serde_json::json!({
         "made_by": concat!("saccade-train ", env!("CARGO_PKG_VERSION")), "stage": stage, "steps": progress["step"],
         "tokens": progress["tokens"], "seed": args.folders.seed,

@@ -86,11 +86,11 @@ impl Picture {
     /// # Errors
     /// 400 if the bytes behind the header are broken.
     pub(crate) fn decode(&self) -> Result<RgbImage, ApiError> {
-        let broken = || {
-            ApiError::invalid(&*self.param, "the picture is broken behind its header: encode it again")
-        };
+        let broken =
+            || ApiError::invalid(&*self.param, "the picture is broken behind its header: encode it again");
         // The decoder fills what a cut JPEG lacks with grey; a picture that is half grey must not be answered about.
-        let ends = self.encoded.windows(2).rev().take(MAX_JPEG_TRAILER_BYTES).any(|pair| pair == [0xFF, 0xD9]);
+        let ends =
+            self.encoded.windows(2).rev().take(MAX_JPEG_TRAILER_BYTES).any(|pair| pair == [0xFF, 0xD9]);
         if self.format == ImageFormat::Jpeg && !ends {
             return Err(broken());
         }

@@ -27,7 +27,12 @@ fn tensors(smallest_dim: usize) -> impl Strategy<Value = Vec<Tensor>> {
                 }
                 let elements: usize = shape.iter().product();
                 let bytes = elements * usize::try_from(dtype.bits()).unwrap() / 8;
-                (name, dtype, shape, (0..bytes).map(|i| fill.wrapping_add((i % 251) as u8)).collect())
+                (
+                    name,
+                    dtype,
+                    shape,
+                    (0..bytes).map(|i| fill.wrapping_add(u8::try_from(i % 251).unwrap())).collect(),
+                )
             })
             .collect()
     })

@@ -66,7 +66,11 @@ impl ImageTokenizer {
     fn resize(&mut self, from: Picture<'_>) -> Result<(), SessionError> {
         let expected = from.width.checked_mul(from.height).and_then(|n| n.checked_mul(3));
         if expected.is_none_or(|expected| expected == 0 || expected != from.rgb.len()) {
-            return Err(SessionError::Picture { width: from.width, height: from.height, bytes: from.rgb.len() });
+            return Err(SessionError::Picture {
+                width: from.width,
+                height: from.height,
+                bytes: from.rgb.len(),
+            });
         }
         self.resize.run(from);
         Ok(())
@@ -186,10 +190,18 @@ impl Tokenizer for ImageTokenizer {
 pub(crate) fn check_codes(codes: &[u16], model: &Model) -> Result<(), SessionError> {
     let config = model.config();
     if codes.len() != config.image_codes() {
-        return Err(SessionError::Dimensions { what: "image", found: codes.len(), expected: config.image_codes() });
+        return Err(SessionError::Dimensions {
+            what: "image",
+            found: codes.len(),
+            expected: config.image_codes(),
+        });
     }
     match codes.iter().find(|&&code| usize::from(code) >= config.image.codebook_size) {
-        Some(&code) => Err(SessionError::Token { what: "image code", id: code.into(), limit: config.image.codebook_size }),
+        Some(&code) => Err(SessionError::Token {
+            what: "image code",
+            id: code.into(),
+            limit: config.image.codebook_size,
+        }),
         None => Ok(()),
     }
 }

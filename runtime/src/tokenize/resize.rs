@@ -141,8 +141,16 @@ mod tests {
         let four = grey(&[0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150]);
         assert_eq!(resize(&four, 4, 4, (4, 4)), four, "the same size changes nothing");
         assert_eq!(resize(&four, 4, 4, (2, 2)), grey(&[25, 45, 105, 125]), "means of 2 × 2");
-        assert_eq!(resize(&grey(&[0, 30, 60]), 3, 1, (2, 1)), grey(&[15, 45])[..], "the middle of 3 × 1 is 2 × 1 at 1.0");
-        assert_eq!(resize(&grey(&[0, 100]), 2, 1, (4, 2)), grey(&[0, 25, 75, 100, 0, 25, 75, 100]), "bilinear");
+        assert_eq!(
+            resize(&grey(&[0, 30, 60]), 3, 1, (2, 1)),
+            grey(&[15, 45])[..],
+            "the middle of 3 × 1 is 2 × 1 at 1.0"
+        );
+        assert_eq!(
+            resize(&grey(&[0, 100]), 2, 1, (4, 2)),
+            grey(&[0, 25, 75, 100, 0, 25, 75, 100]),
+            "bilinear"
+        );
         assert_eq!(resize(&grey(&[7]), 1, 1, (2, 2)), grey(&[7, 7, 7, 7]));
     }
 
@@ -154,7 +162,9 @@ mod tests {
 
     #[test]
     fn a_flat_picture_stays_flat_at_every_size() {
-        for (width, height) in [(1, 1), (2, 3), (63, 64), (64, 64), (65, 64), (100, 77), (640, 480), (1921, 1080)] {
+        for (width, height) in
+            [(1, 1), (2, 3), (63, 64), (64, 64), (65, 64), (100, 77), (640, 480), (1921, 1080)]
+        {
             let flat = vec![201; width * height * 3];
             assert!(resize(&flat, width, height, (64, 64)).iter().all(|&v| v == 201), "{width} × {height}");
         }
