@@ -8,28 +8,19 @@
 
 pub mod error;
 pub mod eval;
-pub mod heldout;
 pub mod layout;
 
 #[cfg(feature = "train")]
 pub mod batch;
 #[cfg(feature = "train")]
-pub mod lm;
-#[cfg(feature = "train")]
-pub mod pack;
-#[cfg(feature = "train")]
-pub mod qat;
-#[cfg(feature = "train")]
 pub mod corpus;
-#[cfg(feature = "train")]
-pub mod text;
-#[cfg(feature = "train")]
-pub mod train_lm;
+pub mod data;
 #[cfg(feature = "train")]
 pub mod export;
 #[cfg(feature = "train")]
 pub mod golden;
-pub mod data;
+#[cfg(feature = "train")]
+pub mod lm;
 #[cfg(feature = "train")]
 pub mod log_file;
 #[cfg(feature = "train")]
@@ -37,7 +28,15 @@ pub mod ops;
 #[cfg(feature = "tch")]
 mod ops_tch;
 #[cfg(feature = "train")]
+pub mod pack;
+#[cfg(feature = "train")]
 pub mod params;
+#[cfg(feature = "train")]
+pub mod qat;
+#[cfg(feature = "train")]
+pub mod text;
+#[cfg(feature = "train")]
+pub mod train_lm;
 #[cfg(feature = "train")]
 pub mod train_vq;
 #[cfg(feature = "train")]

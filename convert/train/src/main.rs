@@ -117,7 +117,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "the result is what the program is asked for")]
 fn eval(args: EvalArgs) -> anyhow::Result<()> {
     let report = saccade_train::eval::evaluate(&args.bundle, &args.held_out, &args.data.join("easy-vqa"))?;
-    let text = if args.json { serde_json::to_string(&report)? } else { serde_json::to_string_pretty(&report)? };
+    let text =
+        if args.json { serde_json::to_string(&report)? } else { serde_json::to_string_pretty(&report)? };
     println!("{text}");
     Ok(())
 }

@@ -88,7 +88,13 @@ impl Corpus {
     }
 
     /// One batch of about `tokens` tokens from a random set; its name and sequences.
-    fn draw(&self, dims: &Dims, mix: &[(String, f64)], tokens: usize, rng: &mut ChaCha8Rng) -> Result<(String, Vec<Sequence>)> {
+    fn draw(
+        &self,
+        dims: &Dims,
+        mix: &[(String, f64)],
+        tokens: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<(String, Vec<Sequence>)> {
         let mut at = rng.random::<f64>();
         let name = mix.iter().find(|(_, p)| {
             at -= p;
@@ -102,7 +108,9 @@ impl Corpus {
             let s = match (&self.robot, self.pictures.iter().find(|(n, _)| *n == name)) {
                 (_, Some((_, set))) => set.draw(dims, MOST_QUESTIONS, rng),
                 (Some(set), None) => set.draw(dims, &shape, rng)?,
-                (None, None) => return Err(Error::Setting("there is nothing to train on; run `encode` first".into())),
+                (None, None) => {
+                    return Err(Error::Setting("there is nothing to train on; run `encode` first".into()));
+                }
             };
             sum += s.len();
             out.push(s);
@@ -158,7 +166,9 @@ where
         let weights = [1.0, 1.0, run.image_weight];
         let mut total = Tensor::<B, 1>::zeros([1], self.params.device());
         for (head, weight) in weights.into_iter().enumerate() {
-            let Some(l) = lm::head_loss(leaves, &self.dims, &batch, &x, head, run.precision) else { continue };
+            let Some(l) = lm::head_loss(leaves, &self.dims, &batch, &x, head, run.precision) else {
+                continue;
+            };
             let slot = &mut seen.heads[head];
             slot.0 += f64::from(host(&l.loss.clone().inner())[0]);
             slot.1 += f64::from(host(&l.accuracy.inner())[0]);
@@ -189,7 +199,9 @@ where
                 let batch = Batch::<B::InnerBackend>::new(part, &self.dims, self.params.device());
                 let x = lm::forward(&leaves, &self.dims, &batch, precision);
                 for (head, right) in right.iter_mut().enumerate() {
-                    let Some(logits) = lm::logits(&leaves, &self.dims, &batch, &x, head, precision) else { continue };
+                    let Some(logits) = lm::logits(&leaves, &self.dims, &batch, &x, head, precision) else {
+                        continue;
+                    };
                     let best = logits.argmax(1).into_data();
                     let start = [0, self.dims.bins().start, self.dims.image_codes().start][head];
                     let wanted = part.iter().flat_map(|s| &s.targets).filter(|t| t.head as usize == head);
@@ -242,7 +254,8 @@ where
     if path.is_file() {
         let meta = trainee.params.load(&path)?;
         let stored = meta.get("progress").and_then(|p| serde_json::from_str(p).ok());
-        at = stored.ok_or_else(|| Error::content(&path, "has no progress; remove it to start this stage again"))?;
+        at = stored
+            .ok_or_else(|| Error::content(&path, "has no progress; remove it to start this stage again"))?;
         log::info!("resuming {} at step {}", path.display(), at.step);
     }
     let mix = corpus.mixture(run.tau);
@@ -279,7 +292,8 @@ where
         if at.step % 20 == 0 || last {
             let now = log.seconds();
             line["tokens"] = json!(at.tokens);
-            line["tokens_per_s"] = json!(((at.tokens - line_tokens) as f64 / (now - line_s).max(1e-9)).round());
+            line["tokens_per_s"] =
+                json!(((at.tokens - line_tokens) as f64 / (now - line_s).max(1e-9)).round());
             (line_s, line_tokens) = (now, at.tokens);
         }
         if at.step % run.validate_every == 0 || last {

@@ -6,19 +6,19 @@ use anyhow::{Context, bail};
 use clap::Args;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use saccade_convert::compare::heldout::{self, Episode as HeldOutEpisode};
 use saccade_train::corpus::{CAPTION_QUESTION, Codes, PictureSet, RobotSet};
 use saccade_train::data::episodes::{self, Episode, Episodes, Step};
 use saccade_train::data::pictures::{self, Pictures};
-use saccade_train::data::Frames;
+use saccade_train::data::{FRAME_BYTES, Frames};
 use saccade_train::export::Ranges;
-use saccade_train::heldout::HeldOutEpisode;
 use saccade_train::layout::{Dims, Modality, Task};
 use saccade_train::lm::{self, Precision};
 use saccade_train::pack::Sequence;
 use saccade_train::params::{Params, write_whole};
+use saccade_train::text;
 use saccade_train::train_lm::{self, Corpus, HeldOut, LmRun, Trainee};
 use saccade_train::train_vq::{self, Tokenizer, VqRun, planar};
-use saccade_train::text;
 
 use crate::Folders;
 
@@ -166,7 +166,14 @@ pub(crate) fn tokenizer(args: TokenizerArgs) -> anyhow::Result<()> {
 }
 
 /// Codes of all frames in `variants` variants; `jitter` draws shift, mirror, gain and lift of the augmented ones.
-fn encode_set(tokenizer: &Tokenizer<Backend>, frames: &Frames, variants: usize, most_px: i32, mirror: bool, seed: u64) -> Codes {
+fn encode_set(
+    tokenizer: &Tokenizer<Backend>,
+    frames: &Frames,
+    variants: usize,
+    most_px: i32,
+    mirror: bool,
+    seed: u64,
+) -> Codes {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut codes = Vec::with_capacity(variants * frames.len() * 64);
     let all: Vec<usize> = (0..frames.len()).collect();
@@ -207,7 +214,8 @@ pub(crate) fn encode(args: EncodeArgs) -> anyhow::Result<()> {
     let folders = &args.folders;
     let tokenizer = Tokenizer::<Backend>::open(&folders.out, &Dims::nano(), &Default::default())?;
     let vqa = folders.data.join("easy-vqa");
-    let vqa_train = encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "train")?.frames, PICTURE_VARIANTS, 6, true, 1);
+    let vqa_train =
+        encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "train")?.frames, PICTURE_VARIANTS, 6, true, 1);
     let vqa_test = encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "test")?.frames, 1, 0, false, 1);
     let photos = encode_set(&tokenizer, &read_photos(folders)?.frames, 2, 4, true, 2);
     let mut sets = vec![("easy-vqa", &vqa_train), ("easy-vqa-test", &vqa_test)];
@@ -259,9 +267,11 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
     let tokenizer = text::open(&folders.out.join("tokenizer.json"))?;
     let mut codes = Codes::load(&folders.out.join("codes-pictures.safetensors"))?;
     let vqa = folders.data.join("easy-vqa");
-    let mut take = |name: &str| codes.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"));
+    let mut take =
+        |name: &str| codes.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"));
     let questions = |part: &str| pictures::easy_vqa_questions(&vqa, part);
-    let mut pictures = vec![("easy-vqa".to_owned(), PictureSet::new(take("easy-vqa")?, &questions("train")?, &tokenizer)?)];
+    let mut pictures =
+        vec![("easy-vqa".to_owned(), PictureSet::new(take("easy-vqa")?, &questions("train")?, &tokenizer)?)];
     let test = PictureSet::new(take("easy-vqa-test")?, &questions("test")?, &tokenizer)?;
     if let Ok(photos) = take("photos") {
         let root = folders.data.join("cifar10");
@@ -282,7 +292,8 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
         let ranges = Ranges { state: robot.state.clone(), action: robot.action.clone(), rate_hz: RATE_HZ };
         write_whole(&folders.out.join("ranges.json"), &serde_json::to_vec(&ranges)?)?;
         if folders.held_out.is_dir() {
-            let episodes = saccade_train::heldout::read(&folders.held_out)?;
+            let files = heldout::files(&folders.held_out)?;
+            let episodes = files.iter().map(|f| heldout::read(f)).collect::<Result<Vec<_>, _>>()?;
             held_out.sets.extend(held_out_sequences(folders, dims, &episodes, robot, &tokenizer)?);
         }
     }
@@ -303,7 +314,12 @@ fn held_out_sequences(
         let from = (5 * (e % 3)).min(episode.steps.len().saturating_sub(6));
         let mut x = Vec::new();
         let window = from..(from + 6).min(episode.steps.len());
-        episode.frames[window.clone()].iter().for_each(|f| planar(f, (0, 0), 1.0, 0.0, &mut x));
+        for frame in episode.frames().skip(window.start).take(window.len()) {
+            if frame.rgb.len() != FRAME_BYTES {
+                bail!("{}: frames are not 64 × 64; make the folder again", folders.held_out.display());
+            }
+            planar(frame.rgb, (0, 0), 1.0, 0.0, &mut x);
+        }
         let codes = tokenizer.encode(x, window.len());
         for (all, list) in [(true, &mut given), (false, &mut bare)] {
             let instruction = if all { text::encode(words, &episode.instruction)? } else { Vec::new() };
@@ -315,12 +331,15 @@ fn held_out_sequences(
                     s.bins(Modality::State, &saccade_train::corpus::bins(dims, &robot.state, &step.state));
                 }
                 s.ask(&text::encode(words, CAPTION_QUESTION)?, &text::encode(words, &step.caption)?);
-                for (q, a) in step.qa.iter().cycle().skip(3 * at).take(3.min(step.qa.len())) {
+                for [q, a] in step.qa.iter().cycle().skip(3 * at).take(3.min(step.qa.len())) {
                     s.ask(&text::encode(words, q)?, &text::encode(words, a)?);
                 }
                 s.slots(&saccade_train::corpus::bins(dims, &robot.action, &step.chunk.concat()))?;
                 if all {
-                    s.bins(Modality::Action, &saccade_train::corpus::bins(dims, &robot.action, &step.executed.concat()));
+                    s.bins(
+                        Modality::Action,
+                        &saccade_train::corpus::bins(dims, &robot.action, &step.executed.concat()),
+                    );
                 }
             }
             list.push(s);
@@ -414,7 +433,8 @@ pub(crate) fn export(args: ExportArgs) -> anyhow::Result<()> {
     let raw = std::fs::read(&path).with_context(|| format!("{}: run `pretrain` first", path.display()))?;
     let model = saccade_train::export::model_json("nano", &dims, &serde_json::from_slice(&raw)?)?;
     let text = std::fs::read_to_string(out.join("tokenizer.json"))?;
-    let progress: serde_json::Value = meta.get("progress").map(|p| serde_json::from_str(p)).transpose()?.unwrap_or_default();
+    let progress: serde_json::Value =
+        meta.get("progress").map(|p| serde_json::from_str(p)).transpose()?.unwrap_or_default();
     let provenance = serde_json::json!({
         "made_by": concat!("saccade-train ", env!("CARGO_PKG_VERSION")), "stage": stage, "steps": progress["step"],
         "tokens": progress["tokens"], "seed": args.folders.seed,

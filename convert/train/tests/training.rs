@@ -27,11 +27,18 @@ fn corpus(dir: &Path) -> Corpus {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let n = 24;
     let codes = |rng: &mut ChaCha8Rng| Codes {
-        codes: (0..n).flat_map(|i| (0..64).map(move |_| i % 4)).map(|c| c + 4 * rng.random_range(0..2u16)).collect(),
+        codes: (0..n)
+            .flat_map(|i| (0..64).map(move |_| i % 4))
+            .map(|c| c + 4 * rng.random_range(0..2u16))
+            .collect(),
         n: n.into(),
     };
     let questions: Vec<Question> = (0..usize::from(n))
-        .map(|picture| Question { question: "q?".into(), answer: ["a", "b", "c", "d"][picture % 4].into(), picture })
+        .map(|picture| Question {
+            question: "q?".into(),
+            answer: ["a", "b", "c", "d"][picture % 4].into(),
+            picture,
+        })
         .collect();
     let pictures = PictureSet::new(codes(&mut rng), &questions, &tokenizer).unwrap();
     let step = |i: usize| Step {
@@ -132,7 +139,8 @@ fn twenty_steps_lower_the_tokenizers_loss() {
     let bytes = colours.chunks_exact(3).flat_map(|c| c.repeat(64 * 64)).collect();
     let frames = Frames { bytes };
     let run = VqRun { out: dir.path().to_owned(), steps: 20, batch: 4, lr: 5e-3, seed: 4, save_every_s: 1e9 };
-    train_vq::train::<Backend>(&run, &Dims::tiny(), &[("colours", &frames, 1.0)], &Default::default()).unwrap();
+    train_vq::train::<Backend>(&run, &Dims::tiny(), &[("colours", &frames, 1.0)], &Default::default())
+        .unwrap();
     let log = std::fs::read_to_string(dir.path().join("log.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let report = lines.iter().find(|l| l["set"] == "colours").unwrap();
