@@ -43,7 +43,7 @@ fn accepts_the_file_that_the_tests_below_break() {
 
 #[test]
 fn rejects_file_shorter_than_the_length() {
-    assert_refused!(vec![0_u8; 3], Rules::Foreign, FormatError::TooShort { .. }, "3 bytes");
+    assert_refused!([0_u8; 3], Rules::Foreign, FormatError::TooShort { .. }, "3 bytes");
     assert_refused!(Vec::new(), Rules::Foreign, FormatError::TooShort { .. }, "0 bytes");
 }
 

@@ -10,11 +10,12 @@ use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
 use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer as _};
+use saccade_convert::compare::heldout::{self, Episode};
 use serde::Serialize;
 
+use crate::data::SIDE_PX;
 use crate::data::pictures::{Pictures, Question, easy_vqa, easy_vqa_questions};
 use crate::error::Result;
-use crate::heldout::{self, HeldOutEpisode};
 
 /// All results; shares are of 1.
 #[derive(Debug, Clone, Serialize)]
@@ -108,8 +109,8 @@ impl Bench {
         Ok(Bench { model, session, images, codes: Vec::new(), answer: Vec::new() })
     }
 
-    fn see(&mut self, rgb: &[u8]) -> Result<()> {
-        self.images.encode(Picture { rgb, width: 64, height: 64 }, &mut self.codes)?;
+    fn see(&mut self, picture: Picture<'_>) -> Result<()> {
+        self.images.encode(picture, &mut self.codes)?;
         Ok(self.session.push_image(&self.codes)?)
     }
 
@@ -127,7 +128,8 @@ impl Bench {
 /// If the bundle or a data set cannot be read.
 pub fn evaluate(bundle: &Path, held_out: &Path, vqa: &Path) -> Result<Report> {
     let mut bench = Bench::open(bundle)?;
-    let episodes = heldout::read(held_out)?;
+    let files = heldout::files(held_out)?;
+    let episodes = files.iter().map(|f| heldout::read(f)).collect::<std::result::Result<Vec<_>, _>>()?;
     let test = easy_vqa(vqa, "test")?;
     let train = easy_vqa_questions(vqa, "train")?;
     let easy_vqa = measure_easy_vqa(&mut bench, &test, &train)?;
@@ -173,7 +175,7 @@ fn measure_easy_vqa(bench: &mut Bench, test: &Pictures, train: &[Question]) -> R
     let bar = ProgressBar::new(test.frames.len() as u64);
     for (picture, list) in test.by_picture().into_iter().enumerate() {
         bench.session.begin("vqa", &[])?;
-        bench.see(test.frames.frame(picture))?;
+        bench.see(Picture { rgb: test.frames.frame(picture), width: SIDE_PX, height: SIDE_PX })?;
         for q in list {
             right += usize::from(bench.ask(&q.question)? == q.answer);
             by_text += usize::from(likeliest.get(q.question.as_str()) == Some(&q.answer.as_str()));
@@ -220,7 +222,7 @@ struct Robot {
 /// Questions asked at each held-out step: a few of the many, different ones from step to step.
 const QUESTIONS_A_STEP: usize = 4;
 
-fn run_episode(bench: &mut Bench, episode: &HeldOutEpisode, context: Context, out: &mut Robot) -> Result<()> {
+fn run_episode(bench: &mut Bench, episode: &Episode, context: Context, out: &mut Robot) -> Result<()> {
     let config = bench.model.config().action.clone();
     let n_bins = bench.model.config().tokens.bins;
     let bins = saccade::tokenize::Bins::new(
@@ -234,7 +236,7 @@ fn run_episode(bench: &mut Bench, episode: &HeldOutEpisode, context: Context, ou
     let caption = bench.model.config().chat.caption.clone();
     bench.session.begin("robot", &instruction)?;
     let mut chunk = ActionChunk::default();
-    for (at, (frame, step)) in episode.frames.iter().zip(&episode.steps).enumerate() {
+    for (at, (frame, step)) in episode.frames().zip(&episode.steps).enumerate() {
         bench.see(frame)?;
         if all {
             bench.session.push_state(&step.state)?;
@@ -243,7 +245,7 @@ fn run_episode(bench: &mut Bench, episode: &HeldOutEpisode, context: Context, ou
         if !all {
             continue;
         }
-        for (q, a) in
+        for [q, a] in
             step.qa.iter().cycle().skip(QUESTIONS_A_STEP * at).take(QUESTIONS_A_STEP.min(step.qa.len()))
         {
             out.answers.push((q.clone(), bench.ask(q)?, a.clone()));

@@ -3,12 +3,24 @@
 //! Three stages: the image tokenizer ([`train_vq`]), the transformer on mixed sequences, and tuning under fake quantisation.
 //! What is trained is exactly what the runtime computes: segments, windows and positions follow the same rule in [`pack`].
 //!
+//! The shipped model, on two cores with libtorch 2.9.0 (each verb reads what the ones before it left in `--out`; all resume):
+//!
+//! ```text
+//! cargo build --release -p saccade-train --features tch
+//! saccade-train tokenizer --steps 900 --batch 32 --lr 2e-3      # stage one: frames to codes
+//! saccade-train encode                                          # every picture, once
+//! saccade-train bpe
+//! saccade-train pretrain --steps 1400 --accumulate 1 --tau 2    # stage two: mixed sequences
+//! saccade-train tune --steps 220 --accumulate 1 --tau 3 --lr 5e-4   # stage three: under fake INT8
+//! saccade-train export --to examples/models/nano-f16.safetensors
+//! saccade-train eval --bundle examples/models/nano --json       # needs no framework
+//! ```
+//!
 //! **Architecture Invariant:** without a framework feature (`flex`, `tch`, `cuda`) nothing of burn is compiled; evaluation
 //! runs bundles through the runtime.
 
 pub mod error;
 pub mod eval;
-pub mod heldout;
 pub mod layout;
 
 #[cfg(feature = "train")]

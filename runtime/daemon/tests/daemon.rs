@@ -1,5 +1,7 @@
 //! `saccaded` driven from outside: a random bundle, real sockets, real signals.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
