@@ -222,7 +222,7 @@ fn a_bad_request_fails_alone() {
 fn many_clients_leave_nothing_behind() {
     let service = Service::start();
     let ask = webui(&jpeg(77));
-    let mut round = || {
+    let round = || {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
