@@ -1,5 +1,7 @@
 //! The quality report on a tiny model and two tiny episodes.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! A checkpoint becomes a bundle, or nothing.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::fs;

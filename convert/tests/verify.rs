@@ -1,5 +1,7 @@
 //! What verify and inspect refuse.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! The camera demo driven from outside, on pictures and patterns, with a random bundle.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;

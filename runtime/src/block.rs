@@ -324,7 +324,8 @@ fn scores(
                 }
                 KvBlock::F32 { values } => (kernels.scores_f32)(&s.turned[head * hd..][..hd], values, out),
             }
-            let b = bias[(head * modalities + step.own.modality.index()) * modalities + segment.modality.index()];
+            let b =
+                bias[(head * modalities + step.own.modality.index()) * modalities + segment.modality.index()];
             for (lane, out) in out.iter_mut().enumerate() {
                 let seen = lane < lanes
                     && (at != own_at

@@ -69,7 +69,14 @@ impl Conv {
     }
 
     /// Convolves `input` into `out [out_height, out_width, out]`.
-    pub(crate) fn forward(&self, e: &Engine, w: &Weights, input: Map<'_>, out: &mut [f32], s: &mut ConvScratch) {
+    pub(crate) fn forward(
+        &self,
+        e: &Engine,
+        w: &Weights,
+        input: Map<'_>,
+        out: &mut [f32],
+        s: &mut ConvScratch,
+    ) {
         let (height, width) = self.out_size(input.height, input.width);
         let (n, k) = (self.weight.n, self.weight.k);
         assert_eq!(out.len(), height * width * n);
@@ -80,7 +87,14 @@ impl Conv {
                 let at = first + row;
                 self.gather(input, at / width, at % width, patch);
             }
-            e.linear(&s.patches[..rows * k], rows, self.weight.get(w), Some(self.bias.get(w)), out, &mut s.linear);
+            e.linear(
+                &s.patches[..rows * k],
+                rows,
+                self.weight.get(w),
+                Some(self.bias.get(w)),
+                out,
+                &mut s.linear,
+            );
             first += rows;
         }
     }

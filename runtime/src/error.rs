@@ -17,13 +17,17 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The folder is no bundle.
-    #[error("{path} has no saccade.json, so it is no bundle; make one with `saccade-convert convert CHECKPOINT {path}`")]
+    #[error(
+        "{path} has no saccade.json, so it is no bundle; make one with `saccade-convert convert CHECKPOINT {path}`"
+    )]
     NoBundle {
         /// The folder.
         path: PathBuf,
     },
     /// A file of a bundle has another size than its description says.
-    #[error("{path} has {found} bytes, expected {expected}; it is damaged or half copied, copy the bundle again")]
+    #[error(
+        "{path} has {found} bytes, expected {expected}; it is damaged or half copied, copy the bundle again"
+    )]
     FileSize {
         /// The file.
         path: PathBuf,

@@ -171,6 +171,7 @@ impl KvArena {
     }
 
     /// Blocks that no segment holds.
+    #[cfg(test)]
     pub(crate) fn free_blocks(&self) -> usize {
         self.free.len()
     }
@@ -192,7 +193,14 @@ impl KvArena {
     }
 
     /// Stores token `lane` of `block`: `k, v [n_kv_heads, head_dim]`, the keys rotated by their offset in the segment.
-    pub(crate) fn write(&mut self, engine: &Engine, layer: usize, (block, lane): (BlockId, usize), k: &[f32], v: &[f32]) {
+    pub(crate) fn write(
+        &mut self,
+        engine: &Engine,
+        layer: usize,
+        (block, lane): (BlockId, usize),
+        k: &[f32],
+        v: &[f32],
+    ) {
         assert!(lane < KV_BLOCK);
         let head_dim = self.shape.head_dim;
         for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {

@@ -9,13 +9,13 @@
 
 use std::sync::Arc;
 
+use crate::Result;
 use crate::block::{BlockScratch, Net, Own, Rope, Step, Visible};
 use crate::config::{Modality, ModelConfig, WeightDtype};
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
 use crate::sample::Sampler;
-use crate::Result;
 use crate::tokenize::{Bins, Tokenizer as _, check_codes};
 
 /// Something that does not fit the model, or not into the session's memory.
@@ -51,7 +51,9 @@ pub enum SessionError {
         at: usize,
     },
     /// More text than there is room for.
-    #[error("the text has {tokens} tokens, there is room for {room}; shorten it or make the session with more `max_text_tokens`")]
+    #[error(
+        "the text has {tokens} tokens, there is room for {room}; shorten it or make the session with more `max_text_tokens`"
+    )]
     TooLong {
         /// Tokens given.
         tokens: usize,
@@ -134,7 +136,10 @@ pub struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("segments", &self.segments.len()).field("tokens", &self.live_tokens()).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("segments", &self.segments.len())
+            .field("tokens", &self.live_tokens())
+            .finish_non_exhaustive()
     }
 }
 
@@ -251,7 +256,14 @@ impl Session {
     pub fn score_image(&mut self, codes: &[u16], on_logits: OnLogits<'_>) -> Result<()> {
         let [from, to] = self.model.config().tokens.image;
         let last = codes.len();
-        self.image(codes, Some((from..to, &mut |row, logits| if row < last { on_logits(row, logits) })))
+        self.image(
+            codes,
+            Some((from..to, &mut |row, logits| {
+                if row < last {
+                    on_logits(row, logits)
+                }
+            })),
+        )
     }
 
     fn image(&mut self, codes: &[u16], mut score: Option<Score<'_>>) -> Result<()> {
@@ -283,7 +295,9 @@ impl Session {
     pub fn push_action(&mut self, values: &[f32]) -> Result<()> {
         let most = self.model.config().action.executed * self.bins[1].dims();
         if values.len() > most {
-            return Err(SessionError::Dimensions { what: "action", found: values.len(), expected: most }.into());
+            return Err(
+                SessionError::Dimensions { what: "action", found: values.len(), expected: most }.into()
+            );
         }
         self.push_bins(Modality::Action, values)
     }
@@ -297,7 +311,8 @@ impl Session {
         let mut codes = std::mem::take(&mut self.codes);
         let coded = self.bins[usize::from(modality == Modality::Action)].encode(values, &mut codes);
         if coded.is_ok() {
-            let rows = std::iter::once(Row::Token(open)).chain(codes.iter().map(|&bin| Row::Token(first + u32::from(bin))));
+            let rows = std::iter::once(Row::Token(open))
+                .chain(codes.iter().map(|&bin| Row::Token(first + u32::from(bin))));
             self.push(modality, rows, &mut None);
         }
         self.codes = codes;
@@ -423,13 +438,20 @@ impl Session {
         }
         let range = self.text_range();
         match ids.iter().find(|id| !range.contains(id)) {
-            Some(&id) => Err(SessionError::Token { what: "text token", id, limit: range.end as usize }.into()),
+            Some(&id) => {
+                Err(SessionError::Token { what: "text token", id, limit: range.end as usize }.into())
+            }
             None => Ok(()),
         }
     }
 
     /// Appends a segment to the trunk, making room in its modality's window first.
-    fn push(&mut self, modality: Modality, rows: impl IntoIterator<Item = Row>, score: &mut Option<Score<'_>>) {
+    fn push(
+        &mut self,
+        modality: Modality,
+        rows: impl IntoIterator<Item = Row>,
+        score: &mut Option<Score<'_>>,
+    ) {
         if let Some(window) = self.model.config().window(modality) {
             let live = self.segments.iter().filter(|s| s.modality == modality).count();
             if live >= window
@@ -506,7 +528,12 @@ impl Session {
     /// Every block over `x`, in the context of what is live.
     fn decoder(&mut self, step: &Step<'_>) {
         let model = &*self.model;
-        let net = Net { engine: model.engine(), weights: model.weights(), config: model.config(), rope: &self.rope };
+        let net = Net {
+            engine: model.engine(),
+            weights: model.weights(),
+            config: model.config(),
+            rope: &self.rope,
+        };
         let step = Step { context: &self.visible, ..*step };
         let x = &mut self.x[..step.rows * net.config.d_model];
         for (layer, block) in model.net().blocks.iter().enumerate() {
@@ -516,7 +543,8 @@ impl Session {
 
     /// Logits of row `row` over the token ids in `range`, into `logits`.
     fn head(&mut self, row: usize, range: &std::ops::Range<u32>) {
-        let (e, w, net, c) = (self.model.engine(), self.model.weights(), self.model.net(), self.model.config());
+        let (e, w, net, c) =
+            (self.model.engine(), self.model.weights(), self.model.net(), self.model.config());
         let x = &self.x[row * c.d_model..][..c.d_model];
         e.rms_norm(x, net.norm.get(w), c.norm_eps, &mut self.normed);
         let rows = range.start as usize..range.end as usize;

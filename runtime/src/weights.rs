@@ -43,7 +43,8 @@ impl Weights {
         let header =
             read_header(&map, found, Rules::Bundle).map_err(|rule| Error::Format(rule.in_file(&path)))?;
         let specs = tensors(&config.model);
-        check_tensors(&specs, config.dtype, &header).map_err(|reason| Error::Tensor { path: path.clone(), reason })?;
+        check_tensors(&specs, config.dtype, &header)
+            .map_err(|reason| Error::Tensor { path: path.clone(), reason })?;
         check_linears(&specs, &config).map_err(|reason| Error::Tensor { path, reason })?;
         Ok(Self { dir: dir.to_path_buf(), config, header, map })
     }
@@ -61,14 +62,17 @@ impl Weights {
         let weight = self.info(&format!("{stem}.weight"))?;
         let kind = match weight.dtype {
             Dtype::I8 => {
-                let (scale, sum) = (self.range(&format!("{stem}.scale"))?, self.range(&format!("{stem}.sum"))?);
+                let (scale, sum) =
+                    (self.range(&format!("{stem}.scale"))?, self.range(&format!("{stem}.sum"))?);
                 LinearKind::I8 { scale, sum }
             }
             Dtype::F16 => LinearKind::F16,
             _ => LinearKind::F32,
         };
         let [n, k] = match kind {
-            LinearKind::I8 { .. } => self.config.linears.get(stem).copied().ok_or_else(|| self.absent(stem))?,
+            LinearKind::I8 { .. } => {
+                self.config.linears.get(stem).copied().ok_or_else(|| self.absent(stem))?
+            }
             _ => [weight.shape[0], weight.shape[1]],
         };
         Ok(LinearRef { kind, n, k, weight: bytes_of(weight) })
@@ -220,7 +224,11 @@ fn read_config(dir: &Path) -> Result<BundleConfig> {
 }
 
 /// Every tensor that the configuration implies, and no other.
-fn check_tensors(specs: &[TensorSpec], dtype: WeightDtype, header: &Header) -> std::result::Result<(), String> {
+fn check_tensors(
+    specs: &[TensorSpec],
+    dtype: WeightDtype,
+    header: &Header,
+) -> std::result::Result<(), String> {
     let expected: BTreeMap<String, TensorPlan> =
         specs.iter().flat_map(|s| s.stored(dtype)).map(|t| (t.name.clone(), t)).collect();
     for (name, want) in &expected {
@@ -228,22 +236,33 @@ fn check_tensors(specs: &[TensorSpec], dtype: WeightDtype, header: &Header) -> s
             return Err(format!("tensor `{name}` is missing; convert the checkpoint again"));
         };
         if found.dtype != want.dtype {
-            return Err(format!("tensor `{name}`: element type {:?}, expected {:?}", found.dtype, want.dtype));
+            return Err(format!(
+                "tensor `{name}`: element type {:?}, expected {:?}",
+                found.dtype, want.dtype
+            ));
         }
         if found.shape != want.shape {
-            return Err(format!("tensor `{name}`: shape {:?} does not match the model's {:?}", found.shape, want.shape));
+            return Err(format!(
+                "tensor `{name}`: shape {:?} does not match the model's {:?}",
+                found.shape, want.shape
+            ));
         }
     }
     match header.tensors.iter().find(|t| !expected.contains_key(&t.name)) {
-        Some(TensorInfo { name, .. }) => Err(format!("tensor `{name}` does not belong to this model; is the bundle of another family?")),
+        Some(TensorInfo { name, .. }) => {
+            Err(format!("tensor `{name}` does not belong to this model; is the bundle of another family?"))
+        }
         None => Ok(()),
     }
 }
 
 /// The logical sizes of the tiled layers, which their padded shapes cannot tell.
 fn check_linears(specs: &[TensorSpec], config: &BundleConfig) -> std::result::Result<(), String> {
-    let expected: BTreeMap<String, [usize; 2]> =
-        specs.iter().filter(|s| s.is_tiled(config.dtype)).map(|s| (s.stem().to_string(), s.matrix())).collect();
+    let expected: BTreeMap<String, [usize; 2]> = specs
+        .iter()
+        .filter(|s| s.is_tiled(config.dtype))
+        .map(|s| (s.stem().to_string(), s.matrix()))
+        .collect();
     if expected == config.linears {
         return Ok(());
     }

@@ -1,5 +1,8 @@
 //! Sessions against the plain definition in double precision, and against themselves.
 
+// Test code: a failed `unwrap` is a failed test, and every number here is small.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
 mod oracle;
 
 use std::sync::Arc;
@@ -92,7 +95,8 @@ fn expected(c: &ModelConfig, t: &Tensors) -> [Vec<Vec<f64>>; 3] {
     let live = |trunk: &[(usize, Modality)], pushed: Option<Modality>| -> Vec<usize> {
         let mut keep = vec![0];
         for (i, &(at, m)) in trunk.iter().enumerate() {
-            let newer = trunk[i + 1..].iter().filter(|(_, other)| *other == m).count() + usize::from(pushed == Some(m));
+            let newer = trunk[i + 1..].iter().filter(|(_, other)| *other == m).count()
+                + usize::from(pushed == Some(m));
             if newer < 2 {
                 keep.push(at);
             }
@@ -104,7 +108,10 @@ fn expected(c: &ModelConfig, t: &Tensors) -> [Vec<Vec<f64>>; 3] {
             .chain(codes(step).into_iter().enumerate().map(|(i, code)| Input::Code(code, i)))
             .chain([Input::Token(c.special.img_end)])
             .collect();
-        let state = [Input::Token(c.special.state)].into_iter().chain(value(step).map(|v| Input::Token(bin(v)))).collect();
+        let state = [Input::Token(c.special.state)]
+            .into_iter()
+            .chain(value(step).map(|v| Input::Token(bin(v))))
+            .collect();
         let acted = [Input::Token(c.special.act)]
             .into_iter()
             .chain([value(step), value(step + 1)].concat().into_iter().map(|v| Input::Token(bin(v))))
@@ -139,7 +146,12 @@ fn expected(c: &ModelConfig, t: &Tensors) -> [Vec<Vec<f64>>; 3] {
     let oracle = Oracle { c, t };
     let hidden = oracle.forward(&all);
     let collect = |segments: &[usize], rows: std::ops::Range<usize>, range| -> Vec<Vec<f64>> {
-        segments.iter().flat_map(|&s| hidden[s][rows.clone()].iter().map(|h| oracle.logits(h, range)).collect::<Vec<_>>()).collect()
+        segments
+            .iter()
+            .flat_map(|&s| {
+                hidden[s][rows.clone()].iter().map(|h| oracle.logits(h, range)).collect::<Vec<_>>()
+            })
+            .collect()
     };
     let asked = 1 + QUESTION.len();
     [
@@ -176,7 +188,8 @@ fn int8_stays_near_the_definition() {
         [("image", &found.image, &image), ("answer", &found.answer, &answer), ("slots", &found.slots, &slots)]
     {
         assert_eq!(found.len(), expected.len(), "{what}");
-        let mean = found.iter().zip(expected).map(|(f, e)| kl(f, e)).sum::<f64>() / f64::from(u32::try_from(found.len()).unwrap());
+        let mean = found.iter().zip(expected).map(|(f, e)| kl(f, e)).sum::<f64>()
+            / f64::from(u32::try_from(found.len()).unwrap());
         assert!(mean < 0.01, "{what}: mean KL {mean}");
     }
 }
@@ -205,7 +218,9 @@ fn prefill_equals_decode() {
         session.answer(&QUESTION, 20, &mut Sampler::greedy(), &mut greedy, &mut |_| true).unwrap();
         let mut scored = vec![];
         session
-            .score_answer(&QUESTION, &greedy, &mut |_, l| scored.push(saccade::sample::argmax(l).unwrap() as u32))
+            .score_answer(&QUESTION, &greedy, &mut |_, l| {
+                scored.push(saccade::sample::argmax(l).unwrap() as u32)
+            })
             .unwrap();
         assert_eq!(&scored[..greedy.len()], &greedy[..], "{dtype:?}");
     }
@@ -220,7 +235,7 @@ fn branches_leave_nothing_behind() {
     session.begin("robot", &[]).unwrap();
     session.push_image(&codes(0)).unwrap();
     let (live, mut out, mut chunk) = (session.live_tokens(), vec![], ActionChunk::default());
-    let mut ask = |session: &mut Session, out: &mut Vec<u32>| {
+    let ask = |session: &mut Session, out: &mut Vec<u32>| {
         session.answer(&QUESTION, 12, &mut Sampler::greedy(), out, &mut |_| true).unwrap()
     };
     ask(&mut session, &mut out);
@@ -263,7 +278,8 @@ fn the_image_tokenizer_equals_plain_convolutions() {
     let oracle = Oracle { c: &c, t: &t };
     let rgb: Vec<u8> = (0..16 * 16 * 3).map(|i| u8::try_from((i * 89 + i / 7) % 256).unwrap()).collect();
     let at = |y: usize, x: usize, ch: usize| f64::from(rgb[(y * 16 + x) * 3 + ch]) / 127.5 - 1.0;
-    let silu = |m: &mut Vec<Vec<Vec<f64>>>| m.iter_mut().flatten().flatten().for_each(|v| *v /= 1.0 + (-*v).exp());
+    let silu =
+        |m: &mut Vec<Vec<Vec<f64>>>| m.iter_mut().flatten().flatten().for_each(|v| *v /= 1.0 + (-*v).exp());
     let res = |x: Vec<Vec<Vec<f64>>>, stem: &str| {
         let mut h = x.clone();
         silu(&mut h);
@@ -273,7 +289,8 @@ fn the_image_tokenizer_equals_plain_convolutions() {
         y.iter_mut().flatten().flatten().zip(x.iter().flatten().flatten()).for_each(|(y, x)| *y += x);
         y
     };
-    let mut x: Vec<Vec<Vec<f64>>> = (0..16).map(|y| (0..16).map(|x| (0..3).map(|ch| at(y, x, ch)).collect()).collect()).collect();
+    let mut x: Vec<Vec<Vec<f64>>> =
+        (0..16).map(|y| (0..16).map(|x| (0..3).map(|ch| at(y, x, ch)).collect()).collect()).collect();
     for i in 0..3 {
         x = oracle.conv(&format!("image.encoder.{i}"), &x, 2, 1);
         if i < 2 {
@@ -286,8 +303,11 @@ fn the_image_tokenizer_equals_plain_convolutions() {
     silu(&mut x);
     let z = oracle.conv("image.encoder.out", &x, 1, 0);
     let book: Vec<&[f32]> = t["image.codebook.weight"].1.chunks_exact(6).collect();
-    let distance = |z: &[f64], e: &[f32]| z.iter().zip(e).map(|(z, &e)| (z - f64::from(e)).powi(2)).sum::<f64>();
-    let nearest = |z: &Vec<f64>| (0..64).min_by(|&a, &b| distance(z, book[a]).total_cmp(&distance(z, book[b]))).unwrap();
+    let distance =
+        |z: &[f64], e: &[f32]| z.iter().zip(e).map(|(z, &e)| (z - f64::from(e)).powi(2)).sum::<f64>();
+    let nearest = |z: &Vec<f64>| {
+        (0..64).min_by(|&a, &b| distance(z, book[a]).total_cmp(&distance(z, book[b]))).unwrap()
+    };
     let expected: Vec<u16> = z.iter().flatten().map(|z| u16::try_from(nearest(z)).unwrap()).collect();
 
     let model = model(&c, &t, WeightDtype::F32);
@@ -296,8 +316,10 @@ fn the_image_tokenizer_equals_plain_convolutions() {
     images.encode(Picture { rgb: &rgb, width: 16, height: 16 }, &mut codes).unwrap();
     assert_eq!(codes, expected);
 
-    let mut x: Vec<Vec<Vec<f64>>> =
-        codes.chunks(2).map(|r| r.iter().map(|&c| book[usize::from(c)].iter().map(|&v| f64::from(v)).collect()).collect()).collect();
+    let mut x: Vec<Vec<Vec<f64>>> = codes
+        .chunks(2)
+        .map(|r| r.iter().map(|&c| book[usize::from(c)].iter().map(|&v| f64::from(v)).collect()).collect())
+        .collect();
     x = oracle.conv("image.decoder.in", &x, 1, 1);
     for i in 0..2 {
         x = res(x, &format!("image.decoder.res.{i}"));

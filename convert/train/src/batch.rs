@@ -135,7 +135,8 @@ impl<B: Backend> Batch<B> {
             let count = at.len();
             (count > 0).then(|| Targets { at: ints(at, device), id: ints(id, device), count })
         });
-        let floats = |v: Vec<f32>, shape: [usize; 4]| Tensor::<B, 4>::from_data(TensorData::new(v, shape), device);
+        let floats =
+            |v: Vec<f32>, shape: [usize; 4]| Tensor::<B, 4>::from_data(TensorData::new(v, shape), device);
         Batch {
             b,
             n,

@@ -44,11 +44,14 @@ impl Codes {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(path: &Path, sets: &[(&str, &Codes)]) -> Result<()> {
-        let raw: Vec<Vec<u8>> = sets.iter().map(|(_, c)| c.codes.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+        let raw: Vec<Vec<u8>> =
+            sets.iter().map(|(_, c)| c.codes.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
         let views = sets
             .iter()
             .zip(&raw)
-            .map(|((n, c), b)| Ok(((*n).to_owned(), TensorView::new(Dtype::U16, vec![c.variants(), c.n, N_CODES], b)?)))
+            .map(|((n, c), b)| {
+                Ok(((*n).to_owned(), TensorView::new(Dtype::U16, vec![c.variants(), c.n, N_CODES], b)?))
+            })
             .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()
             .map_err(|e| Error::content(path, e.to_string()))?;
         let raw = safetensors::serialize(views, None).map_err(|e| Error::content(path, e.to_string()))?;
@@ -65,7 +68,10 @@ impl Codes {
         let mut out = HashMap::new();
         for (name, view) in file.iter() {
             let &[_, n, N_CODES] = view.shape() else {
-                return Err(Error::content(path, format!("`{name}` is no [variants, n, 64]; run `encode` again")));
+                return Err(Error::content(
+                    path,
+                    format!("`{name}` is no [variants, n, 64]; run `encode` again"),
+                ));
             };
             if view.dtype() != Dtype::U16 {
                 return Err(Error::content(path, format!("`{name}` is not U16; run `encode` again")));
@@ -113,7 +119,9 @@ impl PictureSet {
         let mut lists = vec![Vec::new(); codes.n];
         for q in questions {
             let list = lists.get_mut(q.picture).ok_or_else(|| {
-                Error::Setting("there are fewer encoded pictures than questions ask about; run `encode` again".into())
+                Error::Setting(
+                    "there are fewer encoded pictures than questions ask about; run `encode` again".into(),
+                )
             })?;
             list.push((words.ids(&q.question)?, words.ids(&q.answer)?));
         }
@@ -185,7 +193,13 @@ impl Shape {
         let bare = rng.random_bool(0.3);
         let mut keep = |p: f64| rng.random_bool(p) && !bare;
         let (instruction, states, actions) = (keep(0.7), keep(0.7), keep(0.6));
-        Shape { steps: if long { 6 } else { 2 }, instruction, states, actions, asked: if long { 3 } else { 2 } }
+        Shape {
+            steps: if long { 6 } else { 2 },
+            instruction,
+            states,
+            actions,
+            asked: if long { 3 } else { 2 },
+        }
     }
 }
 
@@ -225,7 +239,9 @@ impl RobotSet {
         episodes: Vec<Episode>,
         tokenizer: &Tokenizer,
     ) -> Result<RobotSet> {
-        if codes.n != steps.len() || episodes.iter().any(|e| e.frames.end > steps.len() || e.frames.is_empty()) {
+        if codes.n != steps.len()
+            || episodes.iter().any(|e| e.frames.end > steps.len() || e.frames.is_empty())
+        {
             return Err(Error::Setting("encoded frames and steps do not match; run `encode` again".into()));
         }
         let mut words = Words { tokenizer, seen: HashMap::new() };
@@ -270,7 +286,8 @@ impl RobotSet {
         } else {
             frames.start + rng.random_range(0..STRIDE.min(frames.len()))
         };
-        let at: Vec<usize> = (0..shape.steps).map(|i| first + i * STRIDE).filter(|f| *f < frames.end).collect();
+        let at: Vec<usize> =
+            (0..shape.steps).map(|i| first + i * STRIDE).filter(|f| *f < frames.end).collect();
         let mut asked: Vec<usize> = (0..at.len()).collect();
         asked.shuffle(rng);
         asked.truncate(shape.asked);

@@ -27,6 +27,9 @@ pub enum Error {
     /// The runtime refused.
     #[error(transparent)]
     Runtime(#[from] saccade::Error),
+    /// A held-out episode was refused.
+    #[error(transparent)]
+    HeldOut(#[from] saccade_convert::error::ConvertError),
 }
 
 /// The result of everything here that can fail.

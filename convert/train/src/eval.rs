@@ -10,11 +10,12 @@ use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
 use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer as _};
+use saccade_convert::compare::heldout::{self, Episode};
 use serde::Serialize;
 
+use crate::data::SIDE_PX;
 use crate::data::pictures::{Pictures, Question, easy_vqa, easy_vqa_questions};
 use crate::error::Result;
-use crate::heldout::{self, HeldOutEpisode};
 
 /// All results; shares are of 1.
 #[derive(Debug, Clone, Serialize)]
@@ -108,8 +109,8 @@ impl Bench {
         Ok(Bench { model, session, images, codes: Vec::new(), answer: Vec::new() })
     }
 
-    fn see(&mut self, rgb: &[u8]) -> Result<()> {
-        self.images.encode(Picture { rgb, width: 64, height: 64 }, &mut self.codes)?;
+    fn see(&mut self, picture: Picture<'_>) -> Result<()> {
+        self.images.encode(picture, &mut self.codes)?;
         Ok(self.session.push_image(&self.codes)?)
     }
 
@@ -127,7 +128,8 @@ impl Bench {
 /// If the bundle or a data set cannot be read.
 pub fn evaluate(bundle: &Path, held_out: &Path, vqa: &Path) -> Result<Report> {
     let mut bench = Bench::open(bundle)?;
-    let episodes = heldout::read(held_out)?;
+    let files = heldout::files(held_out)?;
+    let episodes = files.iter().map(|f| heldout::read(f)).collect::<std::result::Result<Vec<_>, _>>()?;
     let test = easy_vqa(vqa, "test")?;
     let train = easy_vqa_questions(vqa, "train")?;
     let easy_vqa = measure_easy_vqa(&mut bench, &test, &train)?;
@@ -173,7 +175,7 @@ fn measure_easy_vqa(bench: &mut Bench, test: &Pictures, train: &[Question]) -> R
     let bar = ProgressBar::new(test.frames.len() as u64);
     for (picture, list) in test.by_picture().into_iter().enumerate() {
         bench.session.begin("vqa", &[])?;
-        bench.see(test.frames.frame(picture))?;
+        bench.see(Picture { rgb: test.frames.frame(picture), width: SIDE_PX, height: SIDE_PX })?;
         for q in list {
             right += usize::from(bench.ask(&q.question)? == q.answer);
             by_text += usize::from(likeliest.get(q.question.as_str()) == Some(&q.answer.as_str()));
@@ -220,7 +222,7 @@ struct Robot {
 /// Questions asked at each held-out step: a few of the many, different ones from step to step.
 const QUESTIONS_A_STEP: usize = 4;
 
-fn run_episode(bench: &mut Bench, episode: &HeldOutEpisode, context: Context, out: &mut Robot) -> Result<()> {
+fn run_episode(bench: &mut Bench, episode: &Episode, context: Context, out: &mut Robot) -> Result<()> {
     let config = bench.model.config().action.clone();
     let n_bins = bench.model.config().tokens.bins;
     let bins = saccade::tokenize::Bins::new(
@@ -234,7 +236,7 @@ fn run_episode(bench: &mut Bench, episode: &HeldOutEpisode, context: Context, ou
     let caption = bench.model.config().chat.caption.clone();
     bench.session.begin("robot", &instruction)?;
     let mut chunk = ActionChunk::default();
-    for (at, (frame, step)) in episode.frames.iter().zip(&episode.steps).enumerate() {
+    for (at, (frame, step)) in episode.frames().zip(&episode.steps).enumerate() {
         bench.see(frame)?;
         if all {
             bench.session.push_state(&step.state)?;
@@ -243,7 +245,9 @@ fn run_episode(bench: &mut Bench, episode: &HeldOutEpisode, context: Context, ou
         if !all {
             continue;
         }
-        for (q, a) in step.qa.iter().cycle().skip(QUESTIONS_A_STEP * at).take(QUESTIONS_A_STEP.min(step.qa.len())) {
+        for [q, a] in
+            step.qa.iter().cycle().skip(QUESTIONS_A_STEP * at).take(QUESTIONS_A_STEP.min(step.qa.len()))
+        {
             out.answers.push((q.clone(), bench.ask(q)?, a.clone()));
         }
         bench.session.act(&mut chunk)?;
@@ -318,8 +322,14 @@ mod tests {
     fn captions_are_compared_whole_and_by_sentence() {
         let say = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         let c = captions(&[
-            say("the robot a. the hand is x. the gripper is open.", "the robot a. the hand is x. the gripper is open."),
-            say("the robot a. the hand is y. the gripper is open.", "the robot a. the hand is x. the gripper is closed."),
+            say(
+                "the robot a. the hand is x. the gripper is open.",
+                "the robot a. the hand is x. the gripper is open.",
+            ),
+            say(
+                "the robot a. the hand is y. the gripper is open.",
+                "the robot a. the hand is x. the gripper is closed.",
+            ),
             say("", "the robot b. the hand is z. the gripper is open."),
         ]);
         assert_eq!((c.exact, c.task, c.relations, c.gripper), (1.0 / 3.0, 2.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0));
@@ -329,7 +339,12 @@ mod tests {
     #[test]
     fn action_errors_and_their_chance_are_computed_by_dimension() {
         let pair = |dim, bin, expert_bin, value, expert| ActionPair { dim, bin, expert_bin, value, expert };
-        let a = actions(&[pair(0, 1, 1, 0.5, 0.5), pair(0, 2, 1, 1.0, 0.5), pair(1, 0, 0, 0.0, 1.0), pair(1, 5, 9, 2.0, 3.0)]);
+        let a = actions(&[
+            pair(0, 1, 1, 0.5, 0.5),
+            pair(0, 2, 1, 1.0, 0.5),
+            pair(1, 0, 0, 0.0, 1.0),
+            pair(1, 5, 9, 2.0, 3.0),
+        ]);
         assert_eq!((a.bin_accuracy, a.chance_bin_accuracy), (0.5, 0.75));
         assert_eq!(a.mse, (0.0 + 0.25 + 1.0 + 1.0) / 4.0);
         assert_eq!(a.chance_mse, (0.0 + 0.0 + 1.0 + 1.0) / 4.0);

@@ -73,11 +73,22 @@ fn half_bytes(values: &[f32]) -> Vec<u8> {
 ///
 /// # Errors
 /// If a value does not fit half precision, or the file cannot be written.
-pub fn write(path: &Path, tensors: &[Named], model: &Value, tokenizer: &str, provenance: &Value) -> Result<()> {
+pub fn write(
+    path: &Path,
+    tensors: &[Named],
+    model: &Value,
+    tokenizer: &str,
+    provenance: &Value,
+) -> Result<()> {
     let mut raw: Vec<(&str, &[usize], Vec<u8>)> = Vec::new();
     for (name, shape, values) in tensors {
         if let Some(v) = values.iter().find(|v| !f16::from_f32(**v).is_finite()) {
-            return Err(Error::content(path, format!("tensor `{name}` holds {v}, which half precision cannot; train with a lower learning rate")));
+            return Err(Error::content(
+                path,
+                format!(
+                    "tensor `{name}` holds {v}, which half precision cannot; train with a lower learning rate"
+                ),
+            ));
         }
         raw.push((name, shape, half_bytes(values)));
     }
@@ -93,6 +104,7 @@ pub fn write(path: &Path, tensors: &[Named], model: &Value, tokenizer: &str, pro
         ("provenance", provenance.to_string()),
     ];
     let metadata = metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-    let raw = safetensors::serialize(views, Some(metadata)).map_err(|e| Error::content(path, e.to_string()))?;
+    let raw =
+        safetensors::serialize(views, Some(metadata)).map_err(|e| Error::content(path, e.to_string()))?;
     write_whole(path, &raw)
 }

@@ -111,7 +111,11 @@ where
 
     let mut tensors: Vec<Named> = net.export();
     tensors.extend(image.export());
-    tensors.push(("image.codebook.weight".into(), vec![dims.image.codebook_size, dims.image.code_dim], codebook));
+    tensors.push((
+        "image.codebook.weight".into(),
+        vec![dims.image.codebook_size, dims.image.code_dim],
+        codebook,
+    ));
     let model = export::model_json("tiny", &dims, &ranges)?;
     let tokenizer = text::train(&[String::new()], dims.n_text)?;
     let provenance = json!({"made_by": "saccade-train golden", "seed": seed});
@@ -134,7 +138,11 @@ where
         .map(|i| {
             let (x, y, c) = ((i / 3 % 64) as f32, (i / 192) as f32, i % 3);
             let v = (x * phase[c]).sin() + (y * phase[3 + c]).cos() + ((x + y) * phase[6 + c]).sin();
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "3 sines of 40 around 128 stay in 0..255")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "3 sines of 40 around 128 stay in 0..255"
+            )]
             let pixel = (128.0 + 40.0 * v) as u8;
             pixel
         })
@@ -150,7 +158,8 @@ where
     let mut codebook = Vec::new();
     for i in 0..dims.image.codebook_size {
         let row = &z_host[(i * 2 % N_CODES) * dim..][..dim];
-        codebook.extend(row.iter().map(|v| half::f16::from_f32(v + rng.random_range(-0.02..0.02f32)).to_f32()));
+        codebook
+            .extend(row.iter().map(|v| half::f16::from_f32(v + rng.random_range(-0.02..0.02f32)).to_f32()));
     }
     let book = Tensor::<B::InnerBackend, 2>::from_data(
         TensorData::new(codebook.clone(), [dims.image.codebook_size, dim]),
@@ -166,7 +175,8 @@ where
             all[1] - all[0]
         })
         .fold(f32::INFINITY, f32::min);
-    let rows: Vec<f32> = codes.iter().flat_map(|&c| codebook[usize::from(c) * dim..][..dim].to_vec()).collect();
+    let rows: Vec<f32> =
+        codes.iter().flat_map(|&c| codebook[usize::from(c) * dim..][..dim].to_vec()).collect();
     let rows = Tensor::<B::InnerBackend, 2>::from_data(TensorData::new(rows, [N_CODES, dim]), device);
     let decoded = vq::decode(&frozen, &dims.image, vq::grid(rows, 1)).clamp(-1.0, 1.0);
     let decoded = host(&decoded.permute([0, 2, 3, 1]));
@@ -194,7 +204,9 @@ where
     let codes: Vec<u16> = (0..STEPS * N_CODES).map(|_| rng.random_range(0..32)).collect();
     let mut bins = |n: usize| (0..n).map(|_| rng.random_range(0..dims.n_bins)).collect::<Vec<_>>();
     let (states, executed) = (bins(STEPS * STATE_DIM), bins((STEPS - 1) * EXECUTED_STEPS * ACTION_DIM));
-    let global = |b: &[usize]| b.iter().map(|&b| u32::try_from(dims.bins().start + b).unwrap_or(0)).collect::<Vec<u32>>();
+    let global = |b: &[usize]| {
+        b.iter().map(|&b| u32::try_from(dims.bins().start + b).unwrap_or(0)).collect::<Vec<u32>>()
+    };
     let mut s = Sequence::open(dims, Task::Robot, &instruction);
     let any = vec![u32::try_from(dims.bins().start).unwrap_or(0); N_SLOTS];
     for step in 0..STEPS {
@@ -212,7 +224,11 @@ where
     let leaves = net.frozen();
     let batch = Batch::<B::InnerBackend>::new(std::slice::from_ref(&s), dims, net.device());
     let x = lm::forward(&leaves, dims, &batch, Precision::F32);
-    let read = |head: Head| lm::logits(&leaves, dims, &batch, &x, head as usize, Precision::F32).map(|t| host(&t)).unwrap_or_default();
+    let read = |head: Head| {
+        lm::logits(&leaves, dims, &batch, &x, head as usize, Precision::F32)
+            .map(|t| host(&t))
+            .unwrap_or_default()
+    };
     let centres = |b: &[usize], range: &Binning| -> Vec<f32> {
         b.iter().enumerate().map(|(i, &b)| range.centre(i % range.low.len(), b, dims.n_bins)).collect()
     };

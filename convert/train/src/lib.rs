@@ -3,33 +3,37 @@
 //! Three stages: the image tokenizer ([`train_vq`]), the transformer on mixed sequences, and tuning under fake quantisation.
 //! What is trained is exactly what the runtime computes: segments, windows and positions follow the same rule in [`pack`].
 //!
+//! The shipped model, on two cores with libtorch 2.9.0 (each verb reads what the ones before it left in `--out`; all resume):
+//!
+//! ```text
+//! cargo build --release -p saccade-train --features tch
+//! saccade-train tokenizer --steps 900 --batch 32 --lr 2e-3      # stage one: frames to codes
+//! saccade-train encode                                          # every picture, once
+//! saccade-train bpe
+//! saccade-train pretrain --steps 1400 --accumulate 1 --tau 2    # stage two: mixed sequences
+//! saccade-train tune --steps 220 --accumulate 1 --tau 3 --lr 5e-4   # stage three: under fake INT8
+//! saccade-train export --to examples/models/nano-f16.safetensors
+//! saccade-train eval --bundle examples/models/nano --json       # needs no framework
+//! ```
+//!
 //! **Architecture Invariant:** without a framework feature (`flex`, `tch`, `cuda`) nothing of burn is compiled; evaluation
 //! runs bundles through the runtime.
 
 pub mod error;
 pub mod eval;
-pub mod heldout;
 pub mod layout;
 
 #[cfg(feature = "train")]
 pub mod batch;
 #[cfg(feature = "train")]
-pub mod lm;
-#[cfg(feature = "train")]
-pub mod pack;
-#[cfg(feature = "train")]
-pub mod qat;
-#[cfg(feature = "train")]
 pub mod corpus;
-#[cfg(feature = "train")]
-pub mod text;
-#[cfg(feature = "train")]
-pub mod train_lm;
+pub mod data;
 #[cfg(feature = "train")]
 pub mod export;
 #[cfg(feature = "train")]
 pub mod golden;
-pub mod data;
+#[cfg(feature = "train")]
+pub mod lm;
 #[cfg(feature = "train")]
 pub mod log_file;
 #[cfg(feature = "train")]
@@ -37,7 +41,15 @@ pub mod ops;
 #[cfg(feature = "tch")]
 mod ops_tch;
 #[cfg(feature = "train")]
+pub mod pack;
+#[cfg(feature = "train")]
 pub mod params;
+#[cfg(feature = "train")]
+pub mod qat;
+#[cfg(feature = "train")]
+pub mod text;
+#[cfg(feature = "train")]
+pub mod train_lm;
 #[cfg(feature = "train")]
 pub mod train_vq;
 #[cfg(feature = "train")]

@@ -35,13 +35,24 @@ fn normal(rng: &mut ChaCha8Rng, std: f32) -> f32 {
 ///
 /// The embedding rows of image codes start as a random projection of the `codebook` (`[codebook_size, code_dim]`), so that
 /// similar codes start similar.
-pub fn declare<B: AutodiffBackend>(params: &mut Params<B>, dims: &Dims, codebook: &[f32], rng: &mut ChaCha8Rng) {
+pub fn declare<B: AutodiffBackend>(
+    params: &mut Params<B>,
+    dims: &Dims,
+    codebook: &[f32],
+    rng: &mut ChaCha8Rng,
+) {
     let d = dims.d_model;
-    let gauss = |n: usize, std: f32, rng: &mut ChaCha8Rng| (0..n).map(|_| normal(rng, std)).collect::<Vec<f32>>();
+    let gauss =
+        |n: usize, std: f32, rng: &mut ChaCha8Rng| (0..n).map(|_| normal(rng, std)).collect::<Vec<f32>>();
     let mut embed = gauss(dims.vocab_size() * d, EMBED_STD, rng);
     project_codes(&mut embed[dims.image_codes().start * d..], dims, codebook, rng);
     params.declare("embed.weight", &[dims.vocab_size(), d], Rule::Adam, embed);
-    params.declare("modality_embed.weight", &[N_MODALITIES, d], Rule::Adam, gauss(N_MODALITIES * d, EMBED_STD, rng));
+    params.declare(
+        "modality_embed.weight",
+        &[N_MODALITIES, d],
+        Rule::Adam,
+        gauss(N_MODALITIES * d, EMBED_STD, rng),
+    );
     let n_prefix = N_TASKS * PREFIX_LEN;
     params.declare("task_prefix.weight", &[n_prefix, d], Rule::Adam, gauss(n_prefix * d, EMBED_STD, rng));
     params.declare("image_grid.weight", &[N_CODES, d], Rule::Adam, gauss(N_CODES * d, EMBED_STD, rng));
@@ -61,11 +72,21 @@ pub fn declare<B: AutodiffBackend>(params: &mut Params<B>, dims: &Dims, codebook
         matrix("ffn.gate", dims.d_ff, d, 1.0);
         matrix("ffn.up", dims.d_ff, d, 1.0);
         matrix("ffn.down", d, dims.d_ff, small);
-        for (name, n) in [("attn_norm", d), ("ffn_norm", d), ("attn.q_norm", dims.head_dim), ("attn.k_norm", dims.head_dim)] {
+        for (name, n) in [
+            ("attn_norm", d),
+            ("ffn_norm", d),
+            ("attn.q_norm", dims.head_dim),
+            ("attn.k_norm", dims.head_dim),
+        ] {
             params.declare(format!("layers.{l}.{name}.weight"), &[n], Rule::Adam, vec![1.0; n]);
         }
         let bias = [dims.n_heads, N_MODALITIES, N_MODALITIES];
-        params.declare(format!("layers.{l}.attn.modality_bias"), &bias, Rule::Adam, vec![0.0; bias.iter().product()]);
+        params.declare(
+            format!("layers.{l}.attn.modality_bias"),
+            &bias,
+            Rule::Adam,
+            vec![0.0; bias.iter().product()],
+        );
     }
 }
 

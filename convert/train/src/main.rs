@@ -1,12 +1,13 @@
 //! `saccade-train`: trains, exports and evaluates Saccade's own models.
 
+mod args;
 #[cfg(feature = "train")]
 mod verbs;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use args::EvalArgs;
+use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(name = "saccade-train", version, about)]
@@ -19,68 +20,27 @@ struct Cli {
 enum Verb {
     /// Stage one: train the image tokenizer on all pictures.
     #[cfg(feature = "train")]
-    Tokenizer(verbs::TokenizerArgs),
+    Tokenizer(args::TokenizerArgs),
     /// Turn all pictures into codes, once.
     #[cfg(feature = "train")]
-    Encode(verbs::EncodeArgs),
+    Encode(args::EncodeArgs),
     /// Train the byte-pair tokenizer on all texts.
     #[cfg(feature = "train")]
-    Bpe(verbs::BpeArgs),
+    Bpe(args::BpeArgs),
     /// Stage two: train the transformer on mixed sequences.
     #[cfg(feature = "train")]
-    Pretrain(verbs::LmArgs),
+    Pretrain(args::LmArgs),
     /// Stage three: go on under fake quantisation.
     #[cfg(feature = "train")]
-    Tune(verbs::LmArgs),
+    Tune(args::LmArgs),
     /// Write the checkpoint that `saccade-convert` reads.
     #[cfg(feature = "train")]
-    Export(verbs::ExportArgs),
+    Export(args::ExportArgs),
     /// Write the golden tensors of the runtime's tests.
     #[cfg(feature = "train")]
-    Golden(verbs::GoldenArgs),
+    Golden(args::GoldenArgs),
     /// Measure a bundle on held-out data, through the runtime.
     Eval(EvalArgs),
-}
-
-#[derive(Args)]
-struct EvalArgs {
-    /// The bundle's folder.
-    #[arg(long, default_value = "examples/models/nano")]
-    bundle: PathBuf,
-    /// Held-out episodes.
-    #[arg(long, default_value = "examples/heldout")]
-    held_out: PathBuf,
-    /// Folder with `easy-vqa`, the unpacked wheel.
-    #[arg(long, default_value_os_t = cache())]
-    data: PathBuf,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-/// Where a run reads and writes.
-#[cfg(feature = "train")]
-#[derive(Debug, Clone, Args)]
-struct Folders {
-    /// Folder with the data sets: `metaworld-mt10` (or `-small`), `easy-vqa`, `cifar10`.
-    #[arg(long, default_value_os_t = cache())]
-    data: PathBuf,
-    /// Folder of the run: checkpoints, codes, tokenizer, log.
-    #[arg(long, default_value_os_t = cache().join("runs/nano"))]
-    out: PathBuf,
-    /// Episodes to train on; by default `metaworld-mt10`, or `metaworld-mt10-small` when that is missing.
-    #[arg(long)]
-    episodes: Option<PathBuf>,
-    /// Held-out episodes that validation is measured on.
-    #[arg(long, default_value = "examples/heldout")]
-    held_out: PathBuf,
-    /// Seed of everything random.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-}
-
-fn cache() -> PathBuf {
-    std::env::home_dir().unwrap_or_default().join(".cache/saccade")
 }
 
 fn main() -> ExitCode {
@@ -117,7 +77,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "the result is what the program is asked for")]
 fn eval(args: EvalArgs) -> anyhow::Result<()> {
     let report = saccade_train::eval::evaluate(&args.bundle, &args.held_out, &args.data.join("easy-vqa"))?;
-    let text = if args.json { serde_json::to_string(&report)? } else { serde_json::to_string_pretty(&report)? };
+    let text =
+        if args.json { serde_json::to_string(&report)? } else { serde_json::to_string_pretty(&report)? };
     println!("{text}");
     Ok(())
 }

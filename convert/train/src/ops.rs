@@ -22,7 +22,8 @@ pub trait Fused: Backend {
         scale: f64,
     ) -> Tensor<Self, 4> {
         let dtype = v.dtype();
-        let scores = q.matmul(k.swap_dims(2, 3)).cast(FloatDType::F32).mul_scalar(scale) + mask.cast(FloatDType::F32);
+        let scores =
+            q.matmul(k.swap_dims(2, 3)).cast(FloatDType::F32).mul_scalar(scale) + mask.cast(FloatDType::F32);
         like(softmax(scores, 3), dtype).matmul(v)
     }
 

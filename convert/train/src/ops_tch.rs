@@ -3,12 +3,12 @@
 //! Burn spells attention, norms and convolution gradients out in many passes over memory; libtorch has them in one. On two
 //! cores that is most of the time of a step.
 
-use burn::backend::{Autodiff, LibTorch};
-use burn::tensor::{Tensor, TensorPrimitive};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::{Autodiff, LibTorch};
+use burn::tensor::{Tensor, TensorPrimitive};
 use burn_tch::TchTensor;
 
 use crate::ops::Fused;
@@ -61,7 +61,9 @@ fn region<const N: usize, const D: usize>(
             let inputs = inputs.into_iter().map(|t| t.primitive).collect();
             prep.finish(Saved { leaves, out, _inputs: inputs }, visible)
         }
-        OpsKind::UnTracked(prep) => prep.finish(TchTensor::new(f(inputs.each_ref().map(|t| &t.primitive.tensor)))),
+        OpsKind::UnTracked(prep) => {
+            prep.finish(TchTensor::new(f(inputs.each_ref().map(|t| &t.primitive.tensor))))
+        }
     };
     Tensor::from_primitive(TensorPrimitive::Float(out))
 }

@@ -100,7 +100,8 @@ impl Sequence {
             prefix_rows: vocab,
             slot_rows: vocab + n_prefix,
         };
-        let prefix = (0..PREFIX_LEN).map(|i| s.prefix_rows + (task as u32) * 4 + u32::try_from(i).unwrap_or(0));
+        let prefix =
+            (0..PREFIX_LEN).map(|i| s.prefix_rows + (task as u32) * 4 + u32::try_from(i).unwrap_or(0));
         let rows: Vec<u32> = prefix.chain(instruction.iter().copied()).collect();
         s.trunk(Modality::Text, &rows);
         s
@@ -186,7 +187,11 @@ impl Sequence {
         rows.extend(answer);
         let at = self.append(Modality::Text, &rows, Inside::Causal);
         let expected = answer.iter().copied().chain([ids::EOS]);
-        self.targets.extend(expected.enumerate().map(|(i, id)| Target { at: at + ans + i, id, head: Head::Text }));
+        self.targets.extend(expected.enumerate().map(|(i, id)| Target {
+            at: at + ans + i,
+            id,
+            head: Head::Text,
+        }));
     }
 
     /// The action slots, each predicting one bin (global ids, step-major).
@@ -199,8 +204,11 @@ impl Sequence {
         }
         let rows: Vec<u32> = (self.slot_rows..).take(N_SLOTS).collect();
         let at = self.append(Modality::Action, &rows, Inside::Alone);
-        self.targets
-            .extend(bins.iter().enumerate().map(|(i, &id)| Target { at: at + i, id, head: Head::Bins }));
+        self.targets.extend(bins.iter().enumerate().map(|(i, &id)| Target {
+            at: at + i,
+            id,
+            head: Head::Bins,
+        }));
         Ok(())
     }
 
@@ -226,7 +234,14 @@ impl Sequence {
     ///
     /// Keys are the tokens at their absolute positions, then from `ghosts` on one copy of segment 0 (padded to `s0_stride`)
     /// for each entry of `shifts`, for the queries that have seen so many tokens go.
-    pub fn unmask(&self, mask: &mut [f32], keys_len: usize, ghosts: usize, s0_stride: usize, shifts: &[usize]) {
+    pub fn unmask(
+        &self,
+        mask: &mut [f32],
+        keys_len: usize,
+        ghosts: usize,
+        s0_stride: usize,
+        shifts: &[usize],
+    ) {
         let s0 = &self.segments[0].tokens;
         for (index, segment) in self.segments.iter().enumerate() {
             let s0_at = match shifts.iter().position(|&s| s == segment.shift) {
@@ -266,13 +281,16 @@ impl Binning {
     pub fn fitted(values: &[Vec<f32>], dims: usize) -> Binning {
         let mut out = Binning { low: vec![-1.0; dims], high: vec![1.0; dims] };
         for d in 0..dims {
-            let mut column: Vec<f32> = values.iter().filter_map(|v| v.get(d).copied()).filter(|v| v.is_finite()).collect();
+            let mut column: Vec<f32> =
+                values.iter().filter_map(|v| v.get(d).copied()).filter(|v| v.is_finite()).collect();
             column.sort_by(f32::total_cmp);
-            let (Some(&first), Some(&last)) = (column.get(column.len() / 100), column.get(column.len() - 1 - column.len() / 100))
+            let (Some(&first), Some(&last)) =
+                (column.get(column.len() / 100), column.get(column.len() - 1 - column.len() / 100))
             else {
                 continue;
             };
-            (out.low[d], out.high[d]) = if last - first > 1e-6 { (first, last) } else { (first - 0.5, first + 0.5) };
+            (out.low[d], out.high[d]) =
+                if last - first > 1e-6 { (first, last) } else { (first - 0.5, first + 0.5) };
         }
         out
     }
@@ -281,7 +299,11 @@ impl Binning {
     pub fn bin(&self, d: usize, v: f32, n: usize) -> usize {
         let t = (v - self.low[d]) / (self.high[d] - self.low[d]) * n as f32;
         let floor = t.floor().clamp(0.0, (n - 1) as f32);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0 ..= n-1 on the line above; NaN gives 0")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "clamped to 0 ..= n-1 on the line above; NaN gives 0"
+        )]
         let bin = floor as usize;
         bin
     }

@@ -48,7 +48,8 @@ fn question_sees_the_trunk_and_leaves_nothing_behind() {
     let expected: Vec<usize> = (0..71).chain(action..=action + 1).collect();
     assert_eq!(rows[action + 1], expected, "the trunk sees no branch");
     assert_eq!((s.pos[first], s.pos[second], s.pos[action]), (71, 71, 71));
-    let text: Vec<(usize, u32)> = s.targets.iter().filter(|t| t.head == Head::Text).map(|t| (t.at, t.id)).collect();
+    let text: Vec<(usize, u32)> =
+        s.targets.iter().filter(|t| t.head == Head::Text).map(|t| (t.at, t.id)).collect();
     assert_eq!(text, [(74, 90), (75, ids::EOS), (78, 91), (79, 92), (80, ids::EOS)]);
 }
 
@@ -77,24 +78,31 @@ fn fifth_image_evicts_the_first_and_closes_the_gap() {
     assert_eq!(s.shifts(), [66, 66 + 5, 66 + 5 + 17]);
     let closed = s.closed_positions();
     assert_eq!(closed[image] as usize, 6 + 4 * 88 - 66);
-    assert_eq!(closed[image + 66] as usize, 6 + 4 * 88 - 66 + 66 - 5, "the state is pushed after the first state went");
+    assert_eq!(
+        closed[image + 66] as usize,
+        6 + 4 * 88 - 66 + 66 - 5,
+        "the state is pushed after the first state went"
+    );
     let rows = seen(&s);
     // Ghost keys: copies of segment 0 for the shifts 66, 71 and 88 follow the tokens.
     let ghosts = s.len();
     let query = image + 1;
     let old_state_and_action = 6 + 66..6 + 88;
-    let expected: Vec<usize> =
-        old_state_and_action.chain(6 + 88..=query).chain(ghosts..ghosts + 6).collect();
+    let expected: Vec<usize> = old_state_and_action.chain(6 + 88..=query).chain(ghosts..ghosts + 6).collect();
     assert_eq!(rows[query], expected);
     let state = image + 66;
-    let expected: Vec<usize> = (6 + 66 + 5..6 + 88).chain(6 + 88..=state).chain(ghosts + 6..ghosts + 12).collect();
+    let expected: Vec<usize> =
+        (6 + 66 + 5..6 + 88).chain(6 + 88..=state).chain(ghosts + 6..ghosts + 12).collect();
     assert_eq!(rows[state], expected);
 }
 
 #[test]
 fn bins_clamp_and_come_back_within_half_a_bin() {
     let b = Binning { low: vec![-1.0], high: vec![1.0] };
-    assert_eq!([-9.0, -1.0, -0.001, 0.0, 0.999, 1.0, f32::NAN].map(|v| b.bin(0, v, 256)), [0, 0, 127, 128, 255, 255, 0]);
+    assert_eq!(
+        [-9.0, -1.0, -0.001, 0.0, 0.999, 1.0, f32::NAN].map(|v| b.bin(0, v, 256)),
+        [0, 0, 127, 128, 255, 255, 0]
+    );
     for v in [-0.99, -0.3, 0.0, 0.77] {
         assert!((b.centre(0, b.bin(0, v, 256), 256) - v).abs() <= 1.0 / 256.0 + 1e-6);
     }

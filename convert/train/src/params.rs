@@ -145,7 +145,11 @@ impl<B: AutodiffBackend> Params<B> {
             .get_mut(name)
             .ok_or_else(|| Error::Setting(format!("the model has no parameter `{name}`")))?;
         if values.len() != p.shape.iter().product::<usize>() {
-            return Err(Error::Setting(format!("parameter `{name}` has shape {:?}, not {} values", p.shape, values.len())));
+            return Err(Error::Setting(format!(
+                "parameter `{name}` has shape {:?}, not {} values",
+                p.shape,
+                values.len()
+            )));
         }
         p.value = Tensor::from_data(TensorData::new(values, matrix(&p.shape)), &device);
         Ok(())
@@ -174,20 +178,30 @@ impl<B: AutodiffBackend> Params<B> {
     /// If the file is missing, broken, or of another model.
     pub fn load(&mut self, path: &Path) -> Result<HashMap<String, String>> {
         let raw = std::fs::read(path).map_err(Error::file(path))?;
-        let (_, header) = SafeTensors::read_metadata(&raw).map_err(|e| Error::content(path, e.to_string()))?;
+        let (_, header) =
+            SafeTensors::read_metadata(&raw).map_err(|e| Error::content(path, e.to_string()))?;
         let file = SafeTensors::deserialize(&raw).map_err(|e| Error::content(path, e.to_string()))?;
-        let read = |name: &str, shape: &[usize], device: &B::Device| -> Result<Option<Tensor<B::InnerBackend, 2>>> {
+        let read = |name: &str,
+                    shape: &[usize],
+                    device: &B::Device|
+         -> Result<Option<Tensor<B::InnerBackend, 2>>> {
             let Ok(view) = file.tensor(name) else { return Ok(None) };
             if view.shape() != shape || view.dtype() != Dtype::F32 {
-                let what = format!("tensor `{name}` is {:?} {:?}, this model wants F32 {shape:?}", view.dtype(), view.shape());
+                let what = format!(
+                    "tensor `{name}` is {:?} {:?}, this model wants F32 {shape:?}",
+                    view.dtype(),
+                    view.shape()
+                );
                 return Err(Error::content(path, what));
             }
-            let values: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let values: Vec<f32> =
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
             Ok(Some(Tensor::from_data(TensorData::new(values, matrix(shape)), device)))
         };
         for (name, p) in &mut self.map {
-            p.value = read(name, &p.shape, &self.device)?
-                .ok_or_else(|| Error::content(path, format!("tensor `{name}` is missing; train this stage again")))?;
+            p.value = read(name, &p.shape, &self.device)?.ok_or_else(|| {
+                Error::content(path, format!("tensor `{name}` is missing; train this stage again"))
+            })?;
             let m = read(&format!("{name}.m"), &p.shape, &self.device)?;
             let v = read(&format!("{name}.v"), &p.shape, &self.device)?;
             p.moments = [m, v];
@@ -210,7 +224,14 @@ where
     /// One step of the optimiser with global norm clipping; returns the norm before clipping.
     ///
     /// `step` counts from 1. A step whose gradient is not finite changes nothing and returns the norm all the same.
-    pub fn update(&mut self, leaves: &Leaves<B>, grads: &mut B::Gradients, lr: f64, step: usize, opt: &Optimiser) -> f64 {
+    pub fn update(
+        &mut self,
+        leaves: &Leaves<B>,
+        grads: &mut B::Gradients,
+        lr: f64,
+        step: usize,
+        opt: &Optimiser,
+    ) -> f64 {
         let mut found = Vec::new();
         let mut square: Option<Tensor<B::InnerBackend, 1>> = None;
         for name in self.map.keys() {
@@ -242,7 +263,8 @@ where
                 Rule::Adam => {
                     let m = mean(m, grad.clone(), opt.beta1);
                     let v = mean(v, grad.clone() * grad, opt.beta2);
-                    let delta = m.clone().mul_scalar(1.0 / c1) / (v.clone().mul_scalar(1.0 / c2).sqrt() + 1e-8);
+                    let delta =
+                        m.clone().mul_scalar(1.0 / c1) / (v.clone().mul_scalar(1.0 / c2).sqrt() + 1e-8);
                     p.value = p.value.clone() - delta.mul_scalar(lr);
                     p.moments = [Some(m), Some(v)];
                 }
@@ -301,7 +323,11 @@ pub fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 /// Writes F32 tensors as safetensors, whole or not at all.
-fn write_f32(path: &Path, tensors: &[(String, Vec<usize>, Vec<u8>)], meta: HashMap<String, String>) -> Result<()> {
+fn write_f32(
+    path: &Path,
+    tensors: &[(String, Vec<usize>, Vec<u8>)],
+    meta: HashMap<String, String>,
+) -> Result<()> {
     let views = tensors
         .iter()
         .map(|(n, s, b)| Ok((n.clone(), TensorView::new(Dtype::F32, s.clone(), b)?)))

@@ -20,6 +20,7 @@ pub fn heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
 fn through<B: Backend, const D: usize>(x: Tensor<B, D>, dim: usize) -> Tensor<B, D> {
     let plain = x.clone().detach();
     let amax = plain.clone().abs().max_dim(dim).clamp_min(1e-20);
-    let rounded = (plain.clone() * amax.clone().recip().mul_scalar(127.0)).round() * amax.mul_scalar(1.0 / 127.0);
+    let rounded =
+        (plain.clone() * amax.clone().recip().mul_scalar(127.0)).round() * amax.mul_scalar(1.0 / 127.0);
     x + (rounded - plain)
 }

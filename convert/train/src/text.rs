@@ -78,7 +78,9 @@ mod tests {
     #[test]
     fn ids_are_the_layouts_and_text_comes_back() {
         let lines: Vec<String> =
-            ["the robot opens the door. the gripper is open.", "is there a red shape?", "yes"].map(str::to_owned).into();
+            ["the robot opens the door. the gripper is open.", "is there a red shape?", "yes"]
+                .map(str::to_owned)
+                .into();
         let json = train(&lines, 2112).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokenizer.json");

@@ -47,6 +47,8 @@ pub struct LmRun {
     pub stage: &'static str,
     /// Optimiser steps.
     pub steps: usize,
+    /// Steps over which the learning rate falls; more than `steps` in a run that is meant to be resumed.
+    pub schedule: usize,
     /// Tokens of one packed batch.
     pub tokens: usize,
     /// Packed batches a step, each of one data set.
@@ -86,7 +88,13 @@ impl Corpus {
     }
 
     /// One batch of about `tokens` tokens from a random set; its name and sequences.
-    fn draw(&self, dims: &Dims, mix: &[(String, f64)], tokens: usize, rng: &mut ChaCha8Rng) -> Result<(String, Vec<Sequence>)> {
+    fn draw(
+        &self,
+        dims: &Dims,
+        mix: &[(String, f64)],
+        tokens: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<(String, Vec<Sequence>)> {
         let mut at = rng.random::<f64>();
         let name = mix.iter().find(|(_, p)| {
             at -= p;
@@ -100,7 +108,9 @@ impl Corpus {
             let s = match (&self.robot, self.pictures.iter().find(|(n, _)| *n == name)) {
                 (_, Some((_, set))) => set.draw(dims, MOST_QUESTIONS, rng),
                 (Some(set), None) => set.draw(dims, &shape, rng)?,
-                (None, None) => return Err(Error::Setting("there is nothing to train on; run `encode` first".into())),
+                (None, None) => {
+                    return Err(Error::Setting("there is nothing to train on; run `encode` first".into()));
+                }
             };
             sum += s.len();
             out.push(s);
@@ -156,7 +166,9 @@ where
         let weights = [1.0, 1.0, run.image_weight];
         let mut total = Tensor::<B, 1>::zeros([1], self.params.device());
         for (head, weight) in weights.into_iter().enumerate() {
-            let Some(l) = lm::head_loss(leaves, &self.dims, &batch, &x, head, run.precision) else { continue };
+            let Some(l) = lm::head_loss(leaves, &self.dims, &batch, &x, head, run.precision) else {
+                continue;
+            };
             let slot = &mut seen.heads[head];
             slot.0 += f64::from(host(&l.loss.clone().inner())[0]);
             slot.1 += f64::from(host(&l.accuracy.inner())[0]);
@@ -187,7 +199,9 @@ where
                 let batch = Batch::<B::InnerBackend>::new(part, &self.dims, self.params.device());
                 let x = lm::forward(&leaves, &self.dims, &batch, precision);
                 for (head, right) in right.iter_mut().enumerate() {
-                    let Some(logits) = lm::logits(&leaves, &self.dims, &batch, &x, head, precision) else { continue };
+                    let Some(logits) = lm::logits(&leaves, &self.dims, &batch, &x, head, precision) else {
+                        continue;
+                    };
                     let best = logits.argmax(1).into_data();
                     let start = [0, self.dims.bins().start, self.dims.image_codes().start][head];
                     let wanted = part.iter().flat_map(|s| &s.targets).filter(|t| t.head as usize == head);
@@ -240,7 +254,8 @@ where
     if path.is_file() {
         let meta = trainee.params.load(&path)?;
         let stored = meta.get("progress").and_then(|p| serde_json::from_str(p).ok());
-        at = stored.ok_or_else(|| Error::content(&path, "has no progress; remove it to start this stage again"))?;
+        at = stored
+            .ok_or_else(|| Error::content(&path, "has no progress; remove it to start this stage again"))?;
         log::info!("resuming {} at step {}", path.display(), at.step);
     }
     let mix = corpus.mixture(run.tau);
@@ -265,7 +280,7 @@ where
         let Some(total) = total else { return Err(Error::Setting("a step needs at least one batch".into())) };
         let mut grads = total.backward();
         at.step += 1;
-        let lr = run.lr * crate::schedule(at.step, run.steps, run.warm_up, run.lr_floor);
+        let lr = run.lr * crate::schedule(at.step, run.schedule, run.warm_up, run.lr_floor);
         let norm = trainee.params.update(&leaves, &mut grads, lr, at.step, &opt);
         log.at(at.step, format!("loss {:.3}", seen.total));
         let last = at.step == run.steps;
@@ -277,7 +292,8 @@ where
         if at.step % 20 == 0 || last {
             let now = log.seconds();
             line["tokens"] = json!(at.tokens);
-            line["tokens_per_s"] = json!(((at.tokens - line_tokens) as f64 / (now - line_s).max(1e-9)).round());
+            line["tokens_per_s"] =
+                json!(((at.tokens - line_tokens) as f64 / (now - line_s).max(1e-9)).round());
             (line_s, line_tokens) = (now, at.tokens);
         }
         if at.step % run.validate_every == 0 || last {

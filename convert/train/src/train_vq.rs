@@ -195,7 +195,11 @@ where
 }
 
 /// PSNR and code usage on up to 512 evenly spaced frames of a set.
-pub fn report<B: AutodiffBackend + Fused>(tokenizer: &Tokenizer<B>, name: &str, frames: &Frames) -> serde_json::Value
+pub fn report<B: AutodiffBackend + Fused>(
+    tokenizer: &Tokenizer<B>,
+    name: &str,
+    frames: &Frames,
+) -> serde_json::Value
 where
     B::InnerBackend: Fused,
 {

@@ -3,24 +3,23 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use clap::Args;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use saccade_convert::compare::heldout::{self, Episode as HeldOutEpisode};
 use saccade_train::corpus::{CAPTION_QUESTION, Codes, PictureSet, RobotSet};
 use saccade_train::data::episodes::{self, Episode, Episodes, Step};
 use saccade_train::data::pictures::{self, Pictures};
-use saccade_train::data::Frames;
+use saccade_train::data::{FRAME_BYTES, Frames};
 use saccade_train::export::Ranges;
-use saccade_train::heldout::HeldOutEpisode;
 use saccade_train::layout::{Dims, Modality, Task};
 use saccade_train::lm::{self, Precision};
 use saccade_train::pack::Sequence;
 use saccade_train::params::{Params, write_whole};
+use saccade_train::text;
 use saccade_train::train_lm::{self, Corpus, HeldOut, LmRun, Trainee};
 use saccade_train::train_vq::{self, Tokenizer, VqRun, planar};
-use saccade_train::text;
 
-use crate::Folders;
+use crate::args::{BpeArgs, EncodeArgs, ExportArgs, Folders, GoldenArgs, LmArgs, TokenizerArgs};
 
 #[cfg(feature = "tch")]
 type Backend = burn::backend::Autodiff<burn::backend::LibTorch<f32>>;
@@ -29,6 +28,21 @@ type Backend = burn::backend::Autodiff<burn::backend::Flex>;
 #[cfg(all(feature = "cuda", not(feature = "flex"), not(feature = "tch")))]
 type Backend = burn::backend::Autodiff<burn::backend::Cuda>;
 
+/// The device to train on.
+#[cfg(not(all(feature = "cuda", not(feature = "flex"), not(feature = "tch"))))]
+fn device() -> anyhow::Result<burn::tensor::Device<Backend>> {
+    Ok(Default::default())
+}
+
+/// The card to train on. The backend panics where there is none, so the driver's device file is looked for first.
+#[cfg(all(feature = "cuda", not(feature = "flex"), not(feature = "tch")))]
+fn device() -> anyhow::Result<burn::tensor::Device<Backend>> {
+    if !["/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu"].iter().any(|p| Path::new(p).exists()) {
+        bail!("this machine has no NVIDIA driver; build with `--features tch` to train on the processor");
+    }
+    Ok(Default::default())
+}
+
 /// Photos of each class that are trained on.
 const PHOTOS_PER_CLASS: usize = 500;
 /// Augmented variants of each picture, the plain one among them.
@@ -36,84 +50,8 @@ const PICTURE_VARIANTS: usize = 8;
 /// Variants of each simulator frame.
 const FRAME_VARIANTS: usize = 2;
 
-/// Options of stage one.
-#[derive(Args)]
-pub(crate) struct TokenizerArgs {
-    #[command(flatten)]
-    folders: Folders,
-    /// Optimiser steps.
-    #[arg(long, default_value_t = 1500)]
-    steps: usize,
-    /// Frames a step.
-    #[arg(long, default_value_t = 64)]
-    batch: usize,
-    /// Peak learning rate.
-    #[arg(long, default_value_t = 1e-3)]
-    lr: f64,
-}
-
-/// Options of `encode`.
-#[derive(Args)]
-pub(crate) struct EncodeArgs {
-    #[command(flatten)]
-    folders: Folders,
-}
-
-/// Options of `bpe`.
-#[derive(Args)]
-pub(crate) struct BpeArgs {
-    #[command(flatten)]
-    folders: Folders,
-}
-
-/// Options of stages two and three.
-#[derive(Args)]
-pub(crate) struct LmArgs {
-    #[command(flatten)]
-    folders: Folders,
-    /// Optimiser steps.
-    #[arg(long)]
-    steps: usize,
-    /// Tokens of one packed batch.
-    #[arg(long, default_value_t = 3000)]
-    tokens: usize,
-    /// Packed batches a step.
-    #[arg(long, default_value_t = 2)]
-    accumulate: usize,
-    /// Peak learning rate.
-    #[arg(long)]
-    lr: Option<f64>,
-    /// Temperature of the mixture.
-    #[arg(long, default_value_t = 2.0)]
-    tau: f64,
-    /// Steps between validations.
-    #[arg(long, default_value_t = 200)]
-    validate_every: usize,
-}
-
 /// Actions a second in Meta-World: five physics steps of 2.5 ms each.
 const RATE_HZ: f32 = 80.0;
-
-/// Options of `export`.
-#[derive(Args)]
-pub(crate) struct ExportArgs {
-    #[command(flatten)]
-    folders: Folders,
-    /// The checkpoint to write.
-    #[arg(long, default_value = "examples/models/nano-f16.safetensors")]
-    to: PathBuf,
-}
-
-/// Options of `golden`.
-#[derive(Args)]
-pub(crate) struct GoldenArgs {
-    /// Folder for the two files.
-    #[arg(long, default_value = "convert/train/tests/golden")]
-    to: PathBuf,
-    /// Seed of the random model.
-    #[arg(long, default_value_t = 7)]
-    seed: u64,
-}
 
 /// The folder of episodes that is trained on.
 fn robot_folder(folders: &Folders) -> PathBuf {
@@ -161,12 +99,19 @@ pub(crate) fn tokenizer(args: TokenizerArgs) -> anyhow::Result<()> {
         seed: folders.seed,
         save_every_s: 60.0,
     };
-    train_vq::train::<Backend>(&run, &Dims::nano(), &sets, &Default::default())?;
+    train_vq::train::<Backend>(&run, &Dims::nano(), &sets, &device()?)?;
     Ok(())
 }
 
 /// Codes of all frames in `variants` variants; `jitter` draws shift, mirror, gain and lift of the augmented ones.
-fn encode_set(tokenizer: &Tokenizer<Backend>, frames: &Frames, variants: usize, most_px: i32, mirror: bool, seed: u64) -> Codes {
+fn encode_set(
+    tokenizer: &Tokenizer<Backend>,
+    frames: &Frames,
+    variants: usize,
+    most_px: i32,
+    mirror: bool,
+    seed: u64,
+) -> Codes {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut codes = Vec::with_capacity(variants * frames.len() * 64);
     let all: Vec<usize> = (0..frames.len()).collect();
@@ -205,9 +150,10 @@ struct EncodedSteps {
 
 pub(crate) fn encode(args: EncodeArgs) -> anyhow::Result<()> {
     let folders = &args.folders;
-    let tokenizer = Tokenizer::<Backend>::open(&folders.out, &Dims::nano(), &Default::default())?;
+    let tokenizer = Tokenizer::<Backend>::open(&folders.out, &Dims::nano(), &device()?)?;
     let vqa = folders.data.join("easy-vqa");
-    let vqa_train = encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "train")?.frames, PICTURE_VARIANTS, 6, true, 1);
+    let vqa_train =
+        encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "train")?.frames, PICTURE_VARIANTS, 6, true, 1);
     let vqa_test = encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "test")?.frames, 1, 0, false, 1);
     let photos = encode_set(&tokenizer, &read_photos(folders)?.frames, 2, 4, true, 2);
     let mut sets = vec![("easy-vqa", &vqa_train), ("easy-vqa-test", &vqa_test)];
@@ -259,9 +205,11 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
     let tokenizer = text::open(&folders.out.join("tokenizer.json"))?;
     let mut codes = Codes::load(&folders.out.join("codes-pictures.safetensors"))?;
     let vqa = folders.data.join("easy-vqa");
-    let mut take = |name: &str| codes.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"));
+    let mut take =
+        |name: &str| codes.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"));
     let questions = |part: &str| pictures::easy_vqa_questions(&vqa, part);
-    let mut pictures = vec![("easy-vqa".to_owned(), PictureSet::new(take("easy-vqa")?, &questions("train")?, &tokenizer)?)];
+    let mut pictures =
+        vec![("easy-vqa".to_owned(), PictureSet::new(take("easy-vqa")?, &questions("train")?, &tokenizer)?)];
     let test = PictureSet::new(take("easy-vqa-test")?, &questions("test")?, &tokenizer)?;
     if let Ok(photos) = take("photos") {
         let root = folders.data.join("cifar10");
@@ -282,7 +230,8 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
         let ranges = Ranges { state: robot.state.clone(), action: robot.action.clone(), rate_hz: RATE_HZ };
         write_whole(&folders.out.join("ranges.json"), &serde_json::to_vec(&ranges)?)?;
         if folders.held_out.is_dir() {
-            let episodes = saccade_train::heldout::read(&folders.held_out)?;
+            let files = heldout::files(&folders.held_out)?;
+            let episodes = files.iter().map(|f| heldout::read(f)).collect::<Result<Vec<_>, _>>()?;
             held_out.sets.extend(held_out_sequences(folders, dims, &episodes, robot, &tokenizer)?);
         }
     }
@@ -297,13 +246,18 @@ fn held_out_sequences(
     robot: &RobotSet,
     words: &tokenizers::Tokenizer,
 ) -> anyhow::Result<Vec<(String, Vec<Sequence>)>> {
-    let tokenizer = Tokenizer::<Backend>::open(&folders.out, dims, &Default::default())?;
+    let tokenizer = Tokenizer::<Backend>::open(&folders.out, dims, &device()?)?;
     let (mut given, mut bare) = (Vec::new(), Vec::new());
     for (e, episode) in episodes.iter().enumerate() {
         let from = (5 * (e % 3)).min(episode.steps.len().saturating_sub(6));
         let mut x = Vec::new();
         let window = from..(from + 6).min(episode.steps.len());
-        episode.frames[window.clone()].iter().for_each(|f| planar(f, (0, 0), 1.0, 0.0, &mut x));
+        for frame in episode.frames().skip(window.start).take(window.len()) {
+            if frame.rgb.len() != FRAME_BYTES {
+                bail!("{}: frames are not 64 × 64; make the folder again", folders.held_out.display());
+            }
+            planar(frame.rgb, (0, 0), 1.0, 0.0, &mut x);
+        }
         let codes = tokenizer.encode(x, window.len());
         for (all, list) in [(true, &mut given), (false, &mut bare)] {
             let instruction = if all { text::encode(words, &episode.instruction)? } else { Vec::new() };
@@ -315,12 +269,15 @@ fn held_out_sequences(
                     s.bins(Modality::State, &saccade_train::corpus::bins(dims, &robot.state, &step.state));
                 }
                 s.ask(&text::encode(words, CAPTION_QUESTION)?, &text::encode(words, &step.caption)?);
-                for (q, a) in step.qa.iter().cycle().skip(3 * at).take(3.min(step.qa.len())) {
+                for [q, a] in step.qa.iter().cycle().skip(3 * at).take(3.min(step.qa.len())) {
                     s.ask(&text::encode(words, q)?, &text::encode(words, a)?);
                 }
                 s.slots(&saccade_train::corpus::bins(dims, &robot.action, &step.chunk.concat()))?;
                 if all {
-                    s.bins(Modality::Action, &saccade_train::corpus::bins(dims, &robot.action, &step.executed.concat()));
+                    s.bins(
+                        Modality::Action,
+                        &saccade_train::corpus::bins(dims, &robot.action, &step.executed.concat()),
+                    );
                 }
             }
             list.push(s);
@@ -331,7 +288,7 @@ fn held_out_sequences(
 
 /// A model with its first values.
 fn fresh(folders: &Folders, dims: &Dims) -> anyhow::Result<Trainee<Backend>> {
-    let device = Default::default();
+    let device = device()?;
     let tokenizer = Tokenizer::<Backend>::open(&folders.out, dims, &device)?;
     let mut params = Params::new(&device);
     let mut rng = ChaCha8Rng::seed_from_u64(folders.seed + 100);
@@ -350,6 +307,7 @@ fn lm_run(args: &LmArgs) -> LmRun {
         checkpoint: PRETRAINED,
         stage: "pretrain",
         steps: args.steps,
+        schedule: args.steps,
         tokens: args.tokens,
         accumulate: args.accumulate,
         lr: args.lr.unwrap_or(2e-3),
@@ -404,7 +362,7 @@ pub(crate) fn export(args: ExportArgs) -> anyhow::Result<()> {
         .find(|(path, _)| path.is_file())
         .with_context(|| format!("{}: there is no trained model; run `pretrain` first", out.display()))?;
     let meta = trainee.params.load(&path)?;
-    let tokenizer = Tokenizer::<Backend>::open(out, &dims, &Default::default())?;
+    let tokenizer = Tokenizer::<Backend>::open(out, &dims, &device()?)?;
     let mut tensors = trainee.params.export();
     tensors.extend(tokenizer.params.export());
     let shape = vec![dims.image.codebook_size, dims.image.code_dim];
@@ -413,7 +371,8 @@ pub(crate) fn export(args: ExportArgs) -> anyhow::Result<()> {
     let raw = std::fs::read(&path).with_context(|| format!("{}: run `pretrain` first", path.display()))?;
     let model = saccade_train::export::model_json("nano", &dims, &serde_json::from_slice(&raw)?)?;
     let text = std::fs::read_to_string(out.join("tokenizer.json"))?;
-    let progress: serde_json::Value = meta.get("progress").map(|p| serde_json::from_str(p)).transpose()?.unwrap_or_default();
+    let progress: serde_json::Value =
+        meta.get("progress").map(|p| serde_json::from_str(p)).transpose()?.unwrap_or_default();
     let provenance = serde_json::json!({
         "made_by": concat!("saccade-train ", env!("CARGO_PKG_VERSION")), "stage": stage, "steps": progress["step"],
         "tokens": progress["tokens"], "seed": args.folders.seed,
@@ -428,5 +387,5 @@ pub(crate) fn export(args: ExportArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) fn golden(args: GoldenArgs) -> anyhow::Result<()> {
-    Ok(saccade_train::golden::write::<Backend>(&args.to, args.seed, &Default::default())?)
+    Ok(saccade_train::golden::write::<Backend>(&args.to, args.seed, &device()?)?)
 }

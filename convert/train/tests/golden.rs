@@ -55,7 +55,11 @@ fn model(dir: &Path) -> Arc<Model> {
 /// The largest difference between logits and their golden ones; NaN is larger than anything.
 fn difference(found: &[f32], golden: &[f32]) -> f32 {
     assert_eq!(found.len(), golden.len());
-    found.iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+    found
+        .iter()
+        .zip(golden)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }
 
 fn largest(golden: &[f32]) -> f32 {
@@ -88,7 +92,9 @@ fn six_steps_with_eviction_give_the_trainers_logits() {
         }
         session.push_state(&states[step * 4..][..4]).unwrap();
         if step == 1 || step == 5 {
-            session.score_answer(&question, &answer, &mut |_, logits| text.extend_from_slice(logits)).unwrap();
+            session
+                .score_answer(&question, &answer, &mut |_, logits| text.extend_from_slice(logits))
+                .unwrap();
         }
         let mut chunk = ActionChunk::default();
         session.score_act(&mut chunk, &mut |_, logits| slots.extend_from_slice(logits)).unwrap();

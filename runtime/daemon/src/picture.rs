@@ -17,6 +17,8 @@ pub(crate) const MAX_SIDE_PX: u32 = 4096;
 pub(crate) const MAX_PIXELS: u64 = 16 << 20;
 /// The largest encoded picture.
 pub(crate) const MAX_ENCODED_BYTES: usize = 6 << 20;
+/// Bytes that may follow a JPEG's end marker: cameras pad their frames.
+const MAX_JPEG_TRAILER_BYTES: usize = 4096;
 /// What a decoder may allocate: 16 Mi pixels of three bytes, and as much again for its own tables.
 const MAX_DECODE_BYTES: u64 = 96 << 20;
 
@@ -84,6 +86,14 @@ impl Picture {
     /// # Errors
     /// 400 if the bytes behind the header are broken.
     pub(crate) fn decode(&self) -> Result<RgbImage, ApiError> {
+        let broken =
+            || ApiError::invalid(&*self.param, "the picture is broken behind its header: encode it again");
+        // The decoder fills what a cut JPEG lacks with grey; a picture that is half grey must not be answered about.
+        let ends =
+            self.encoded.windows(2).rev().take(MAX_JPEG_TRAILER_BYTES).any(|pair| pair == [0xFF, 0xD9]);
+        if self.format == ImageFormat::Jpeg && !ends {
+            return Err(broken());
+        }
         let mut reader = ImageReader::with_format(Cursor::new(&self.encoded), self.format);
         let mut limits = Limits::default();
         limits.max_image_width = Some(MAX_SIDE_PX);
@@ -92,10 +102,7 @@ impl Picture {
         reader.limits(limits);
         match reader.decode() {
             Ok(picture) => Ok(picture.into_rgb8()),
-            Err(_) => Err(ApiError::invalid(
-                &*self.param,
-                "the picture is broken behind its header: encode it again",
-            )),
+            Err(_) => Err(broken()),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `saccaded` driven from outside: a random bundle, real sockets, real signals.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -220,7 +222,7 @@ fn a_bad_request_fails_alone() {
 fn many_clients_leave_nothing_behind() {
     let service = Service::start();
     let ask = webui(&jpeg(77));
-    let mut round = || {
+    let round = || {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

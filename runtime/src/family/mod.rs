@@ -83,7 +83,8 @@ impl TensorSpec {
                 stored(format!("{}.sum", self.stem()), Dtype::I32, &[n]),
             ];
         }
-        let float = if self.role == Role::Exact || dtype == WeightDtype::F32 { Dtype::F32 } else { Dtype::F16 };
+        let float =
+            if self.role == Role::Exact || dtype == WeightDtype::F32 { Dtype::F32 } else { Dtype::F16 };
         let shape: &[usize] = if self.shape.len() == 4 { &[n, k] } else { &self.shape };
         vec![stored(self.name.clone(), float, shape)]
     }
@@ -174,7 +175,8 @@ impl Model {
         if bytes.len() as u64 != entry.bytes {
             return Err(Error::FileSize { path, expected: entry.bytes, found: bytes.len() as u64 });
         }
-        let text = TextTokenizer::from_bytes(&bytes, self.config()).map_err(|reason| Error::Tokenizer { path, reason })?;
+        let text = TextTokenizer::from_bytes(&bytes, self.config())
+            .map_err(|reason| Error::Tokenizer { path, reason })?;
         Ok(self.text.get_or_init(|| text))
     }
 }

@@ -141,13 +141,17 @@ impl ImageNet {
                 .collect()
         };
         Ok(Self {
-            down: (0..3).map(|i| Conv::resolve(w, &format!("image.encoder.{i}"), 4, 2, 1)).collect::<Result<_>>()?,
+            down: (0..3)
+                .map(|i| Conv::resolve(w, &format!("image.encoder.{i}"), 4, 2, 1))
+                .collect::<Result<_>>()?,
             encoder_res: res("encoder")?,
             out: Conv::resolve(w, "image.encoder.out", 1, 1, 0)?,
             codebook: w.table("image.codebook.weight")?,
             input: Conv::resolve(w, "image.decoder.in", 3, 1, 1)?,
             decoder_res: res("decoder")?,
-            up: (0..3).map(|i| Conv::resolve(w, &format!("image.decoder.up.{i}"), 3, 1, 1)).collect::<Result<_>>()?,
+            up: (0..3)
+                .map(|i| Conv::resolve(w, &format!("image.decoder.up.{i}"), 3, 1, 1))
+                .collect::<Result<_>>()?,
         })
     }
 }

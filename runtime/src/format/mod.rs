@@ -57,7 +57,9 @@ pub use read::{Header, Rules, TensorInfo, read_file_header, read_header};
 pub use write::{TensorPlan, Writer, Written, plan_header};
 
 /// Length of the length: the u64 that opens the file.
-pub const PREFIX_BYTES: u64 = 8;
+pub const PREFIX_BYTES: u64 = PREFIX_LEN as u64;
+/// The same, for slices.
+const PREFIX_LEN: usize = 8;
 /// Longest header that is read or written: 16 MiB (a tokenizer of 150,000 words fits a checkpoint's metadata).
 pub const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// Most tensors in one file; the largest shards on the hub hold a few thousand.

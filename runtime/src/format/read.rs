@@ -7,7 +7,9 @@ use std::path::Path;
 
 use super::bytes::ByteCount;
 use super::json::{self, RawHeader};
-use super::{Dtype, FormatError, MAX_HEADER_BYTES, PAD_PREFIX, PREFIX_BYTES, TENSOR_ALIGN, data_align};
+use super::{
+    Dtype, FormatError, MAX_HEADER_BYTES, PAD_PREFIX, PREFIX_BYTES, PREFIX_LEN, TENSOR_ALIGN, data_align,
+};
 use crate::Error;
 
 /// Which rules a file must keep: see the [module page](super).
@@ -148,7 +150,7 @@ fn header_len(bytes: &[u8], file_bytes: u64) -> Result<u64, FormatError> {
 /// The header without its blanks, and where the data section starts.
 fn header_text(bytes: &[u8], file_bytes: u64) -> Result<(&str, u64), FormatError> {
     let data_start = PREFIX_BYTES + header_len(bytes, file_bytes)?;
-    let given = usize::try_from(data_start).ok().and_then(|end| bytes.get(PREFIX_BYTES as usize..end));
+    let given = usize::try_from(data_start).ok().and_then(|end| bytes.get(PREFIX_LEN..end));
     let Some(header) = given else {
         return Err(FormatError::HeaderNotGiven { expected: data_start, found: bytes.len() as u64 });
     };

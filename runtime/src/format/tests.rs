@@ -27,7 +27,12 @@ fn tensors(smallest_dim: usize) -> impl Strategy<Value = Vec<Tensor>> {
                 }
                 let elements: usize = shape.iter().product();
                 let bytes = elements * usize::try_from(dtype.bits()).unwrap() / 8;
-                (name, dtype, shape, (0..bytes).map(|i| fill.wrapping_add((i % 251) as u8)).collect())
+                (
+                    name,
+                    dtype,
+                    shape,
+                    (0..bytes).map(|i| fill.wrapping_add(u8::try_from(i % 251).unwrap())).collect(),
+                )
             })
             .collect()
     })
@@ -183,11 +188,11 @@ fn file_errors_name_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("short.safetensors");
     fs::write(&path, "abc").unwrap();
-    let sentence = read_file_header(&path, Rules::Foreign).unwrap_err().to_string();
+    let sentence = read_file_header(&path, Rules::Foreign).unwrap_err().sentence();
     assert!(sentence.contains("short.safetensors") && sentence.contains("3 bytes"), "{sentence}");
-    let sentence = read_file_header(folder.path(), Rules::Foreign).unwrap_err().to_string();
+    let sentence = read_file_header(folder.path(), Rules::Foreign).unwrap_err().sentence();
     assert!(sentence.contains("not a file"), "{sentence}");
-    let sentence = read_file_header(&folder.path().join("none"), Rules::Foreign).unwrap_err().to_string();
+    let sentence = read_file_header(&folder.path().join("none"), Rules::Foreign).unwrap_err().sentence();
     assert!(sentence.contains("none"), "{sentence}");
 }
 

@@ -83,6 +83,8 @@ pub fn plan_header(
     }
     let mut bytes = header_bytes.to_le_bytes().to_vec();
     bytes.extend_from_slice(json.as_bytes());
+    // At most MAX_HEADER_BYTES and a huge page.
+    #[allow(clippy::cast_possible_truncation)]
     bytes.extend(std::iter::repeat_n(b' ', (header_bytes as usize).saturating_sub(json.len())));
 
     let file_bytes = data_start.saturating_add(end.to_u64());
@@ -172,8 +174,9 @@ impl Writer {
                 .into());
         }
         // At most one pad of less than TENSOR_ALIGN bytes lies between two tensors.
-        let pad = [0; TENSOR_ALIGN as usize];
-        self.put(&pad[..(offset - self.at) as usize])?;
+        #[allow(clippy::cast_possible_truncation)]
+        let (pad, gap) = ([0; TENSOR_ALIGN as usize], (offset - self.at) as usize);
+        self.put(&pad[..gap])?;
         self.put(data)?;
         self.written += 1;
         Ok(())

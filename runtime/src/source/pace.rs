@@ -29,19 +29,28 @@ impl Pacer {
 
     /// Waits at most `timeout`; true when the next frame is due, which also schedules the one after it.
     pub(super) fn wait(&mut self, timeout: Duration) -> bool {
-        let Some(period) = self.period else { return true };
         let now = Instant::now();
-        let due = self.due.unwrap_or(now);
-        let wait = due.saturating_duration_since(now);
-        if wait > timeout {
-            thread::sleep(timeout);
-            return false;
+        let wait = self.due_in(now);
+        thread::sleep(wait.min(timeout));
+        let due = wait <= timeout;
+        if due {
+            self.schedule(now);
         }
-        thread::sleep(wait);
+        due
+    }
+
+    /// Time from `now` until the next frame is due.
+    fn due_in(&self, now: Instant) -> Duration {
+        self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
+    }
+
+    /// Schedules the frame after the one that was asked for at `now`.
+    fn schedule(&mut self, now: Instant) {
+        let Some(period) = self.period else { return };
+        let due = self.due.unwrap_or(now);
         // A source that fell behind goes on from now: a burst of late frames would help nobody.
         let late = now.saturating_duration_since(due) > period;
         self.due = Some(if late { now + period } else { due + period });
-        true
     }
 }
 
@@ -49,31 +58,43 @@ impl Pacer {
 mod tests {
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+
     #[test]
     fn everything_is_due_at_once_when_all_is_wanted() {
-        let mut pacer = Pacer::new(Pace::All, 1.0);
-        let start = Instant::now();
-        assert!((0..1000).all(|_| pacer.wait(Duration::ZERO)));
-        assert!(start.elapsed() < Duration::from_secs(1));
+        let (mut pacer, now) = (Pacer::new(Pace::All, 1.0), Instant::now());
+        for _ in 0..1000 {
+            assert_eq!(pacer.due_in(now), Duration::ZERO);
+            pacer.schedule(now);
+        }
+        assert!(pacer.wait(Duration::ZERO));
     }
 
     #[test]
-    fn real_time_takes_real_time_and_times_out_before_it_is_due() {
+    fn frames_are_due_a_period_apart_even_if_they_are_asked_for_late() {
+        let (mut pacer, start) = (Pacer::new(Pace::Real, 50.0), Instant::now());
+        pacer.schedule(start);
+        assert_eq!(pacer.due_in(start), 20 * MS);
+        pacer.schedule(start + 27 * MS);
+        assert_eq!(pacer.due_in(start + 27 * MS), 13 * MS, "the lateness is made up");
+    }
+
+    #[test]
+    fn a_source_that_fell_far_behind_does_not_burst() {
+        let (mut pacer, start) = (Pacer::new(Pace::Real, 50.0), Instant::now());
+        pacer.schedule(start);
+        pacer.schedule(start + 400 * MS);
+        assert_eq!(pacer.due_in(start + 400 * MS), 20 * MS);
+    }
+
+    #[test]
+    fn waiting_takes_real_time_and_ends_at_its_timeout() {
         let mut pacer = Pacer::new(Pace::Real, 50.0);
         let start = Instant::now();
-        for _ in 0..6 {
-            assert!(pacer.wait(Duration::from_secs(1)));
-        }
-        assert!(start.elapsed() >= Duration::from_millis(99), "{:?}", start.elapsed());
-        assert!(!pacer.wait(Duration::ZERO), "the next one is due in 20 ms");
-    }
-
-    #[test]
-    fn a_late_source_does_not_burst() {
-        let mut pacer = Pacer::new(Pace::Real, 20.0);
-        assert!(pacer.wait(Duration::ZERO));
-        thread::sleep(Duration::from_millis(400));
-        assert!(pacer.wait(Duration::ZERO));
-        assert!(!pacer.wait(Duration::ZERO), "the frames missed meanwhile must not come at once");
+        assert!((0..6).all(|_| pacer.wait(Duration::from_secs(9))));
+        assert!(start.elapsed() >= 99 * MS, "{:?}", start.elapsed());
+        let mut slow = Pacer::new(Pace::Real, 0.1);
+        assert!(slow.wait(Duration::ZERO));
+        assert!(!slow.wait(MS), "the next one is due in ten seconds");
     }
 }

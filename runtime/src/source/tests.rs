@@ -1,6 +1,6 @@
 use super::*;
 
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 
 fn sentence(uri: &str) -> String {
     open(uri, &SourceOptions::default()).err().unwrap().to_string()

@@ -56,7 +56,9 @@ impl Tokenizer for Bins {
     fn encode(&mut self, input: &[f32], codes: &mut Vec<u16>) -> crate::Result<()> {
         let dims = self.dims();
         if input.is_empty() || !input.len().is_multiple_of(dims) {
-            return Err(SessionError::Dimensions { what: self.what, found: input.len(), expected: dims }.into());
+            return Err(
+                SessionError::Dimensions { what: self.what, found: input.len(), expected: dims }.into()
+            );
         }
         if let Some(at) = input.iter().position(|v| !v.is_finite()) {
             return Err(SessionError::NotANumber { what: self.what, at }.into());
@@ -69,10 +71,14 @@ impl Tokenizer for Bins {
     fn decode(&mut self, codes: &[u16], output: &mut Vec<f32>) -> crate::Result<()> {
         let dims = self.dims();
         if !codes.len().is_multiple_of(dims) {
-            return Err(SessionError::Dimensions { what: self.what, found: codes.len(), expected: dims }.into());
+            return Err(
+                SessionError::Dimensions { what: self.what, found: codes.len(), expected: dims }.into()
+            );
         }
         if let Some(&code) = codes.iter().find(|&&code| code >= self.n_bins) {
-            return Err(SessionError::Token { what: "bin", id: code.into(), limit: self.n_bins.into() }.into());
+            return Err(
+                SessionError::Token { what: "bin", id: code.into(), limit: self.n_bins.into() }.into()
+            );
         }
         output.clear();
         output.extend(codes.iter().enumerate().map(|(i, &bin)| self.value(i % dims, bin)));
@@ -87,7 +93,16 @@ mod tests {
     #[test]
     fn hand_computed_bins() {
         let bins = Bins::new("action", &[-1.0], &[1.0], 256);
-        for (value, bin) in [(-1.0, 0), (-0.9921876, 0), (-0.992187, 1), (0.0, 128), (0.9999, 255), (1.0, 255), (9.0, 255), (-9.0, 0)] {
+        for (value, bin) in [
+            (-1.0, 0),
+            (-0.9921876, 0),
+            (-0.992187, 1),
+            (0.0, 128),
+            (0.9999, 255),
+            (1.0, 255),
+            (9.0, 255),
+            (-9.0, 0),
+        ] {
             assert_eq!(bins.bin(0, value), bin, "{value}");
         }
         assert!((bins.value(0, 0) + 0.996_093_75).abs() < 1e-7);
@@ -107,7 +122,12 @@ mod tests {
     fn refuses_what_is_no_number_and_what_does_not_fit() {
         let mut bins = Bins::new("state", &[0.0; 4], &[1.0; 4], 256);
         let mut codes = Vec::new();
-        assert!(bins.encode(&[0.0, f32::NAN, 0.0, 0.0], &mut codes).unwrap_err().to_string().contains("state value 1"));
+        assert!(
+            bins.encode(&[0.0, f32::NAN, 0.0, 0.0], &mut codes)
+                .unwrap_err()
+                .to_string()
+                .contains("state value 1")
+        );
         assert!(bins.encode(&[0.0; 3], &mut codes).is_err());
         assert!(bins.decode(&[256; 4], &mut Vec::new()).is_err());
     }

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-
 use super::Tokenizer;
+use super::resize::Resize;
 use crate::conv::{Conv, ConvScratch, Map, upsample_nearest};
 use crate::family::{Model, unimodal::ImageNet};
 use crate::session::SessionError;
@@ -24,9 +22,8 @@ pub struct Picture<'a> {
 /// The image tokenizer of a model, with all buffers it needs.
 pub struct ImageTokenizer {
     model: Arc<Model>,
-    resizer: Resizer,
-    /// The model's picture, `[height, width, 3] u8`.
-    picture: Image<'static>,
+    /// Makes, and holds, the model's picture.
+    resize: Resize,
     /// The code book turned round, `[code_dim, codebook_size]`, so that distances run over codes.
     codebook: Vec<f32>,
     distances: Vec<f32>,
@@ -57,8 +54,7 @@ impl ImageTokenizer {
         let largest = largest_map(net, image.height, image.width, image.grid);
         Self {
             model: Arc::clone(model),
-            resizer: Resizer::new(),
-            picture: Image::new(to_u32(image.width), to_u32(image.height), PixelType::U8x3),
+            resize: Resize::new(image.width, image.height),
             codebook,
             distances: vec![0.0; image.codebook_size],
             maps: [vec![0.0; largest], vec![0.0; largest], vec![0.0; largest]],
@@ -66,34 +62,33 @@ impl ImageTokenizer {
         }
     }
 
-    /// Crops the centre to the model's aspect ratio and reduces it by area (enlarges it bilinearly), into `self.picture`.
+    /// Crops the centre to the model's aspect ratio and brings it to the model's size.
     fn resize(&mut self, from: Picture<'_>) -> Result<(), SessionError> {
-        let bad = || SessionError::Picture { width: from.width, height: from.height, bytes: from.rgb.len() };
-        let expected = from.width.checked_mul(from.height).and_then(|n| n.checked_mul(3)).ok_or_else(bad)?;
-        if from.width == 0 || from.height == 0 || from.rgb.len() != expected {
-            return Err(bad());
+        let expected = from.width.checked_mul(from.height).and_then(|n| n.checked_mul(3));
+        if expected.is_none_or(|expected| expected == 0 || expected != from.rgb.len()) {
+            return Err(SessionError::Picture {
+                width: from.width,
+                height: from.height,
+                bytes: from.rgb.len(),
+            });
         }
-        let (Ok(width), Ok(height)) = (u32::try_from(from.width), u32::try_from(from.height)) else { return Err(bad()) };
-        let source = ImageRef::new(width, height, from.rgb, PixelType::U8x3).map_err(|_| bad())?;
-        let shrinks = from.width >= self.picture.width() as usize && from.height >= self.picture.height() as usize;
-        let filter = if shrinks { FilterType::Box } else { FilterType::Bilinear };
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).fit_into_destination(None);
-        self.resizer.resize(&source, &mut self.picture, &options).map_err(|_| bad())
+        self.resize.run(from);
+        Ok(())
     }
 
     /// The model's view of the last encoded picture: `[height, width, 3] u8`.
     #[must_use]
     pub fn seen(&self) -> &[u8] {
-        self.picture.buffer()
+        self.resize.out()
     }
 
-    /// Runs the encoder on `self.picture`; leaves `[grid, code_dim]` in `maps[0]`.
+    /// Runs the encoder on the resized picture; leaves `[grid, code_dim]` in `maps[0]`.
     fn encoder(&mut self) {
         let model = Arc::clone(&self.model);
         let (e, w, net, image) = (model.engine(), model.weights(), &model.net().image, &model.config().image);
         let [x, a, b] = &mut self.maps;
         let s = &mut self.scratch;
-        for (x, &pixel) in x.iter_mut().zip(self.picture.buffer()) {
+        for (x, &pixel) in x.iter_mut().zip(self.resize.out()) {
             *x = (f32::from(pixel) - image.mean) / image.std;
         }
         let (mut height, mut width, mut channels) = (image.height, image.width, 3);
@@ -195,10 +190,18 @@ impl Tokenizer for ImageTokenizer {
 pub(crate) fn check_codes(codes: &[u16], model: &Model) -> Result<(), SessionError> {
     let config = model.config();
     if codes.len() != config.image_codes() {
-        return Err(SessionError::Dimensions { what: "image", found: codes.len(), expected: config.image_codes() });
+        return Err(SessionError::Dimensions {
+            what: "image",
+            found: codes.len(),
+            expected: config.image_codes(),
+        });
     }
     match codes.iter().find(|&&code| usize::from(code) >= config.image.codebook_size) {
-        Some(&code) => Err(SessionError::Token { what: "image code", id: code.into(), limit: config.image.codebook_size }),
+        Some(&code) => Err(SessionError::Token {
+            what: "image code",
+            id: code.into(),
+            limit: config.image.codebook_size,
+        }),
         None => Ok(()),
     }
 }
@@ -224,9 +227,4 @@ fn largest_map(net: &ImageNet, height: usize, width: usize, [rows, cols]: [usize
         channels = conv.out_channels();
     }
     largest
-}
-
-/// Picture sizes are at most 4,096 (checked in the configuration).
-fn to_u32(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }

@@ -2,6 +2,7 @@
 
 mod bins;
 mod image;
+mod resize;
 mod text;
 
 pub use bins::Bins;

@@ -37,7 +37,10 @@ impl TextTokenizer {
     /// # Errors
     /// If the tokenizer's rules fail on the text, in its own words.
     pub fn encode(&self, text: &str) -> crate::Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| crate::session::SessionError::Text(error.to_string()))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| crate::session::SessionError::Text(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -46,6 +49,9 @@ impl TextTokenizer {
     /// # Errors
     /// If the tokenizer's rules fail on the ids, in its own words.
     pub fn decode(&self, ids: &[u32]) -> crate::Result<String> {
-        Ok(self.inner.decode(ids, true).map_err(|error| crate::session::SessionError::Text(error.to_string()))?)
+        Ok(self
+            .inner
+            .decode(ids, true)
+            .map_err(|error| crate::session::SessionError::Text(error.to_string()))?)
     }
 }

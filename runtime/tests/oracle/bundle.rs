@@ -5,8 +5,8 @@ use std::path::Path;
 
 use half::f16;
 use saccade::config::{
-    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, ModelConfig, Quantisation, TOKENIZER_FILE, WEIGHTS_FILE,
-    WeightDtype,
+    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, ModelConfig, Quantisation, TOKENIZER_FILE,
+    WEIGHTS_FILE, WeightDtype,
 };
 use saccade::family::tensors;
 use saccade::format::{Dtype, Rules, Writer};

@@ -1,6 +1,9 @@
 //! The `unimodal` family once more, in double precision, straight from its definition: dense attention over a whole
 //! sequence, the mask and every position written out, no cache, no engine. Slow and obvious; the runtime is tested against it.
 
+// A module of tests: everything in it is for the test files that include it.
+#![allow(unreachable_pub, clippy::needless_range_loop)]
+
 pub mod bundle;
 
 use std::collections::BTreeMap;
@@ -47,7 +50,9 @@ pub fn random_tensors(c: &ModelConfig, seed: u64) -> Tensors {
     let fill = |name: &str, n: usize, fan_in: usize| -> Vec<f32> {
         #[allow(clippy::cast_precision_loss)]
         let scale = (3.0 / fan_in as f32).sqrt();
-        (0..n).map(|_| if name.ends_with("norm.weight") { 1.0 + 0.3 * unit() } else { scale * unit() }).collect()
+        (0..n)
+            .map(|_| if name.ends_with("norm.weight") { 1.0 + 0.3 * unit() } else { scale * unit() })
+            .collect()
     };
     let mut fill = fill;
     tensors(c)
@@ -100,7 +105,10 @@ impl Oracle<'_> {
     }
 
     fn linear(&self, name: &str, x: &[f64]) -> Vec<f64> {
-        self.get(name).chunks_exact(x.len()).map(|w| w.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum()).collect()
+        self.get(name)
+            .chunks_exact(x.len())
+            .map(|w| w.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum())
+            .collect()
     }
 
     fn rms_norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
@@ -153,7 +161,8 @@ impl Oracle<'_> {
             segments.iter().map(|s| s.inputs.iter().map(|&i| self.embed(i, s.modality)).collect()).collect();
         for layer in 0..c.n_layers {
             let name = |n: &str| format!("layers.{layer}.{n}");
-            let project = |x: &[f64], n: &str| self.linear(&name(n), &self.rms_norm(&name("attn_norm.weight"), x));
+            let project =
+                |x: &[f64], n: &str| self.linear(&name(n), &self.rms_norm(&name("attn_norm.weight"), x));
             let head_norm = |x: &[f64], n: &str| self.rms_norm(&name(n), x);
             let each = |f: &dyn Fn(&[f64]) -> Vec<f64>| -> Vec<Vec<Vec<f64>>> {
                 x.iter().map(|s| s.iter().map(|x| f(x)).collect()).collect()
@@ -163,11 +172,14 @@ impl Oracle<'_> {
             let v = each(&|x| project(x, "attn.v.weight"));
             for (at, segment) in segments.iter().enumerate() {
                 for i in 0..segment.inputs.len() {
-                    let attended = self.attend(segments, at, i, (&q, &k, &v), self.get(&name("attn.modality_bias")));
+                    let attended =
+                        self.attend(segments, at, i, (&q, &k, &v), self.get(&name("attn.modality_bias")));
                     add(&mut x[at][i], &self.linear(&name("attn.o.weight"), &attended));
                     let n = self.rms_norm(&name("ffn_norm.weight"), &x[at][i]);
-                    let (gate, up) = (self.linear(&name("ffn.gate.weight"), &n), self.linear(&name("ffn.up.weight"), &n));
-                    let hidden: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                    let (gate, up) =
+                        (self.linear(&name("ffn.gate.weight"), &n), self.linear(&name("ffn.up.weight"), &n));
+                    let hidden: Vec<f64> =
+                        gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
                     let down = self.linear(&name("ffn.down.weight"), &hidden);
                     add(&mut x[at][i], &down);
                 }
@@ -207,7 +219,8 @@ impl Oracle<'_> {
                 .iter()
                 .zip(&turned_k)
                 .map(|(&(s, ..), k)| {
-                    let dot: f64 = turned_q[head * hd..][..hd].iter().zip(&k[kv * hd..][..hd]).map(|(a, b)| a * b).sum();
+                    let dot: f64 =
+                        turned_q[head * hd..][..hd].iter().zip(&k[kv * hd..][..hd]).map(|(a, b)| a * b).sum();
                     let b = bias[(head * m + me.modality.index()) * m + segments[s].modality.index()];
                     #[allow(clippy::cast_precision_loss)]
                     {
@@ -229,7 +242,9 @@ impl Oracle<'_> {
 
     /// Logits over a range of token ids.
     pub fn logits(&self, hidden: &[f64], [from, to]: [u32; 2]) -> Vec<f64> {
-        (from..to).map(|id| self.row("embed.weight", id as usize).iter().zip(hidden).map(|(w, h)| w * h).sum()).collect()
+        (from..to)
+            .map(|id| self.row("embed.weight", id as usize).iter().zip(hidden).map(|(w, h)| w * h).sum())
+            .collect()
     }
 
     /// A convolution over `[height][width][channels]`, from the checkpoint's `[out, in, kh, kw]`.
@@ -244,7 +259,8 @@ impl Oracle<'_> {
             for i in 0..input {
                 for a in 0..kh {
                     for b in 0..kw {
-                        let (y, z) = ((row * stride + a).wrapping_sub(pad), (col * stride + b).wrapping_sub(pad));
+                        let (y, z) =
+                            ((row * stride + a).wrapping_sub(pad), (col * stride + b).wrapping_sub(pad));
                         if y < height && z < width {
                             sum += f64::from(w[((o * input + i) * kh + a) * kw + b]) * x[y][z][i];
                         }
@@ -254,7 +270,9 @@ impl Oracle<'_> {
             sum
         };
         (0..size(height, kh))
-            .map(|row| (0..size(width, kw)).map(|col| (0..out).map(|o| value(o, row, col)).collect()).collect())
+            .map(|row| {
+                (0..size(width, kw)).map(|col| (0..out).map(|o| value(o, row, col)).collect()).collect()
+            })
             .collect()
     }
 }

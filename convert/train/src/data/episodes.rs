@@ -66,7 +66,10 @@ pub fn read(root: &Path) -> Result<Episodes> {
     let info_json: serde_json::Value =
         serde_json::from_slice(&raw).map_err(|e| Error::content(&info, e.to_string()))?;
     if info_json["codebase_version"] != "v3.0" {
-        return Err(Error::content(&info, "is no LeRobotDataset v3.0; convert it with lerobot's own script first"));
+        return Err(Error::content(
+            &info,
+            "is no LeRobotDataset v3.0; convert it with lerobot's own script first",
+        ));
     }
     let instructions = read_tasks(&root.join("meta/tasks.parquet"))?;
     let mut paths = Vec::new();
@@ -181,7 +184,8 @@ fn record(row: &Row, path: &Path) -> Result<Record> {
     let qa: Vec<(String, String)> =
         serde_json::from_str(&text("qa")?).map_err(|e| Error::content(path, format!("column `qa`: {e}")))?;
     let action = floats("action")?;
-    let executed = if columns.contains_key("action.executed") { floats("action.executed")? } else { action.clone() };
+    let executed =
+        if columns.contains_key("action.executed") { floats("action.executed")? } else { action.clone() };
     Ok(Record {
         picture: decode_frame(picture, path)?,
         step: Step { state: floats("observation.state")?, action, executed, caption: text("caption")?, qa },

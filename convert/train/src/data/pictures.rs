@@ -64,7 +64,11 @@ pub fn easy_vqa_questions(root: &Path, part: &str) -> Result<Vec<Question>> {
     if rows.iter().any(|r| r.2 > 1_000_000) {
         return Err(Error::content(&list, "names a picture beyond one million; unpack the wheel again"));
     }
-    let question = |(q, answer, picture): (String, String, usize)| Question { question: q.to_lowercase(), answer, picture };
+    let question = |(q, answer, picture): (String, String, usize)| Question {
+        question: q.to_lowercase(),
+        answer,
+        picture,
+    };
     Ok(rows.into_iter().map(question).collect())
 }
 
@@ -87,7 +91,9 @@ fn photo_list(root: &Path, per_class: usize) -> Result<(Vec<PathBuf>, Vec<Questi
     let mut paths = Vec::new();
     let mut questions = Vec::new();
     for class in sorted(root)? {
-        let Some(name) = class.file_name().and_then(|n| n.to_str()).filter(|_| class.is_dir()) else { continue };
+        let Some(name) = class.file_name().and_then(|n| n.to_str()).filter(|_| class.is_dir()) else {
+            continue;
+        };
         for photo in sorted(&class)?.into_iter().take(per_class) {
             let question = "what is this?".to_owned();
             questions.push(Question { question, answer: name.to_lowercase(), picture: paths.len() });

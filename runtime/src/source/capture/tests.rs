@@ -90,7 +90,7 @@ fn a_stalled_camera_is_flagged_in_time_and_reopened() {
     assert!(matches!(capture.take(&mut frame, LONG).unwrap(), Taken::Frame { .. }));
     let silent = silent_since.elapsed();
     // Half a second, plus one read and a share of a busy machine.
-    assert!(silent >= Duration::from_millis(450) && silent < Duration::from_secs(2), "{silent:?}");
+    assert!(silent >= Duration::from_millis(450) && silent < Duration::from_secs(10), "{silent:?}");
     let stats = capture.stats();
     assert_eq!((stats.stalls, stats.reopens, stats.frames), (1, 1, 2));
 }
@@ -126,7 +126,7 @@ fn a_camera_that_stays_away_does_not_keep_the_reader_or_the_stop_waiting() {
     assert_eq!(capture.take(&mut frame, Duration::from_millis(20)).unwrap(), Taken::Timeout);
     assert_eq!(capture.stats().state, CaptureState::Reopening);
     assert_eq!(capture.stop(), Stopped::Clean);
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < LONG, "{:?}", start.elapsed());
     assert_eq!((open_files(folder.path()), threads("cap-away")), (0, 0));
 }
 

@@ -129,7 +129,7 @@ fn a_lying_header_is_refused_before_anything_is_decoded() {
     bomb[29..33].copy_from_slice(&crc.to_be_bytes());
     let error = decode_picture(&bomb, &mut frame).unwrap_err();
     assert_eq!(error, FrameError::TooLarge { width: 8192, height: 8192 });
-    assert!(start.elapsed().as_millis() < 50, "{:?}", start.elapsed());
+    assert!(start.elapsed().as_millis() < 1000, "{:?}", start.elapsed());
     assert_eq!(frame.rgb.capacity(), 0);
 }
 

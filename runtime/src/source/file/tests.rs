@@ -8,7 +8,7 @@ use super::super::avi::tests::avi;
 use super::super::{Frame, Pace, Read, SourceOptions, open};
 use super::*;
 
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(20);
 
 /// A JPEG whose every pixel is about `level`.
 fn jpeg(level: u8, (width, height): (u32, u32)) -> Vec<u8> {
@@ -101,7 +101,7 @@ fn real_time_takes_as_long_as_the_clip() {
     let start = Instant::now();
     play(&format!("{}/a.avi?pace=real&rate=50", folder.path().display())).unwrap();
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(99) && took < Duration::from_secs(3), "{took:?}");
+    assert!(took >= Duration::from_millis(99) && took < Duration::from_secs(10), "{took:?}");
 }
 
 #[test]
