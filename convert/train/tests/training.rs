@@ -1,9 +1,13 @@
-//! The three stages on the pure-Rust backend, small: losses fall, a resumed run is the uninterrupted one, INT8 is imitated.
-#![cfg(feature = "flex")]
+//! The three stages, small (on the pure-Rust backend, or on libtorch where only that is built): losses fall, a resumed run is the uninterrupted one, INT8 is imitated.
+#![cfg(any(feature = "flex", feature = "tch"))]
 
 use std::path::Path;
 
-use burn::backend::{Autodiff, Flex};
+use burn::backend::Autodiff;
+#[cfg(feature = "flex")]
+use burn::backend::Flex as Plain;
+#[cfg(not(feature = "flex"))]
+type Plain = burn::backend::LibTorch<f32>;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use saccade_train::corpus::{Codes, PictureSet, RobotSet};
@@ -17,7 +21,7 @@ use saccade_train::text;
 use saccade_train::train_lm::{self, Corpus, HeldOut, LmRun, Trainee};
 use saccade_train::train_vq::{self, VqRun};
 
-type Backend = Autodiff<Flex>;
+type Backend = Autodiff<Plain>;
 
 /// Pictures of one colour each, asked about it, and episodes in which the arm does what the state says.
 fn corpus(dir: &Path) -> Corpus {
@@ -153,7 +157,7 @@ fn twenty_steps_lower_the_tokenizers_loss() {
 fn fake_quantisation_rounds_as_the_runtime_does() {
     use burn::tensor::{Tensor, TensorData};
     let values: Vec<f32> = (0..96).map(|i: u8| (f32::from(i) * 0.37).sin() * 3.0).chain([0.0; 32]).collect();
-    let x = Tensor::<Flex, 2>::from_data(TensorData::new(values.clone(), [4, 32]), &Default::default());
+    let x = Tensor::<Plain, 2>::from_data(TensorData::new(values.clone(), [4, 32]), &Default::default());
     let found = saccade_train::params::host(&saccade_train::qat::rows(x));
     for (row, found) in values.chunks_exact(32).zip(found.chunks_exact(32)) {
         let mut q = vec![0i8; 32];
