@@ -1,7 +1,6 @@
 //! A workshop for tests that drive the program: a temporary folder with a tiny checkpoint in it.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
-
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
