@@ -2,6 +2,8 @@
 //!
 //! The sequence has six steps, so that every window evicts; the checkpoint goes through the converter as an F32 bundle.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

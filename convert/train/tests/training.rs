@@ -1,5 +1,6 @@
 //! The three stages, small (on the pure-Rust backend, or on libtorch where only that is built): losses fall, a resumed run is the uninterrupted one, INT8 is imitated.
 #![cfg(any(feature = "flex", feature = "tch"))]
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
