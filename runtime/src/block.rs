@@ -129,6 +129,8 @@ pub(crate) struct BlockScratch {
     turned: Vec<f32>,
     /// The same, quantised.
     turned_i8: Vec<i8>,
+    /// `[n_heads]`, its scales.
+    turned_scale: Vec<f32>,
     /// `[n_heads, max_blocks · 16]`
     scores: Vec<f32>,
     /// The linear layers' own.
@@ -151,6 +153,7 @@ impl BlockScratch {
             blocks: Vec::with_capacity(max_blocks),
             turned: vec![0.0; heads],
             turned_i8: vec![0; heads],
+            turned_scale: vec![0.0; c.n_heads],
             scores: vec![0.0; c.n_heads * max_blocks * KV_BLOCK],
             linear: LinearScratch::new(max_rows, c.d_model.max(c.d_ff).max(heads)),
         }
@@ -256,11 +259,11 @@ fn attention(net: Net<'_>, layer: usize, step: &Step<'_>, bias: &[f32], kv: &KvA
     for (at, segment) in step.context.iter().chain([&step.own]).enumerate() {
         s.blocks.extend(kv.blocks(&segment.chain).map(|block| (at, block)));
     }
+    let context_blocks = s.blocks.len() - step.own.chain.len.div_ceil(KV_BLOCK);
     for row in 0..step.rows {
         // Later rows' blocks of the own segment are invisible to this one.
         let offset = step.offset + row;
-        let own_blocks = step.own.chain.len.div_ceil(KV_BLOCK);
-        let visible = s.blocks.len() - own_blocks + offset / KV_BLOCK + 1;
+        let visible = context_blocks + offset / KV_BLOCK + 1;
         scores(net, layer, step, row, bias, kv, visible, s);
         let out = &mut s.attended[row * heads..][..heads];
         out.fill(0.0);
@@ -296,7 +299,6 @@ fn scores(
     let modalities = Modality::ALL.len();
     #[allow(clippy::cast_precision_loss)] // head_dim ≤ 1024
     let scale = 1.0 / (hd as f32).sqrt();
-    let mut q_scales = [0.0_f32; MAX_HEADS];
     let mut turned_to = usize::MAX;
     let mut block_in_segment = 0;
     for (column, &(at, block)) in s.blocks[..visible].iter().enumerate() {
@@ -308,7 +310,7 @@ fn scores(
             net.rope.rotate(e, &mut s.turned, pos - segment.base);
             if kv.dtype() == KvDtype::I8 {
                 for (head, q) in s.turned.chunks_exact(hd).enumerate() {
-                    q_scales[head] = (kernels.quantise_row)(q, &mut s.turned_i8[head * hd..][..hd]);
+                    s.turned_scale[head] = (kernels.quantise_row)(q, &mut s.turned_i8[head * hd..][..hd]);
                 }
             }
         }
@@ -320,7 +322,13 @@ fn scores(
             let out = &mut s.scores[(head * visible + column) * KV_BLOCK..][..KV_BLOCK];
             match kv.keys(layer, block, kv_head) {
                 KvBlock::I8 { values, scales } => {
-                    (kernels.scores_i8)(&s.turned_i8[head * hd..][..hd], q_scales[head], values, scales, out);
+                    (kernels.scores_i8)(
+                        &s.turned_i8[head * hd..][..hd],
+                        s.turned_scale[head],
+                        values,
+                        scales,
+                        out,
+                    );
                 }
                 KvBlock::F32 { values } => (kernels.scores_f32)(&s.turned[head * hd..][..hd], values, out),
             }
@@ -338,9 +346,6 @@ fn scores(
         }
     }
 }
-
-/// Most query heads of any model (checked in the configuration).
-const MAX_HEADS: usize = 1024;
 
 /// Adds `Σ p[j] · v[j]` of a block to `out [head_dim]`.
 fn weighted_sum(e: &Engine, p: &[f32], block: KvBlock<'_>, out: &mut [f32]) {

@@ -304,10 +304,8 @@ impl Session {
 
     fn push_bins(&mut self, modality: Modality, values: &[f32]) -> Result<()> {
         let c = self.model.config();
-        let (open, first) = match modality {
-            Modality::State => (c.special.state, c.tokens.bins[0]),
-            _ => (c.special.act, c.tokens.bins[0]),
-        };
+        let open = if modality == Modality::State { c.special.state } else { c.special.act };
+        let first = c.tokens.bins[0];
         let mut codes = std::mem::take(&mut self.codes);
         let coded = self.bins[usize::from(modality == Modality::Action)].encode(values, &mut codes);
         if coded.is_ok() {

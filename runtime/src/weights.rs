@@ -149,7 +149,7 @@ impl LinearRef {
     }
 }
 
-/// A float matrix's place in the file.
+/// The place in the file of a float matrix whose rows are added to others.
 #[derive(Clone, Debug)]
 pub(crate) struct TableRef {
     half: bool,
@@ -158,17 +158,6 @@ pub(crate) struct TableRef {
 }
 
 impl TableRef {
-    /// Row `row` as floats. `out [cols]`.
-    pub(crate) fn read_row(&self, w: &Weights, row: usize, out: &mut [f32]) {
-        let bytes = &w.map[self.bytes.clone()];
-        let at = row * self.cols;
-        if self.half {
-            widen(&bytemuck::cast_slice::<u8, f16>(bytes)[at..at + self.cols], out);
-        } else {
-            out.copy_from_slice(&bytemuck::cast_slice(bytes)[at..at + self.cols]);
-        }
-    }
-
     /// Adds row `row` to `x [cols]`.
     pub(crate) fn add_row(&self, w: &Weights, row: usize, x: &mut [f32]) {
         let bytes = &w.map[self.bytes.clone()];
@@ -181,11 +170,6 @@ impl TableRef {
             x.iter_mut().zip(row).for_each(|(x, v)| *x += v);
         }
     }
-}
-
-fn widen(from: &[f16], to: &mut [f32]) {
-    assert_eq!(from.len(), to.len());
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32());
 }
 
 /// An F32 tensor's place in the file.

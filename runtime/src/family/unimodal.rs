@@ -78,11 +78,11 @@ pub(crate) struct Unimodal {
     /// `[modalities, d_model]`
     pub(crate) modality_embed: TableRef,
     /// `[tasks · task_prefix_len, d_model]`
-    pub(crate) task_prefix: TableRef,
+    pub(crate) task_prefix: LinearRef,
     /// `[grid, d_model]`
     pub(crate) image_grid: TableRef,
     /// `[steps · dims, d_model]`
-    pub(crate) action_slots: TableRef,
+    pub(crate) action_slots: LinearRef,
     /// The decoder.
     pub(crate) blocks: Vec<Block>,
     /// `[d_model]`
@@ -101,7 +101,7 @@ pub(crate) struct ImageNet {
     /// 1×1 to the code space.
     pub(crate) out: Conv,
     /// `[codebook_size, code_dim]`
-    pub(crate) codebook: TableRef,
+    pub(crate) codebook: LinearRef,
     /// 3×3 from the code space.
     pub(crate) input: Conv,
     /// Residual units of the decoder.
@@ -117,9 +117,9 @@ impl Unimodal {
         Ok(Self {
             embed: w.linear("embed")?,
             modality_embed: w.table("modality_embed.weight")?,
-            task_prefix: w.table("task_prefix.weight")?,
+            task_prefix: w.linear("task_prefix")?,
             image_grid: w.table("image_grid.weight")?,
-            action_slots: w.table("action_slots.weight")?,
+            action_slots: w.linear("action_slots")?,
             blocks: (0..c.n_layers).map(|layer| Block::resolve(w, layer)).collect::<Result<_>>()?,
             norm: w.vector("norm.weight")?,
             image: ImageNet::resolve(w)?,
@@ -146,7 +146,7 @@ impl ImageNet {
                 .collect::<Result<_>>()?,
             encoder_res: res("encoder")?,
             out: Conv::resolve(w, "image.encoder.out", 1, 1, 0)?,
-            codebook: w.table("image.codebook.weight")?,
+            codebook: w.linear("image.codebook")?,
             input: Conv::resolve(w, "image.decoder.in", 3, 1, 1)?,
             decoder_res: res("decoder")?,
             up: (0..3)
