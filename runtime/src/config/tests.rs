@@ -1,4 +1,7 @@
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::quant::MAX_K;
 
 fn bundle() -> BundleConfig {
     let entry = FileEntry { bytes: 1, blake3: "a".repeat(64) };

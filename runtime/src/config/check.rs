@@ -1,0 +1,160 @@
+//! The rules that a model description keeps; the rest of the crate does arithmetic on what passed.
+
+use super::{ConfigError, Modality, ModelConfig, invalid};
+use crate::quant::MAX_K;
+
+impl ModelConfig {
+    /// Checks every rule that the rest of the crate relies on.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the field and the reason.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.check_sizes()?;
+        self.check_vocabulary()?;
+        self.check_modalities()?;
+        self.check_image()?;
+        check_bins("model.state", &self.state.names, &self.state.low, &self.state.high)?;
+        check_bins("model.action", &self.action.names, &self.action.low, &self.action.high)?;
+        within("model.action.steps", self.action.steps, 1, 64)?;
+        within("model.action.executed", self.action.executed, 1, self.action.steps)?;
+        if !(self.action.rate_hz > 0.0 && self.action.rate_hz.is_finite()) {
+            return Err(invalid("model.action.rate_hz", "must be a positive number"));
+        }
+        within("model.generation.max_new_tokens", self.generation.max_new_tokens, 1, 65_536)
+    }
+
+    fn check_sizes(&self) -> Result<(), ConfigError> {
+        within("model.d_model", self.d_model, 1, MAX_K)?;
+        within("model.n_layers", self.n_layers, 1, 512)?;
+        within("model.n_heads", self.n_heads, 1, 1024)?;
+        within("model.n_kv_heads", self.n_kv_heads, 1, self.n_heads)?;
+        within("model.head_dim", self.head_dim, 2, 1024)?;
+        within("model.d_ff", self.d_ff, 1, MAX_K)?;
+        within("model.vocab_size", self.vocab_size, 1, 1 << 24)?;
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            return Err(invalid(
+                "model.n_kv_heads",
+                format!("{} does not divide n_heads {}", self.n_kv_heads, self.n_heads),
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(invalid("model.head_dim", "must be even, since rotary pairs are its two halves"));
+        }
+        within("model.n_heads × head_dim", self.n_heads * self.head_dim, 1, MAX_K)?;
+        if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
+            return Err(invalid("model.rope_theta", "must be a number above 1"));
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            return Err(invalid("model.norm_eps", "must lie between 0 and 1"));
+        }
+        Ok(())
+    }
+
+    fn check_vocabulary(&self) -> Result<(), ConfigError> {
+        let vocab = u32::try_from(self.vocab_size).unwrap_or(u32::MAX);
+        let ranges = [
+            ("model.tokens.text", self.tokens.text),
+            ("model.tokens.bins", self.tokens.bins),
+            ("model.tokens.image", self.tokens.image),
+        ];
+        for (field, [from, to]) in ranges {
+            if from >= to || to > vocab {
+                return Err(invalid(
+                    field,
+                    format!("[{from}, {to}) is empty or leaves the vocabulary of {vocab}"),
+                ));
+            }
+        }
+        for (i, (field, a)) in ranges.iter().enumerate() {
+            if let Some((_, b)) = ranges[i + 1..].iter().find(|(_, b)| a[0] < b[1] && b[0] < a[1]) {
+                return Err(invalid(field, format!("{a:?} overlaps {b:?}")));
+            }
+        }
+        let s = &self.special;
+        let special = [s.pad, s.eos, s.img, s.img_end, s.pts, s.pts_end, s.state, s.act, s.ask, s.ans];
+        let [from, to] = self.tokens.text;
+        for (i, id) in special.iter().enumerate() {
+            if !(from..to).contains(id) || special[..i].contains(id) {
+                return Err(invalid("model.special", format!("id {id} is used twice or is no text token")));
+            }
+        }
+        within("model.tasks", self.tasks.len(), 1, 4096)?;
+        within("model.task_prefix_len", self.task_prefix_len, 1, 64)
+    }
+
+    fn check_modalities(&self) -> Result<(), ConfigError> {
+        if self.modalities.iter().map(|m| m.name).ne(Modality::ALL) {
+            return Err(invalid("model.modalities", "must be text, image, state and action, in this order"));
+        }
+        for m in &self.modalities {
+            match (m.name, m.window) {
+                (Modality::Text, None) => {}
+                (Modality::Text, Some(_)) => {
+                    return Err(invalid("model.modalities", "text has no window: all of it stays visible"));
+                }
+                (_, Some(window)) => within("model.modalities.window", window, 1, 4096)?,
+                (_, None) => {
+                    return Err(invalid(
+                        "model.modalities",
+                        "every modality but text needs a window, so that memory is bounded",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_image(&self) -> Result<(), ConfigError> {
+        let image = &self.image;
+        for (field, grid, pixels) in [
+            ("model.image.height", image.grid[0], image.height),
+            ("model.image.width", image.grid[1], image.width),
+        ] {
+            within(field, pixels, 8, 4096)?;
+            if grid * 8 != pixels {
+                return Err(invalid(field, format!("{pixels} is not 8 times the {grid} of the code grid")));
+            }
+        }
+        within("model.image.code_dim", image.code_dim, 1, 4096)?;
+        within("model.image.codebook_size", image.codebook_size, 1, 65_536)?;
+        let [from, to] = self.tokens.image;
+        if image.codebook_size != (to - from) as usize {
+            return Err(invalid(
+                "model.image.codebook_size",
+                format!("{} codes, but {} image tokens", image.codebook_size, to - from),
+            ));
+        }
+        for channels in image.encoder_channels.iter().chain(&image.decoder_channels) {
+            within("model.image channels", *channels, 1, 4096)?;
+        }
+        within("model.image.res_hidden", image.res_hidden, 1, 4096)?;
+        within("model.image.n_res", image.n_res, 0, 64)?;
+        if !(image.mean.is_finite() && image.std.is_finite() && image.std > 0.0) {
+            return Err(invalid("model.image.std", "mean and std must be numbers, std above 0"));
+        }
+        Ok(())
+    }
+}
+
+fn within(field: &'static str, value: usize, low: usize, high: usize) -> Result<(), ConfigError> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(invalid(field, format!("{value} is outside {low} to {high}")))
+}
+
+fn check_bins(field: &'static str, names: &[String], low: &[f32], high: &[f32]) -> Result<(), ConfigError> {
+    within(field, names.len(), 1, 256)?;
+    if low.len() != names.len() || high.len() != names.len() {
+        return Err(invalid(
+            field,
+            format!("{} names, {} low and {} high values", names.len(), low.len(), high.len()),
+        ));
+    }
+    for (low, high) in low.iter().zip(high) {
+        if !(low.is_finite() && high.is_finite() && low < high) {
+            return Err(invalid(field, format!("low {low} must be below high {high}")));
+        }
+    }
+    Ok(())
+}
