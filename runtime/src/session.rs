@@ -7,97 +7,25 @@
 //!
 //! Everything is allocated by [`Session::new`]; no other call allocates.
 
+mod capacity;
+mod error;
+mod forward;
+
 use std::sync::Arc;
 
 use crate::Result;
-use crate::block::{BlockScratch, Net, Own, Rope, Step, Visible};
-use crate::config::{Modality, ModelConfig, WeightDtype};
+use crate::block::{BlockScratch, Own, Rope, Visible};
+use crate::config::{Modality, WeightDtype};
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
 use crate::sample::Sampler;
 use crate::tokenize::{Bins, Tokenizer as _, check_codes};
 
-/// Something that does not fit the model, or not into the session's memory.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SessionError {
-    /// A token id outside its range.
-    #[error("{what} {id} is outside 0 to {}", limit - 1)]
-    Token {
-        /// What it was meant to be.
-        what: &'static str,
-        /// The id.
-        id: u32,
-        /// Ids end before this one.
-        limit: usize,
-    },
-    /// Another number of values than the model has dimensions.
-    #[error("{what}: {found} values, the model takes {expected} (or, for actions, whole steps of that many)")]
-    Dimensions {
-        /// Which modality.
-        what: &'static str,
-        /// Values given.
-        found: usize,
-        /// Values expected.
-        expected: usize,
-    },
-    /// A value that is NaN or infinite.
-    #[error("{what} value {at} is not a finite number")]
-    NotANumber {
-        /// Which modality.
-        what: &'static str,
-        /// Its index.
-        at: usize,
-    },
-    /// More text than there is room for.
-    #[error(
-        "the text has {tokens} tokens, there is room for {room}; shorten it or make the session with more `max_text_tokens`"
-    )]
-    TooLong {
-        /// Tokens given.
-        tokens: usize,
-        /// Tokens that fit.
-        room: usize,
-    },
-    /// No such task.
-    #[error("the model has no task `{name}`; it knows {known}")]
-    Task {
-        /// The name asked for.
-        name: String,
-        /// The names that exist.
-        known: String,
-    },
-    /// A picture whose sizes and bytes disagree.
-    #[error("a picture of {width} × {height} pixels cannot have {bytes} bytes of rgb8")]
-    Picture {
-        /// Columns.
-        width: usize,
-        /// Rows.
-        height: usize,
-        /// Bytes.
-        bytes: usize,
-    },
-    /// The text tokenizer refused.
-    #[error("the text tokenizer refused: {0}")]
-    Text(String),
-    /// The logits are not numbers: damaged weights, or a numeric fault.
-    #[error("the model's output is not a number; verify the bundle with `saccade-convert verify`")]
-    NumericFault,
-}
-
-/// How much a session can hold.
-#[derive(Clone, Debug)]
-pub struct SessionOptions {
-    /// Text tokens of the instruction, and again of one question with its answer.
-    pub max_text_tokens: usize,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self { max_text_tokens: 256 }
-    }
-}
+use capacity::Capacity;
+pub use capacity::SessionOptions;
+pub use error::SessionError;
+use forward::{OnLogits, Row, Score};
 
 /// A predicted chunk of actions: `[steps, dims]`.
 #[derive(Clone, Debug, Default)]
@@ -142,19 +70,6 @@ impl std::fmt::Debug for Session {
             .finish_non_exhaustive()
     }
 }
-
-/// One input row: a token of the vocabulary, or a learned vector.
-#[derive(Clone, Copy)]
-enum Row {
-    Token(u32),
-    /// A code at a place of the grid.
-    Code(u16, usize),
-    Prefix(usize),
-    Slot(usize),
-}
-
-/// Called with the index of a row and the logits that follow it.
-type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
 impl Session {
     /// Allocates a session.
@@ -463,92 +378,6 @@ impl Session {
         self.extend(&mut segment, rows, Own::Causal, score);
         self.segments.push(segment);
     }
-
-    /// Computes `rows` at the end of `segment`, which sees every live segment, in steps of at most `max_rows`.
-    fn extend(
-        &mut self,
-        segment: &mut Segment,
-        rows: impl IntoIterator<Item = Row>,
-        own_rule: Own,
-        score: &mut Option<Score<'_>>,
-    ) {
-        let base = self.look();
-        let mut rows = rows.into_iter().peekable();
-        let mut done = 0;
-        while rows.peek().is_some() {
-            let mut n = 0;
-            for row in rows.by_ref().take(self.max_rows) {
-                self.embed(n, row, segment.modality);
-                n += 1;
-            }
-            let offset = segment.chain.len;
-            debug_assert!(self.kv.fits(&segment.chain, n), "capacity covers every window and one branch");
-            self.kv.extend(&mut segment.chain, n);
-            let own = Visible { chain: segment.chain, base, modality: segment.modality };
-            self.decoder(&Step { rows: n, offset, own, own_rule, context: &[] });
-            if let Some((range, on_logits)) = score {
-                for row in 0..n {
-                    self.head(row, range);
-                    on_logits(done + row, &self.logits[..range.len()]);
-                }
-            }
-            done += n;
-        }
-    }
-
-    /// Lays out what is live and returns the position after it.
-    fn look(&mut self) -> usize {
-        let mut base = 0;
-        self.visible.clear();
-        for segment in &self.segments {
-            self.visible.push(Visible { chain: segment.chain, base, modality: segment.modality });
-            base += segment.chain.len;
-        }
-        base
-    }
-
-    /// Writes the input vector of a row into `x[n]`.
-    fn embed(&mut self, n: usize, row: Row, modality: Modality) {
-        let (w, net, c) = (self.model.weights(), self.model.net(), self.model.config());
-        let x = &mut self.x[n * c.d_model..][..c.d_model];
-        match row {
-            Row::Token(id) => net.embed.read_row(w, id as usize, x),
-            Row::Code(code, place) => {
-                net.embed.read_row(w, c.tokens.image[0] as usize + usize::from(code), x);
-                net.image_grid.add_row(w, place, x);
-            }
-            Row::Prefix(at) => net.task_prefix.read_row(w, at, x),
-            Row::Slot(at) => net.action_slots.read_row(w, at, x),
-        }
-        net.modality_embed.add_row(w, modality.index(), x);
-    }
-
-    /// Every block over `x`, in the context of what is live.
-    fn decoder(&mut self, step: &Step<'_>) {
-        let model = &*self.model;
-        let net = Net {
-            engine: model.engine(),
-            weights: model.weights(),
-            config: model.config(),
-            rope: &self.rope,
-        };
-        let step = Step { context: &self.visible, ..*step };
-        let x = &mut self.x[..step.rows * net.config.d_model];
-        for (layer, block) in model.net().blocks.iter().enumerate() {
-            block.forward(net, layer, &step, x, &mut self.kv, &mut self.scratch);
-        }
-    }
-
-    /// Logits of row `row` over the token ids in `range`, into `logits`.
-    fn head(&mut self, row: usize, range: &std::ops::Range<u32>) {
-        let (e, w, net, c) =
-            (self.model.engine(), self.model.weights(), self.model.net(), self.model.config());
-        let x = &self.x[row * c.d_model..][..c.d_model];
-        e.rms_norm(x, net.norm.get(w), c.norm_eps, &mut self.normed);
-        let rows = range.start as usize..range.end as usize;
-        let out = &mut self.logits[..rows.len()];
-        e.linear_rows(&self.normed, 1, net.embed.get(w), rows, out, &mut self.scratch.linear);
-    }
 }
 
 /// Why an answer ended.
@@ -558,38 +387,4 @@ pub enum Finish {
     Stop,
     /// The limit was reached.
     Length,
-}
-
-/// A range of token ids, and who wants its logits after each row.
-type Score<'a> = (std::ops::Range<u32>, OnLogits<'a>);
-
-/// What a session allocates, from the model and the options.
-struct Capacity {
-    segments: usize,
-    blocks: usize,
-    rows: usize,
-    logits: usize,
-}
-
-impl Capacity {
-    fn new(c: &ModelConfig, options: &SessionOptions) -> Self {
-        let image = c.image_codes() + 2;
-        let state = 1 + c.state.names.len();
-        let action = 1 + c.action.executed * c.action.names.len();
-        let blocks = |tokens: usize| tokens.div_ceil(KV_BLOCK);
-        let window = |m| c.window(m).unwrap_or(0);
-        let trunk = blocks(c.task_prefix_len + options.max_text_tokens)
-            + window(Modality::Image) * blocks(image)
-            + window(Modality::State) * blocks(state)
-            + window(Modality::Action) * blocks(action);
-        // One branch at a time: `<ask>` question `<ans>` answer, or the slots of a chunk.
-        let branch = blocks(2 + options.max_text_tokens).max(blocks(c.chunk_len()));
-        let len = |[from, to]: [u32; 2]| (to - from) as usize;
-        Self {
-            segments: 1 + window(Modality::Image) + window(Modality::State) + window(Modality::Action),
-            blocks: trunk + branch,
-            rows: image.max(c.chunk_len()).max(64),
-            logits: len(c.tokens.text).max(len(c.tokens.bins)).max(len(c.tokens.image)),
-        }
-    }
 }

@@ -1,0 +1,69 @@
+//! What a session refuses.
+
+/// Something that does not fit the model, or not into the session's memory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// A token id outside its range.
+    #[error("{what} {id} is outside 0 to {}", limit - 1)]
+    Token {
+        /// What it was meant to be.
+        what: &'static str,
+        /// The id.
+        id: u32,
+        /// Ids end before this one.
+        limit: usize,
+    },
+    /// Another number of values than the model has dimensions.
+    #[error("{what}: {found} values, the model takes {expected} (or, for actions, whole steps of that many)")]
+    Dimensions {
+        /// Which modality.
+        what: &'static str,
+        /// Values given.
+        found: usize,
+        /// Values expected.
+        expected: usize,
+    },
+    /// A value that is NaN or infinite.
+    #[error("{what} value {at} is not a finite number")]
+    NotANumber {
+        /// Which modality.
+        what: &'static str,
+        /// Its index.
+        at: usize,
+    },
+    /// More text than there is room for.
+    #[error(
+        "the text has {tokens} tokens, there is room for {room}; shorten it or make the session with more `max_text_tokens`"
+    )]
+    TooLong {
+        /// Tokens given.
+        tokens: usize,
+        /// Tokens that fit.
+        room: usize,
+    },
+    /// No such task.
+    #[error("the model has no task `{name}`; it knows {known}")]
+    Task {
+        /// The name asked for.
+        name: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// A picture whose sizes and bytes disagree.
+    #[error("a picture of {width} × {height} pixels cannot have {bytes} bytes of rgb8")]
+    Picture {
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+        /// Bytes.
+        bytes: usize,
+    },
+    /// The text tokenizer refused.
+    #[error("the text tokenizer refused: {0}")]
+    Text(String),
+    /// The logits are not numbers: damaged weights, or a numeric fault.
+    #[error("the model's output is not a number; verify the bundle with `saccade-convert verify`")]
+    NumericFault,
+}

@@ -1,0 +1,111 @@
+//! Rows of one segment through the network: embedding, every block, logits of a range of ids.
+
+use std::ops::Range;
+
+use super::{Segment, Session};
+use crate::block::{Net, Own, Step, Visible};
+use crate::config::Modality;
+
+/// One input row: a token of the vocabulary, or a learned vector.
+#[derive(Clone, Copy)]
+pub(super) enum Row {
+    Token(u32),
+    /// A code at a place of the grid.
+    Code(u16, usize),
+    Prefix(usize),
+    Slot(usize),
+}
+
+/// Called with the index of a row and the logits that follow it.
+pub(super) type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
+
+/// A range of token ids, and who wants its logits after each row.
+pub(super) type Score<'a> = (Range<u32>, OnLogits<'a>);
+
+impl Session {
+    /// Computes `rows` at the end of `segment`, which sees every live segment, in steps of at most `max_rows`.
+    pub(super) fn extend(
+        &mut self,
+        segment: &mut Segment,
+        rows: impl IntoIterator<Item = Row>,
+        own_rule: Own,
+        score: &mut Option<Score<'_>>,
+    ) {
+        let base = self.look();
+        let mut rows = rows.into_iter().peekable();
+        let mut done = 0;
+        while rows.peek().is_some() {
+            let mut n = 0;
+            for row in rows.by_ref().take(self.max_rows) {
+                self.embed(n, row, segment.modality);
+                n += 1;
+            }
+            let offset = segment.chain.len;
+            debug_assert!(self.kv.fits(&segment.chain, n), "capacity covers every window and one branch");
+            self.kv.extend(&mut segment.chain, n);
+            let own = Visible { chain: segment.chain, base, modality: segment.modality };
+            self.decoder(&Step { rows: n, offset, own, own_rule, context: &[] });
+            if let Some((range, on_logits)) = score {
+                for row in 0..n {
+                    self.head(row, range);
+                    on_logits(done + row, &self.logits[..range.len()]);
+                }
+            }
+            done += n;
+        }
+    }
+
+    /// Lays out what is live and returns the position after it.
+    fn look(&mut self) -> usize {
+        let mut base = 0;
+        self.visible.clear();
+        for segment in &self.segments {
+            self.visible.push(Visible { chain: segment.chain, base, modality: segment.modality });
+            base += segment.chain.len;
+        }
+        base
+    }
+
+    /// Writes the input vector of a row into `x[n]`.
+    fn embed(&mut self, n: usize, row: Row, modality: Modality) {
+        let (w, net, c) = (self.model.weights(), self.model.net(), self.model.config());
+        let x = &mut self.x[n * c.d_model..][..c.d_model];
+        match row {
+            Row::Token(id) => net.embed.read_row(w, id as usize, x),
+            Row::Code(code, place) => {
+                net.embed.read_row(w, c.tokens.image[0] as usize + usize::from(code), x);
+                net.image_grid.add_row(w, place, x);
+            }
+            Row::Prefix(at) => net.task_prefix.read_row(w, at, x),
+            Row::Slot(at) => net.action_slots.read_row(w, at, x),
+        }
+        net.modality_embed.add_row(w, modality.index(), x);
+    }
+
+    /// Every block over `x`, in the context of what is live.
+    fn decoder(&mut self, step: &Step<'_>) {
+        let model = &*self.model;
+        let net = Net {
+            engine: model.engine(),
+            weights: model.weights(),
+            config: model.config(),
+            rope: &self.rope,
+        };
+        let step = Step { context: &self.visible, ..*step };
+        let x = &mut self.x[..step.rows * net.config.d_model];
+        for (layer, block) in model.net().blocks.iter().enumerate() {
+            block.forward(net, layer, &step, x, &mut self.kv, &mut self.scratch);
+        }
+    }
+
+    /// Logits of row `row` over the token ids in `range`, into `logits`.
+    fn head(&mut self, row: usize, range: &Range<u32>) {
+        let (e, w, net, c) =
+            (self.model.engine(), self.model.weights(), self.model.net(), self.model.config());
+        let x = &self.x[row * c.d_model..][..c.d_model];
+        e.rms_norm(x, net.norm.get(w), c.norm_eps, &mut self.normed);
+        let rows = range.start as usize..range.end as usize;
+        let out = &mut self.logits[..rows.len()];
+        e.linear_rows(&self.normed, 1, net.embed.get(w), rows, out, &mut self.scratch.linear);
+    }
+}
