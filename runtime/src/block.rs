@@ -213,7 +213,7 @@ impl Block {
         e.rms_norm_inplace(&mut s.q[..rows * heads], self.q_norm.get(w), c.norm_eps);
         e.rms_norm_inplace(&mut s.k[..rows * kvs], self.k_norm.get(w), c.norm_eps);
         store_kv(net, layer, step, kv, s);
-        attention(net, layer, step, self.modality_bias.get(w), kv, s);
+        Attention { net, layer, step, bias: self.modality_bias.get(w), kv }.forward(s);
         let update = &mut s.update[..rows * d];
         e.linear(&s.attended[..rows * heads], rows, self.o.get(w), None, update, &mut s.linear);
         e.add(x, update);
@@ -249,99 +249,103 @@ fn store_kv(net: Net<'_>, layer: usize, step: &Step<'_>, kv: &mut KvArena, s: &m
     }
 }
 
-/// Grouped-query attention over the arena, row by row, into `s.attended`.
+/// Grouped-query attention of one step's rows over one layer of the arena.
 ///
 /// Source: Ainslie et al. 2023 (arXiv:2305.13245), with a learned bias per head and pair of modalities.
-fn attention(net: Net<'_>, layer: usize, step: &Step<'_>, bias: &[f32], kv: &KvArena, s: &mut BlockScratch) {
-    let c = net.config;
-    let heads = c.n_heads * c.head_dim;
-    s.blocks.clear();
-    for (at, segment) in step.context.iter().chain([&step.own]).enumerate() {
-        s.blocks.extend(kv.blocks(&segment.chain).map(|block| (at, block)));
-    }
-    let context_blocks = s.blocks.len() - step.own.chain.len.div_ceil(KV_BLOCK);
-    for row in 0..step.rows {
-        // Later rows' blocks of the own segment are invisible to this one.
-        let offset = step.offset + row;
-        let visible = context_blocks + offset / KV_BLOCK + 1;
-        scores(net, layer, step, row, bias, kv, visible, s);
-        let out = &mut s.attended[row * heads..][..heads];
-        out.fill(0.0);
-        for (head, out) in out.chunks_exact_mut(c.head_dim).enumerate() {
-            let scores = &mut s.scores[head * visible * KV_BLOCK..][..visible * KV_BLOCK];
-            net.engine.softmax_inplace(scores);
-            let kv_head = head * c.n_kv_heads / c.n_heads;
-            for (&(_, block), p) in s.blocks.iter().zip(scores.chunks_exact(KV_BLOCK)) {
-                weighted_sum(net.engine, p, kv.values(layer, block, kv_head), out);
-            }
-        }
-    }
+struct Attention<'a> {
+    net: Net<'a>,
+    layer: usize,
+    step: &'a Step<'a>,
+    /// `[n_heads, modalities of the query, modalities of the key]`
+    bias: &'a [f32],
+    kv: &'a KvArena,
 }
 
-/// Logits of one row's query against `visible` blocks, for every head: `s.scores [n_heads, visible · 16]`, −∞ where
-/// there is no token or none that this row may see.
-#[allow(clippy::too_many_arguments)]
-fn scores(
-    net: Net<'_>,
-    layer: usize,
-    step: &Step<'_>,
-    row: usize,
-    bias: &[f32],
-    kv: &KvArena,
-    visible: usize,
-    s: &mut BlockScratch,
-) {
-    let (e, kernels, c) = (net.engine, net.engine.kernels(), net.config);
-    let (heads, hd) = (c.n_heads * c.head_dim, c.head_dim);
-    let offset = step.offset + row;
-    let pos = step.own.base + offset;
-    let own_at = step.context.len();
-    let modalities = Modality::ALL.len();
-    #[allow(clippy::cast_precision_loss)] // head_dim ≤ 1024
-    let scale = 1.0 / (hd as f32).sqrt();
-    let mut turned_to = usize::MAX;
-    let mut block_in_segment = 0;
-    for (column, &(at, block)) in s.blocks[..visible].iter().enumerate() {
-        let segment = step.context.get(at).unwrap_or(&step.own);
-        if turned_to != at {
-            turned_to = at;
-            block_in_segment = 0;
-            s.turned.copy_from_slice(&s.q[row * heads..][..heads]);
-            net.rope.rotate(e, &mut s.turned, pos - segment.base);
-            if kv.dtype() == KvDtype::I8 {
-                for (head, q) in s.turned.chunks_exact(hd).enumerate() {
-                    s.turned_scale[head] = (kernels.quantise_row)(q, &mut s.turned_i8[head * hd..][..hd]);
+impl Attention<'_> {
+    /// Row by row, into `s.attended`.
+    fn forward(&self, s: &mut BlockScratch) {
+        let (c, step) = (self.net.config, self.step);
+        let heads = c.n_heads * c.head_dim;
+        s.blocks.clear();
+        for (at, segment) in step.context.iter().chain([&step.own]).enumerate() {
+            s.blocks.extend(self.kv.blocks(&segment.chain).map(|block| (at, block)));
+        }
+        let context_blocks = s.blocks.len() - step.own.chain.len.div_ceil(KV_BLOCK);
+        for row in 0..step.rows {
+            // Later rows' blocks of the own segment are invisible to this one.
+            let visible = context_blocks + (step.offset + row) / KV_BLOCK + 1;
+            self.scores(row, visible, s);
+            let out = &mut s.attended[row * heads..][..heads];
+            out.fill(0.0);
+            for (head, out) in out.chunks_exact_mut(c.head_dim).enumerate() {
+                let scores = &mut s.scores[head * visible * KV_BLOCK..][..visible * KV_BLOCK];
+                self.net.engine.softmax_inplace(scores);
+                let kv_head = head * c.n_kv_heads / c.n_heads;
+                for (&(_, block), p) in s.blocks.iter().zip(scores.chunks_exact(KV_BLOCK)) {
+                    weighted_sum(self.net.engine, p, self.kv.values(self.layer, block, kv_head), out);
                 }
             }
         }
-        let first = block_in_segment * KV_BLOCK;
-        block_in_segment += 1;
-        let lanes = (segment.chain.len - first).min(KV_BLOCK);
-        for head in 0..c.n_heads {
-            let kv_head = head * c.n_kv_heads / c.n_heads;
-            let out = &mut s.scores[(head * visible + column) * KV_BLOCK..][..KV_BLOCK];
-            match kv.keys(layer, block, kv_head) {
-                KvBlock::I8 { values, scales } => {
-                    (kernels.scores_i8)(
-                        &s.turned_i8[head * hd..][..hd],
-                        s.turned_scale[head],
-                        values,
-                        scales,
-                        out,
-                    );
+    }
+
+    /// Logits of one row's query against `visible` blocks, for every head: `s.scores [n_heads, visible · 16]`, −∞ where
+    /// there is no token or none that this row may see.
+    fn scores(&self, row: usize, visible: usize, s: &mut BlockScratch) {
+        let (e, kernels, c) = (self.net.engine, self.net.engine.kernels(), self.net.config);
+        let (step, kv) = (self.step, self.kv);
+        let (heads, hd) = (c.n_heads * c.head_dim, c.head_dim);
+        let offset = step.offset + row;
+        let pos = step.own.base + offset;
+        let own_at = step.context.len();
+        let modalities = Modality::ALL.len();
+        #[allow(clippy::cast_precision_loss)] // head_dim ≤ 1024
+        let scale = 1.0 / (hd as f32).sqrt();
+        let mut turned_to = usize::MAX;
+        let mut block_in_segment = 0;
+        for (column, &(at, block)) in s.blocks[..visible].iter().enumerate() {
+            let segment = step.context.get(at).unwrap_or(&step.own);
+            if turned_to != at {
+                turned_to = at;
+                block_in_segment = 0;
+                s.turned.copy_from_slice(&s.q[row * heads..][..heads]);
+                self.net.rope.rotate(e, &mut s.turned, pos - segment.base);
+                if kv.dtype() == KvDtype::I8 {
+                    for (head, q) in s.turned.chunks_exact(hd).enumerate() {
+                        s.turned_scale[head] = (kernels.quantise_row)(q, &mut s.turned_i8[head * hd..][..hd]);
+                    }
                 }
-                KvBlock::F32 { values } => (kernels.scores_f32)(&s.turned[head * hd..][..hd], values, out),
             }
-            let b =
-                bias[(head * modalities + step.own.modality.index()) * modalities + segment.modality.index()];
-            for (lane, out) in out.iter_mut().enumerate() {
-                let seen = lane < lanes
-                    && (at != own_at
-                        || match step.own_rule {
-                            Own::Causal => first + lane <= offset,
-                            Own::Itself => first + lane == offset,
-                        });
-                *out = if seen { *out * scale + b } else { f32::NEG_INFINITY };
+            let first = block_in_segment * KV_BLOCK;
+            block_in_segment += 1;
+            let lanes = (segment.chain.len - first).min(KV_BLOCK);
+            for head in 0..c.n_heads {
+                let kv_head = head * c.n_kv_heads / c.n_heads;
+                let out = &mut s.scores[(head * visible + column) * KV_BLOCK..][..KV_BLOCK];
+                match kv.keys(self.layer, block, kv_head) {
+                    KvBlock::I8 { values, scales } => {
+                        (kernels.scores_i8)(
+                            &s.turned_i8[head * hd..][..hd],
+                            s.turned_scale[head],
+                            values,
+                            scales,
+                            out,
+                        );
+                    }
+                    KvBlock::F32 { values } => {
+                        (kernels.scores_f32)(&s.turned[head * hd..][..hd], values, out)
+                    }
+                }
+                let b = self.bias
+                    [(head * modalities + step.own.modality.index()) * modalities + segment.modality.index()];
+                for (lane, out) in out.iter_mut().enumerate() {
+                    let seen = lane < lanes
+                        && (at != own_at
+                            || match step.own_rule {
+                                Own::Causal => first + lane <= offset,
+                                Own::Itself => first + lane == offset,
+                            });
+                    *out = if seen { *out * scale + b } else { f32::NEG_INFINITY };
+                }
             }
         }
     }
