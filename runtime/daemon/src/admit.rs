@@ -3,7 +3,7 @@
 //! Every way in (today HTTP) calls [`admit`] before a request is queued. What comes out has been bounded in every
 //! number and every length; what does not come out has cost no more than its own bytes.
 
-use saccade::sample::Sampler;
+use saccade::sample::{Sampler, SamplerOptions};
 use serde_json::Number;
 
 use crate::error::ApiError;
@@ -67,18 +67,13 @@ pub(crate) struct Prompt {
     pub(crate) question: String,
     pub(crate) max_new: usize,
     pub(crate) stop: Vec<String>,
-    temperature: f32,
-    seed: u64,
+    sampling: SamplerOptions,
 }
 
 impl Prompt {
     /// How tokens are picked: the likeliest unless the request has a temperature.
     pub(crate) fn sampler(&self) -> Sampler {
-        if self.temperature > 0.0 {
-            Sampler::with_temperature(self.temperature, self.seed)
-        } else {
-            Sampler::greedy()
-        }
+        Sampler::new(self.sampling)
     }
 }
 
@@ -92,7 +87,7 @@ pub(crate) fn admit(body: &[u8], served: &Served) -> Result<Admitted, ApiError> 
         ApiError::unreadable(format!("the body is no chat-completion request: {reason}"))
     })?;
     let (model, task) = choose_model(request.model.as_deref(), served)?;
-    let (temperature, seed) = sampling(&request)?;
+    let sampling = sampling(&request)?;
     let max_new = max_new(&request, served)?;
     let stop = request.stop.map_or_else(Vec::new, |stops| stops.0);
     if stop.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
@@ -114,8 +109,7 @@ pub(crate) fn admit(body: &[u8], served: &Served) -> Result<Admitted, ApiError> 
             question: turns.question,
             max_new,
             stop,
-            temperature,
-            seed,
+            sampling,
         },
         model,
         stream: request.stream.unwrap_or(false),
@@ -155,8 +149,8 @@ fn max_new(request: &ChatRequest, served: &Served) -> Result<usize, ApiError> {
     Ok(asked.min(served.max_new_tokens))
 }
 
-/// Temperature and seed; a request without a temperature gets the likeliest tokens, as a robot should.
-fn sampling(request: &ChatRequest) -> Result<(f32, u64), ApiError> {
+/// How to sample; a request without a temperature gets the likeliest tokens, as a robot should.
+fn sampling(request: &ChatRequest) -> Result<SamplerOptions, ApiError> {
     if let Some(n) = &request.n {
         whole("n", n, 1, 1)?;
     }
@@ -168,11 +162,10 @@ fn sampling(request: &ChatRequest) -> Result<(f32, u64), ApiError> {
             .or_else(|| seed.as_i64().map(i64::cast_unsigned))
             .ok_or_else(|| ApiError::invalid("seed", "`seed` must be a whole number of 64 bits"))?,
     };
-    // A model this small has few likely tokens: top_p is checked, and leaves them all.
-    within("top_p", request.top_p.as_ref(), 1.0)?;
+    let top_p = within("top_p", request.top_p.as_ref(), 1.0)?.unwrap_or(1.0);
+    let temperature = within("temperature", request.temperature.as_ref(), 2.0)?.unwrap_or(0.0);
     #[allow(clippy::cast_possible_truncation, reason = "between 0 and 2")]
-    let temperature = within("temperature", request.temperature.as_ref(), 2.0)?.unwrap_or(0.0) as f32;
-    Ok((temperature, seed))
+    Ok(SamplerOptions { temperature: temperature as f32, top_p: top_p as f32, seed, ..Default::default() })
 }
 
 /// A number from 0 to `high`.
