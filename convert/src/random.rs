@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::f16;
-use saccade::config::ModelConfig;
+use saccade::config::{ModelConfig, WeightDtype};
 use saccade::family::{Role, TensorSpec, tensors};
 use saccade::format::{Dtype, Rules, TensorPlan, Writer, Written};
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::FORMAT;
-use crate::error::Result;
+use crate::bundle;
+use crate::checkpoint::{Checkpoint, FORMAT};
+use crate::error::{Result, io};
+use crate::progress::Progress;
 
 /// Writes a checkpoint for `model` in F16, the same for the same `seed`.
 ///
@@ -39,6 +41,20 @@ pub fn write_checkpoint(path: &Path, model: &ModelConfig, seed: u64) -> Result<W
         writer.write(&spec.name, &bytes)?;
     }
     Ok(writer.finish()?)
+}
+
+/// Writes a bundle of random weights into the new folder `out`, as `saccade-convert` would from [`write_checkpoint`]'s file.
+///
+/// # Errors
+/// [`crate::ConvertError`] when the folder exists or cannot be written.
+pub fn write_bundle(out: &Path, model: &ModelConfig, dtype: WeightDtype, seed: u64) -> Result<()> {
+    let path = out.with_extension("safetensors");
+    write_checkpoint(&path, model, seed)?;
+    let written = Checkpoint::open(&path).and_then(|mut checkpoint| {
+        bundle::convert(&mut checkpoint, out, dtype, false, &mut Progress::silent())
+    });
+    std::fs::remove_file(&path).map_err(io(&path))?;
+    written.map(drop)
 }
 
 fn value(spec: &TensorSpec, random: &mut Random) -> f32 {

@@ -9,21 +9,14 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use saccade::config::WeightDtype;
-use saccade_convert::bundle;
-use saccade_convert::checkpoint::Checkpoint;
-use saccade_convert::progress::Progress;
-use saccade_convert::random::write_checkpoint;
+use saccade_convert::random::write_bundle;
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// A nano bundle with random weights, and room for files.
 fn fixture() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let checkpoint = dir.path().join("random.safetensors");
-    write_checkpoint(&checkpoint, &saccade::config::nano(), 3).unwrap();
-    let mut checkpoint = Checkpoint::open(&checkpoint).unwrap();
-    let bundle = dir.path().join("nano");
-    bundle::convert(&mut checkpoint, &bundle, WeightDtype::Int8, false, &mut Progress::silent()).unwrap();
+    write_bundle(&dir.path().join("nano"), &saccade::config::nano(), WeightDtype::Int8, 3).unwrap();
     dir
 }
 

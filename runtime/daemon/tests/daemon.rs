@@ -10,10 +10,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use saccade::config::WeightDtype;
-use saccade_convert::bundle;
-use saccade_convert::checkpoint::Checkpoint;
-use saccade_convert::progress::Progress;
-use saccade_convert::random::write_checkpoint;
+use saccade_convert::random::write_bundle;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -22,11 +19,7 @@ const SACCADED: &str = env!("CARGO_BIN_EXE_saccaded");
 /// A nano bundle with random weights: it talks nonsense, always the same.
 fn random_bundle() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let checkpoint = dir.path().join("random.safetensors");
-    write_checkpoint(&checkpoint, &saccade::config::nano(), 7).unwrap();
-    let mut checkpoint = Checkpoint::open(&checkpoint).unwrap();
-    let bundle = dir.path().join("nano");
-    bundle::convert(&mut checkpoint, &bundle, WeightDtype::Int8, false, &mut Progress::silent()).unwrap();
+    write_bundle(&dir.path().join("nano"), &saccade::config::nano(), WeightDtype::Int8, 7).unwrap();
     dir
 }
 
