@@ -17,9 +17,6 @@ pub(crate) struct Folders {
     /// Episodes to train on; by default `metaworld-mt10`, or `metaworld-mt10-small` when that is missing.
     #[arg(long)]
     pub(crate) episodes: Option<PathBuf>,
-    /// Held-out episodes that validation is measured on.
-    #[arg(long, default_value = "examples/heldout")]
-    pub(crate) held_out: PathBuf,
     /// Seed of everything random.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,

@@ -19,6 +19,25 @@ use crate::text;
 /// The question whose answer is the caption.
 pub const CAPTION_QUESTION: &str = "what is happening?";
 
+/// Every so many pictures and episodes one is kept for validation and never drawn. Not a divisor of the sets' regularities:
+/// each task and both kinds of episode (with and without action noise) come up.
+const VALIDATION_EVERY: usize = 37;
+
+/// A random index below `n` that is not kept for validation.
+fn draw_index(n: usize, rng: &mut ChaCha8Rng) -> usize {
+    loop {
+        let i = rng.random_range(0..n);
+        if n < VALIDATION_EVERY || !i.is_multiple_of(VALIDATION_EVERY) {
+            return i;
+        }
+    }
+}
+
+/// The indices below `n` that are kept for validation; none of a set too small to spare any.
+fn validation_indices(n: usize) -> impl Iterator<Item = usize> {
+    (0..n).step_by(VALIDATION_EVERY).take(if n < VALIDATION_EVERY { 0 } else { n })
+}
+
 /// Codes of `n` pictures in some augmented variants; variant 0 is the plain picture.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Codes {
@@ -145,7 +164,7 @@ impl PictureSet {
 
     /// One picture with up to `most` of its questions in random order.
     pub fn draw(&self, dims: &Dims, most: usize, rng: &mut ChaCha8Rng) -> Sequence {
-        let picture = rng.random_range(0..self.codes.n);
+        let picture = draw_index(self.codes.n, rng);
         let variant = rng.random_range(0..self.codes.variants());
         let mut order: Vec<usize> = (0..self.questions[picture].len()).collect();
         order.shuffle(rng);
@@ -164,10 +183,10 @@ impl PictureSet {
         s
     }
 
-    /// A picture with all its questions, plain.
-    pub fn whole(&self, dims: &Dims, picture: usize) -> Sequence {
-        let order: Vec<usize> = (0..self.questions[picture].len()).collect();
-        self.sequence(dims, 0, picture, &order)
+    /// The pictures kept for validation, plain, each with all its questions.
+    pub fn validation(&self, dims: &Dims) -> Vec<Sequence> {
+        let whole = |i: usize| self.sequence(dims, 0, i, &(0..self.questions[i].len()).collect::<Vec<_>>());
+        validation_indices(self.len()).map(whole).collect()
     }
 }
 
@@ -278,7 +297,7 @@ impl RobotSet {
     /// # Errors
     /// If the set's actions do not have four dimensions.
     pub fn draw(&self, dims: &Dims, shape: &Shape, rng: &mut ChaCha8Rng) -> Result<Sequence> {
-        let e = rng.random_range(0..self.episodes.len());
+        let e = draw_index(self.episodes.len(), rng);
         let frames = self.episodes[e].frames.clone();
         let span = (shape.steps - 1) * STRIDE;
         let first = if frames.len() > span {
@@ -300,6 +319,30 @@ impl RobotSet {
             picks.push(if asked.contains(&i) { Some(order) } else { None });
         }
         self.sequence(dims, shape, e, variant, &at, &picks)
+    }
+
+    /// Six steps of each episode kept for validation, caption and three questions a step; with everything `given` or pixels only.
+    ///
+    /// # Errors
+    /// If the set's actions do not have four dimensions.
+    pub fn validation(&self, dims: &Dims, given: bool) -> Result<Vec<Sequence>> {
+        let shape = Shape { steps: 6, instruction: given, states: given, actions: given, asked: 6 };
+        let one = |(nth, e): (usize, usize)| {
+            let frames = self.episodes[e].frames.clone();
+            let first = frames.start + 20 * (nth % 3);
+            let at: Vec<usize> =
+                (0..shape.steps).map(|i| first + i * STRIDE).filter(|f| *f < frames.end).collect();
+            let picks: Vec<_> = at
+                .iter()
+                .enumerate()
+                .map(|(i, &f)| {
+                    let n = self.qa[f].len();
+                    Some((0..n.min(3)).map(|j| (3 * i + j) % n).collect())
+                })
+                .collect();
+            self.sequence(dims, &shape, e, 0, &at, &picks)
+        };
+        validation_indices(self.episodes.len()).enumerate().map(one).collect()
     }
 
     /// The sequence over the frames `at` of episode `e`; `picks` says which questions hang at each step, none without caption.

@@ -26,12 +26,12 @@ pub struct Corpus {
     /// Pictures with questions, by name.
     pub pictures: Vec<(String, PictureSet)>,
     /// What validation is measured on.
-    pub held_out: HeldOut,
+    pub validation: Validation,
 }
 
 /// Plain sequences that training never draws.
 #[derive(Default)]
-pub struct HeldOut {
+pub struct Validation {
     /// By name.
     pub sets: Vec<(String, Vec<Sequence>)>,
 }
@@ -181,10 +181,10 @@ where
     }
 
     /// Share of answers (text), chunk bins and image codes that the model gets right, teacher-forced, by set.
-    pub fn validate(&self, held_out: &HeldOut, precision: Precision, tokens: usize) -> Value {
+    pub fn validate(&self, validation: &Validation, precision: Precision, tokens: usize) -> Value {
         let leaves = self.params.frozen();
         let mut out = json!({});
-        for (name, sequences) in &held_out.sets {
+        for (name, sequences) in &validation.sets {
             let mut answers = (0usize, 0usize);
             let mut right = [(0.0f64, 0usize); 3];
             let mut rest = sequences.as_slice();
@@ -297,9 +297,9 @@ where
             (line_s, line_tokens) = (now, at.tokens);
         }
         if at.step % run.validate_every == 0 || last {
-            let held_out = trainee.validate(&corpus.held_out, run.precision, 2 * run.tokens);
-            log::info!("step {} held out {held_out}", at.step);
-            line["held_out"] = held_out;
+            let validation = trainee.validate(&corpus.validation, run.precision, 2 * run.tokens);
+            log::info!("step {} validation {validation}", at.step);
+            line["validation"] = validation;
         }
         log.line(line)?;
         if log.seconds() - saved_s > run.save_every_s || last {

@@ -5,18 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use saccade_convert::compare::heldout::{self, Episode as HeldOutEpisode};
-use saccade_train::corpus::{CAPTION_QUESTION, Codes, PictureSet, RobotSet};
+use saccade_train::corpus::{Codes, PictureSet, RobotSet};
+use saccade_train::data::Frames;
 use saccade_train::data::episodes::{self, Episode, Episodes, Step};
 use saccade_train::data::pictures::{self, Pictures};
-use saccade_train::data::{FRAME_BYTES, Frames};
 use saccade_train::export::Ranges;
-use saccade_train::layout::{Dims, Modality, Task};
+use saccade_train::layout::Dims;
 use saccade_train::lm::{self, Precision};
-use saccade_train::pack::Sequence;
 use saccade_train::params::{Params, write_whole};
 use saccade_train::text;
-use saccade_train::train_lm::{self, Corpus, HeldOut, LmRun, Trainee};
+use saccade_train::train_lm::{self, Corpus, LmRun, Trainee, Validation};
 use saccade_train::train_vq::{self, Tokenizer, VqRun, planar};
 
 use crate::args::{BpeArgs, EncodeArgs, ExportArgs, Folders, GoldenArgs, LmArgs, TokenizerArgs};
@@ -154,9 +152,8 @@ pub(crate) fn encode(args: EncodeArgs) -> anyhow::Result<()> {
     let vqa = folders.data.join("easy-vqa");
     let vqa_train =
         encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "train")?.frames, PICTURE_VARIANTS, 6, true, 1);
-    let vqa_test = encode_set(&tokenizer, &pictures::easy_vqa(&vqa, "test")?.frames, 1, 0, false, 1);
     let photos = encode_set(&tokenizer, &read_photos(folders)?.frames, 2, 4, true, 2);
-    let mut sets = vec![("easy-vqa", &vqa_train), ("easy-vqa-test", &vqa_test)];
+    let mut sets = vec![("easy-vqa", &vqa_train)];
     if photos.n > 0 {
         sets.push(("photos", &photos));
     }
@@ -207,18 +204,16 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
     let vqa = folders.data.join("easy-vqa");
     let mut take =
         |name: &str| codes.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"));
-    let questions = |part: &str| pictures::easy_vqa_questions(&vqa, part);
-    let mut pictures =
-        vec![("easy-vqa".to_owned(), PictureSet::new(take("easy-vqa")?, &questions("train")?, &tokenizer)?)];
-    let test = PictureSet::new(take("easy-vqa-test")?, &questions("test")?, &tokenizer)?;
+    let mut validation = Validation::default();
+    let shapes =
+        PictureSet::new(take("easy-vqa")?, &pictures::easy_vqa_questions(&vqa, "train")?, &tokenizer)?;
+    validation.sets.push(("easy-vqa".to_owned(), shapes.validation(dims)));
+    let mut pictures = vec![("easy-vqa".to_owned(), shapes)];
     if let Ok(photos) = take("photos") {
         let root = folders.data.join("cifar10");
         let set = PictureSet::new(photos, &pictures::photo_questions(&root, PHOTOS_PER_CLASS)?, &tokenizer)?;
         pictures.push(("photos".to_owned(), set));
     }
-    let mut held_out = HeldOut::default();
-    let some = (0..test.len()).step_by(8).map(|i| test.whole(dims, i)).collect();
-    held_out.sets.push(("easy-vqa".to_owned(), some));
     let path = folders.out.join("codes-robot.safetensors");
     let mut robot = None;
     if path.is_file() {
@@ -229,61 +224,10 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
     if let Some(robot) = &robot {
         let ranges = Ranges { state: robot.state.clone(), action: robot.action.clone(), rate_hz: RATE_HZ };
         write_whole(&folders.out.join("ranges.json"), &serde_json::to_vec(&ranges)?)?;
-        if folders.held_out.is_dir() {
-            let files = heldout::files(&folders.held_out)?;
-            let episodes = files.iter().map(|f| heldout::read(f)).collect::<Result<Vec<_>, _>>()?;
-            held_out.sets.extend(held_out_sequences(folders, dims, &episodes, robot, &tokenizer)?);
-        }
+        validation.sets.push(("robot".to_owned(), robot.validation(dims, true)?));
+        validation.sets.push(("robot-bare".to_owned(), robot.validation(dims, false)?));
     }
-    Ok(Corpus { robot, pictures, held_out })
-}
-
-/// Six steps of each held-out episode, with everything given and with pixels only; caption and three questions a step.
-fn held_out_sequences(
-    folders: &Folders,
-    dims: &Dims,
-    episodes: &[HeldOutEpisode],
-    robot: &RobotSet,
-    words: &tokenizers::Tokenizer,
-) -> anyhow::Result<Vec<(String, Vec<Sequence>)>> {
-    let tokenizer = Tokenizer::<Backend>::open(&folders.out, dims, &device()?)?;
-    let (mut given, mut bare) = (Vec::new(), Vec::new());
-    for (e, episode) in episodes.iter().enumerate() {
-        let from = (5 * (e % 3)).min(episode.steps.len().saturating_sub(6));
-        let mut x = Vec::new();
-        let window = from..(from + 6).min(episode.steps.len());
-        for frame in episode.frames().skip(window.start).take(window.len()) {
-            if frame.rgb.len() != FRAME_BYTES {
-                bail!("{}: frames are not 64 × 64; make the folder again", folders.held_out.display());
-            }
-            planar(frame.rgb, (0, 0), 1.0, 0.0, &mut x);
-        }
-        let codes = tokenizer.encode(x, window.len());
-        for (all, list) in [(true, &mut given), (false, &mut bare)] {
-            let instruction = if all { text::encode(words, &episode.instruction)? } else { Vec::new() };
-            let mut s = Sequence::open(dims, Task::Robot, &instruction);
-            for (codes, at) in codes.chunks_exact(64).zip(window.clone()) {
-                let step = &episode.steps[at];
-                s.image(dims, codes);
-                if all {
-                    s.bins(Modality::State, &saccade_train::corpus::bins(dims, &robot.state, &step.state));
-                }
-                s.ask(&text::encode(words, CAPTION_QUESTION)?, &text::encode(words, &step.caption)?);
-                for [q, a] in step.qa.iter().cycle().skip(3 * at).take(3.min(step.qa.len())) {
-                    s.ask(&text::encode(words, q)?, &text::encode(words, a)?);
-                }
-                s.slots(&saccade_train::corpus::bins(dims, &robot.action, &step.chunk.concat()))?;
-                if all {
-                    s.bins(
-                        Modality::Action,
-                        &saccade_train::corpus::bins(dims, &robot.action, &step.executed.concat()),
-                    );
-                }
-            }
-            list.push(s);
-        }
-    }
-    Ok(vec![("robot".to_owned(), given), ("robot-bare".to_owned(), bare)])
+    Ok(Corpus { robot, pictures, validation })
 }
 
 /// A model with its first values.

@@ -19,7 +19,7 @@ use saccade_train::layout::Dims;
 use saccade_train::lm::{self, Precision};
 use saccade_train::params::Params;
 use saccade_train::text;
-use saccade_train::train_lm::{self, Corpus, HeldOut, LmRun, Trainee};
+use saccade_train::train_lm::{self, Corpus, LmRun, Trainee, Validation};
 use saccade_train::train_vq::{self, VqRun};
 
 type Backend = Autodiff<Plain>;
@@ -56,7 +56,11 @@ fn corpus(dir: &Path) -> Corpus {
     let steps = (0..usize::from(n)).map(step).collect();
     let episode = Episode { frames: 0..n.into(), instruction: "go".into() };
     let robot = RobotSet::new(codes(&mut rng), steps, vec![episode], &tokenizer).unwrap();
-    Corpus { robot: Some(robot), pictures: vec![("pictures".into(), pictures)], held_out: HeldOut::default() }
+    Corpus {
+        robot: Some(robot),
+        pictures: vec![("pictures".into(), pictures)],
+        validation: Validation::default(),
+    }
 }
 
 fn trainee() -> Trainee<Backend> {
