@@ -8,6 +8,11 @@ use crate::step::{Step, cache};
 /// The version that the bindings (torch-sys 0.22) are made for: exactly this one.
 const TORCH: &str = "torch==2.9.0";
 
+/// Keeps freed tensors in the process, in huge pages: a step frees and takes hundreds of them again, and each page that the
+/// system hands out anew is cleared first.
+const KEEP_MEMORY: &str =
+    "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1";
+
 pub(crate) fn run(args: &[String]) -> Outcome {
     let venv = cache()?.join("torch");
     if torch_libraries(&venv).is_none() {
@@ -21,6 +26,7 @@ pub(crate) fn run(args: &[String]) -> Outcome {
         .env("VIRTUAL_ENV", &venv)
         .env("LIBTORCH_USE_PYTORCH", "1")
         .env("LD_LIBRARY_PATH", front_of("LD_LIBRARY_PATH", &libraries))
+        .env("GLIBC_TUNABLES", KEEP_MEMORY)
         .run()
 }
 

@@ -73,7 +73,7 @@ pub(crate) struct LmArgs {
     #[arg(long, default_value_t = 3000)]
     pub(crate) tokens: usize,
     /// Packed batches a step.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     pub(crate) accumulate: usize,
     /// Peak learning rate.
     #[arg(long)]

@@ -6,14 +6,14 @@
 //! The shipped model, on two cores with libtorch 2.9.0 (each verb reads what the ones before it left in `--out`; all resume):
 //!
 //! ```text
-//! cargo build --release -p saccade-train --features tch
-//! saccade-train tokenizer --steps 900 --batch 32 --lr 2e-3      # stage one: frames to codes
-//! saccade-train encode                                          # every picture, once
-//! saccade-train bpe
-//! saccade-train pretrain --steps 1400 --accumulate 1 --tau 2    # stage two: mixed sequences
-//! saccade-train tune --steps 220 --accumulate 1 --tau 3 --lr 5e-4   # stage three: under fake INT8
-//! saccade-train export --to examples/models/nano-f16.safetensors
-//! saccade-train eval --bundle examples/models/nano --json       # needs no framework
+//! cargo xtask train tokenizer --steps 1500 --batch 64 --lr 2e-3      # stage one: frames to codes
+//! cargo xtask train encode                                           # every picture, once
+//! cargo xtask train bpe
+//! cargo xtask train pretrain --steps 2800 --tokens 5600 --tau 2      # stage two: mixed sequences
+//! cargo xtask train tune --steps 300 --tokens 5600 --tau 2           # stage three: under fake INT8
+//! cargo xtask train export
+//! cargo run --release -p saccade-convert -- convert examples/models/nano-f16.safetensors examples/models/nano --force
+//! cargo run --release -p saccade-train -- eval --bundle examples/models/nano --json   # needs no framework
 //! ```
 //!
 //! **Architecture Invariant:** without a framework feature (`flex`, `tch`, `cuda`) nothing of burn is compiled; evaluation

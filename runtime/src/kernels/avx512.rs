@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use half::f16;
 
+use super::avx2::sum_eight;
 use super::float::Dots;
 use super::{FloatRows, KV_BLOCK, ProductI8, RowsI8, check_matmul_i8, check_scores_i8, float, scalar};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k};
@@ -256,23 +257,11 @@ pub(super) fn scores_i8(q: &[i8], q_scale: f32, k: &[i8], k_scale: &[f32], out: 
             *acc = _mm256_dpbusd_epi32(*acc, _mm256_xor_si256(key, flip), query);
         }
     }
-    let sums = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(sum_eight(&acc, 0)), sum_eight(&acc, 8));
+    let [low, high] = [0, 8].map(|first| sum_eight(std::array::from_fn(|j| acc[first + j])));
+    let sums = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
     // SAFETY: `k_scale` has 16 elements (`check_scores_i8`).
     let scale = _mm512_mul_ps(_mm512_set1_ps(q_scale), unsafe { _mm512_loadu_ps(k_scale.as_ptr()) });
     let y = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
     // SAFETY: `out` has 16 elements, see the top.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), y) };
-}
-
-/// The sums of the lanes of `acc[first..first + 8]`, in order.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn sum_eight(acc: &[__m256i; KV_BLOCK], first: usize) -> __m256i {
-    let four = |j: usize| {
-        let (a, b) = (_mm256_hadd_epi32(acc[j], acc[j + 1]), _mm256_hadd_epi32(acc[j + 2], acc[j + 3]));
-        // Low half: the four vectors' low lanes summed; high half: their high lanes.
-        let both = _mm256_hadd_epi32(a, b);
-        _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both))
-    };
-    _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(four(first)), four(first + 4))
 }

@@ -92,6 +92,14 @@ impl Kernels {
         weighted_sum_f32: scalar::weighted_sum_f32,
     };
 
+    /// The AVX2 set, if this CPU has it.
+    #[cfg(target_arch = "x86_64")]
+    pub fn avx2() -> Option<Self> {
+        use super::avx2;
+        let detected = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+        detected.then_some(detected_set!("avx2", avx2))
+    }
+
     /// The AVX-512 VNNI set, if this CPU has it.
     #[cfg(target_arch = "x86_64")]
     pub fn avx512() -> Option<Self> {
@@ -104,23 +112,40 @@ impl Kernels {
         detected.then_some(detected_set!("avx512-vnni", avx512))
     }
 
-    /// The NEON set, if this CPU has the dot product.
+    /// The NEON set: every 64-bit Arm has it.
     #[cfg(target_arch = "aarch64")]
     pub fn neon() -> Option<Self> {
         use super::neon;
-        std::arch::is_aarch64_feature_detected!("dotprod").then_some(detected_set!("neon-dotprod", neon))
+        std::arch::is_aarch64_feature_detected!("neon").then_some(detected_set!("neon", neon))
+    }
+
+    /// The NEON set with the dot product, if this CPU has it.
+    #[cfg(target_arch = "aarch64")]
+    pub fn neon_dotprod() -> Option<Self> {
+        use super::neon_dotprod;
+        let detected = Self::neon().is_some() && std::arch::is_aarch64_feature_detected!("dotprod");
+        detected.then_some(detected_set!("neon-dotprod", neon_dotprod))
+    }
+
+    /// The NEON set with the matrix product, if this CPU has it.
+    #[cfg(target_arch = "aarch64")]
+    pub fn neon_i8mm() -> Option<Self> {
+        use super::neon_i8mm;
+        let detected = Self::neon_dotprod().is_some() && std::arch::is_aarch64_feature_detected!("i8mm");
+        detected.then_some(detected_set!("neon-i8mm", neon_i8mm))
     }
 
     /// Every set this CPU can run, slowest (scalar) first. Tests and benchmarks iterate over it.
     pub fn available() -> &'static [Self] {
         static AVAILABLE: OnceLock<Vec<Kernels>> = OnceLock::new();
         AVAILABLE.get_or_init(|| {
-            let mut sets = vec![Self::SCALAR];
             #[cfg(target_arch = "x86_64")]
-            sets.extend(Self::avx512());
+            let wide = [Self::avx2(), Self::avx512()];
             #[cfg(target_arch = "aarch64")]
-            sets.extend(Self::neon());
-            sets
+            let wide = [Self::neon(), Self::neon_dotprod(), Self::neon_i8mm()];
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+            let wide = [];
+            [Self::SCALAR].into_iter().chain(wide.into_iter().flatten()).collect()
         })
     }
 }
