@@ -10,7 +10,7 @@ use saccade::config::{
     WeightDtype,
 };
 use saccade::engine::EngineOptions;
-use saccade::family::Model;
+use saccade::family::{Model, TensorSpec};
 use saccade::format::{Rules, TensorPlan, Writer, Written, plan_header};
 use serde::Serialize;
 
@@ -20,8 +20,7 @@ use crate::progress::Progress;
 use crate::store;
 
 /// How an INT8 bundle's numbers came about, as `saccade.json` says it.
-pub const RECIPE: &str =
-    "w8a8-symmetric; weights per output row, activations per token, KV per head and token";
+pub const RECIPE: &str = "w8a8-symmetric; weights per output row, activations per token (some layers in two INT8 parts), KV per head and token";
 
 /// What a conversion is going to write.
 #[derive(Debug, Clone, Serialize)]
@@ -157,7 +156,9 @@ fn quantisation(checkpoint: &Checkpoint, dtype: WeightDtype) -> Quantisation {
         WeightDtype::Int8 => store::float_patterns(&checkpoint.specs, dtype),
         WeightDtype::F16 | WeightDtype::F32 => Vec::new(),
     };
-    Quantisation { recipe, float_tensors }
+    let tiled = checkpoint.specs.iter().filter(|spec| spec.is_tiled(dtype)).map(TensorSpec::stem);
+    let two_part_activations = tiled.filter(|stem| store::two_part(stem)).map(str::to_owned).collect();
+    Quantisation { recipe, float_tensors, two_part_activations }
 }
 
 /// What the trainer said, and what this conversion adds.

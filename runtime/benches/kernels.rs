@@ -69,7 +69,7 @@ fn matmul_i8([m, n, k]: [usize; 3]) {
     let (w_scale, x_scale) = (vec![0.01; n], vec![0.02; m]);
     let w = TilesI8 { tiles: &tiles, scale: &w_scale, sum: &sum, n, k };
     row(&format!("matmul_i8 {m} × {n} × {k}"), m * n * k, m * n, |set, out| {
-        (set.matmul_i8)(RowsI8 { q: &q, scale: &x_scale }, w, 0..n, None, out);
+        (set.matmul_i8)(RowsI8 { q: &q, scale: &x_scale, parts: 1 }, w, 0..n, None, out);
     });
 }
 

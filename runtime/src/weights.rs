@@ -64,7 +64,8 @@ impl Weights {
             Dtype::I8 => {
                 let (scale, sum) =
                     (self.range(&format!("{stem}.scale"))?, self.range(&format!("{stem}.sum"))?);
-                LinearKind::I8 { scale, sum }
+                let parts = if self.config.quantisation.two_part_activations.contains(stem) { 2 } else { 1 };
+                LinearKind::I8 { scale, sum, parts }
             }
             Dtype::F16 => LinearKind::F16,
             _ => LinearKind::F32,
@@ -121,7 +122,7 @@ pub(crate) struct LinearRef {
 
 #[derive(Clone, Debug)]
 enum LinearKind {
-    I8 { scale: Range<usize>, sum: Range<usize> },
+    I8 { scale: Range<usize>, sum: Range<usize>, parts: usize },
     F16,
     F32,
 }
@@ -131,13 +132,16 @@ impl LinearRef {
     pub(crate) fn get<'a>(&self, w: &'a Weights) -> Linear<'a> {
         let weight = &w.map[self.weight.clone()];
         match &self.kind {
-            LinearKind::I8 { scale, sum } => Linear::I8(TilesI8 {
-                tiles: bytemuck::cast_slice(weight),
-                scale: bytemuck::cast_slice(&w.map[scale.clone()]),
-                sum: bytemuck::cast_slice(&w.map[sum.clone()]),
-                n: self.n,
-                k: self.k,
-            }),
+            LinearKind::I8 { scale, sum, parts } => Linear::I8 {
+                tiles: TilesI8 {
+                    tiles: bytemuck::cast_slice(weight),
+                    scale: bytemuck::cast_slice(&w.map[scale.clone()]),
+                    sum: bytemuck::cast_slice(&w.map[sum.clone()]),
+                    n: self.n,
+                    k: self.k,
+                },
+                parts: *parts,
+            },
             LinearKind::F16 => Linear::F16 { rows: bytemuck::cast_slice(weight), n: self.n, k: self.k },
             LinearKind::F32 => Linear::F32 { rows: bytemuck::cast_slice(weight), n: self.n, k: self.k },
         }
@@ -247,6 +251,12 @@ fn check_linears(specs: &[TensorSpec], config: &BundleConfig) -> std::result::Re
         .filter(|s| s.is_tiled(config.dtype))
         .map(|s| (s.stem().to_string(), s.matrix()))
         .collect();
+    let mut two_part = config.quantisation.two_part_activations.iter();
+    if let Some(name) = two_part.find(|name| !expected.contains_key(*name)) {
+        return Err(format!(
+            "saccade.json gives activations in two parts to `{name}`, which is no tiled layer"
+        ));
+    }
     if expected == config.linears {
         return Ok(());
     }

@@ -51,8 +51,9 @@ fn nothing_is_allocated_after_the_engine_is_made() {
     let half = vec![f16::from_f32(0.5); n * k];
     let (rows, scale) = quantise_weight_rows(&w, n, k);
     let (tiles, sum) = (pack_n16k4(&rows, n, k), row_sums(&rows, n, k));
-    let tiles = Linear::I8(TilesI8 { tiles: &tiles, scale: &scale, sum: &sum, n, k });
-    let linears = [tiles, Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }];
+    let tiles = TilesI8 { tiles: &tiles, scale: &scale, sum: &sum, n, k };
+    let [one, two] = [1, 2].map(|parts| Linear::I8 { tiles, parts });
+    let linears = [one, two, Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }];
     let (x, mut out) = (vec![0.25f32; 20 * k], vec![0.0f32; 20 * n]);
     let mut scratch = LinearScratch::new(20, k);
     let (mut q, mut head) = (vec![0i8; 64], vec![0.5f32; 64]);

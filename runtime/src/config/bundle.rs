@@ -1,6 +1,6 @@
 //! A whole `saccade.json`: the model, how its weights are stored, and the hash of every file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,9 @@ pub struct Quantisation {
     pub recipe: String,
     /// Linear layers that stayed float, as patterns.
     pub float_tensors: Vec<String>,
+    /// Tiled layers whose activations are quantised in two INT8 parts, the value and what its rounding left: names without
+    /// `.weight`.
+    pub two_part_activations: BTreeSet<String>,
 }
 
 /// A whole `saccade.json`.

@@ -9,7 +9,11 @@ fn bundle() -> BundleConfig {
         format_version: FORMAT_VERSION,
         dtype: WeightDtype::Int8,
         model: nano(),
-        quantisation: Quantisation { recipe: "w8a8".into(), float_tensors: vec![] },
+        quantisation: Quantisation {
+            recipe: "w8a8".into(),
+            float_tensors: vec![],
+            two_part_activations: Default::default(),
+        },
         linears: BTreeMap::new(),
         provenance: serde_json::Map::new(),
         files: [(WEIGHTS_FILE.into(), entry.clone()), (TOKENIZER_FILE.into(), entry)].into(),

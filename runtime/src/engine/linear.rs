@@ -8,7 +8,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::Engine;
-use crate::kernels::{FloatRows, RowsI8};
+use crate::kernels::{FloatRows, Kernels, RowsI8};
 use crate::quant::{TilesI8, f16_to_f32, pad_k};
 
 /// Output rows that a thread's share is a multiple of when there is one token.
@@ -20,7 +20,12 @@ const PARALLEL_MACS: usize = 2 << 20;
 #[derive(Clone, Copy, Debug)]
 pub enum Linear<'a> {
     /// INT8 tiles, activations quantised per token.
-    I8(TilesI8<'a>),
+    I8 {
+        /// The weights.
+        tiles: TilesI8<'a>,
+        /// INT8 rows a token: 1, or 2 to keep what rounding the first one leaves (about 15 bits in all).
+        parts: usize,
+    },
     /// Half weights, `rows [n, k]`.
     F16 {
         /// `[n, k] f16`.
@@ -45,14 +50,14 @@ impl Linear<'_> {
     /// Outputs.
     pub fn n(&self) -> usize {
         match *self {
-            Self::I8(TilesI8 { n, .. }) | Self::F16 { n, .. } | Self::F32 { n, .. } => n,
+            Self::I8 { tiles: TilesI8 { n, .. }, .. } | Self::F16 { n, .. } | Self::F32 { n, .. } => n,
         }
     }
 
     /// Inputs.
     pub fn k(&self) -> usize {
         match *self {
-            Self::I8(TilesI8 { k, .. }) | Self::F16 { k, .. } | Self::F32 { k, .. } => k,
+            Self::I8 { tiles: TilesI8 { k, .. }, .. } | Self::F16 { k, .. } | Self::F32 { k, .. } => k,
         }
     }
 
@@ -65,7 +70,7 @@ impl Linear<'_> {
     pub fn row(&self, n: usize, out: &mut [f32]) {
         assert!(n < self.n(), "row {n} of {}", self.n());
         match *self {
-            Self::I8(tiles) => tiles.dequantise_row(n, out),
+            Self::I8 { tiles, .. } => tiles.dequantise_row(n, out),
             Self::F16 { rows, k, .. } => {
                 assert_eq!(out.len(), k);
                 for (out, &w) in out.iter_mut().zip(&rows[n * k..(n + 1) * k]) {
@@ -82,12 +87,17 @@ impl Linear<'_> {
 pub struct LinearScratch {
     q: Vec<i8>,
     scale: Vec<f32>,
+    rest: Vec<f32>,
 }
+
+/// Most INT8 rows a token.
+const MAX_PARTS: usize = 2;
 
 impl LinearScratch {
     /// Room for `max_m` tokens of `max_k` inputs.
     pub fn new(max_m: usize, max_k: usize) -> Self {
-        Self { q: vec![0; max_m * pad_k(max_k)], scale: vec![0.0; max_m] }
+        let rows = MAX_PARTS * max_m;
+        Self { q: vec![0; rows * pad_k(max_k)], scale: vec![0.0; rows], rest: vec![0.0; max_k] }
     }
 }
 
@@ -143,20 +153,18 @@ impl Engine {
         assert!(rows.start <= rows.end && rows.end <= w.n(), "output rows {rows:?} of {}", w.n());
         let kernels = self.kernels;
         match w {
-            Linear::I8(w) => {
-                let k_pad = pad_k(w.k);
-                let q = &mut scratch.q[..m * k_pad];
-                let scale = &mut scratch.scale[..m];
-                for (i, scale) in scale.iter_mut().enumerate() {
-                    *scale = (kernels.quantise_row)(
-                        &x[i * w.k..(i + 1) * w.k],
-                        &mut q[i * k_pad..(i + 1) * k_pad],
-                    );
+            Linear::I8 { tiles: w, parts } => {
+                let row = parts * pad_k(w.k);
+                for (i, x) in x.chunks_exact(w.k).enumerate() {
+                    let (q, scale) =
+                        (&mut scratch.q[i * row..][..row], &mut scratch.scale[i * parts..][..parts]);
+                    quantise(kernels, x, q, scale, &mut scratch.rest[..w.k]);
                 }
-                let (q, scale) = (&*q, &*scale);
-                self.split(m, w.k, rows, out, |tokens, rows, out| {
-                    let x = RowsI8 { q: &q[tokens.start * k_pad..tokens.end * k_pad], scale: &scale[tokens] };
-                    (kernels.matmul_i8)(x, w, rows, bias, out);
+                let (q, scale) = (&scratch.q[..m * row], &scratch.scale[..m * parts]);
+                self.split(m, parts * w.k, rows, out, |tokens, rows, out| {
+                    let q = &q[tokens.start * row..tokens.end * row];
+                    let scale = &scale[tokens.start * parts..tokens.end * parts];
+                    (kernels.matmul_i8)(RowsI8 { q, scale, parts }, w, rows, bias, out);
                 });
             }
             Linear::F16 { rows: weights, n, k } => self.split(m, k, rows, out, |tokens, rows, out| {
@@ -201,6 +209,20 @@ impl Engine {
                 let start = i * share;
                 product(start..start + out.len() / width, rows.clone(), out);
             });
+        }
+    }
+}
+
+/// Quantises one token into as many INT8 rows as it has scales, each taking what the ones before it left.
+///
+/// Shapes: `x [k]`, `q [parts, pad_k(k)]`, `scale [parts]`, `rest [k]`.
+fn quantise(kernels: &Kernels, x: &[f32], q: &mut [i8], scale: &mut [f32], rest: &mut [f32]) {
+    let k_pad = q.len() / scale.len();
+    rest.copy_from_slice(x);
+    for (q, scale) in q.chunks_exact_mut(k_pad).zip(scale) {
+        *scale = (kernels.quantise_row)(rest, q);
+        for (rest, &q) in rest.iter_mut().zip(&*q) {
+            *rest -= f32::from(q) * *scale;
         }
     }
 }

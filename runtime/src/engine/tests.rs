@@ -22,8 +22,9 @@ impl Tiles {
         Self { tiles: pack_n16k4(&rows, n, k), scale, sum: row_sums(&rows, n, k), n, k }
     }
 
-    fn linear(&self) -> Linear<'_> {
-        Linear::I8(TilesI8 { tiles: &self.tiles, scale: &self.scale, sum: &self.sum, n: self.n, k: self.k })
+    fn linear(&self, parts: usize) -> Linear<'_> {
+        let (n, k) = (self.n, self.k);
+        Linear::I8 { tiles: TilesI8 { tiles: &self.tiles, scale: &self.scale, sum: &self.sum, n, k }, parts }
     }
 }
 
@@ -49,7 +50,8 @@ fn every_set_and_thread_count_gives_the_same_bits() {
         let half: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
         let tiles = Tiles::new(&w, n, k);
         let mut scratch = LinearScratch::new(m, k);
-        for w in [tiles.linear(), Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }] {
+        let int8 = [1, 2].map(|parts| tiles.linear(parts));
+        for w in int8.into_iter().chain([Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }]) {
             let mut want = Vec::new();
             for set in crate::kernels::Kernels::available() {
                 for threads in [1, 2, 3] {
@@ -78,7 +80,7 @@ fn int8_layer_is_near_the_float_one() {
     let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
     let mut scratch = LinearScratch::new(m, k);
     let (mut int8, mut float) = (vec![0.0; m * n], vec![0.0; m * n]);
-    engine.linear(&x, m, tiles.linear(), Some(&bias), &mut int8, &mut scratch);
+    engine.linear(&x, m, tiles.linear(1), Some(&bias), &mut int8, &mut scratch);
     engine.linear(&x, m, Linear::F32 { rows: &w, n, k }, Some(&bias), &mut float, &mut scratch);
     for (a, b) in int8.iter().zip(&float) {
         // Each of the 2k factors is off by at most half a step of 1/127; errors add like √k, with a wide margin.
@@ -88,13 +90,33 @@ fn int8_layer_is_near_the_float_one() {
 }
 
 #[test]
+fn a_second_part_keeps_what_the_first_one_loses() {
+    let (m, n, k) = (5, 40, 192);
+    let (x, w) = (wave(m * k, 0.73), wave(n * k, 0.37));
+    let tiles = Tiles::new(&w, n, k);
+    let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
+    // The weights as they are stored, so that the activations alone make the difference.
+    let mut stored = vec![0.0; n * k];
+    stored.chunks_mut(k).enumerate().for_each(|(i, row)| tiles.linear(1).row(i, row));
+    let product = |w: Linear| {
+        let mut out = vec![0.0; m * n];
+        engine.linear(&x, m, w, None, &mut out, &mut LinearScratch::new(m, k));
+        out
+    };
+    let float = product(Linear::F32 { rows: &stored, n, k });
+    let off = |out: Vec<f32>| out.iter().zip(&float).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let (one, two) = (off(product(tiles.linear(1))), off(product(tiles.linear(2))));
+    assert!(two <= one / 100.0 && two > 0.0, "{two} with two parts, {one} with one");
+}
+
+#[test]
 fn rows_of_every_kind_come_back() {
     let (n, k) = (20, 33);
     let w = wave(n * k, 0.37);
     let half: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
     let tiles = Tiles::new(&w, n, k);
     for (linear, off) in [
-        (tiles.linear(), 0.5 / 127.0),
+        (tiles.linear(1), 0.5 / 127.0),
         (Linear::F16 { rows: &half, n, k }, 5e-4),
         (Linear::F32 { rows: &w, n, k }, 0.0),
     ] {
@@ -115,7 +137,7 @@ fn poisoned_activations_reach_the_output() {
     let mut x = wave(2 * 32, 0.73);
     x[40] = f32::NAN;
     let mut out = vec![0.0; 2 * 16];
-    engine.linear(&x, 2, tiles.linear(), None, &mut out, &mut LinearScratch::new(2, 32));
+    engine.linear(&x, 2, tiles.linear(1), None, &mut out, &mut LinearScratch::new(2, 32));
     assert!(out[..16].iter().all(|x| x.is_finite()), "the other token is untouched");
     assert!(out[16..].iter().all(|x| x.is_nan()));
 }

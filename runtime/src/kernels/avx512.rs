@@ -103,12 +103,15 @@ impl ProductI8<'_> {
         let lanes = Lanes::of(group, self.rows.clone());
         let scale = _mm512_mul_ps(_mm512_set1_ps(self.x.scale[i]), lanes.load(self.w.scale));
         let mut y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale);
-        if let Some(bias) = self.bias {
+        let width = self.rows.len();
+        let row = &mut self.out[i / self.x.parts * width..][..width];
+        let at = row.as_mut_ptr().wrapping_add(lanes.first).wrapping_sub(self.rows.start);
+        if !i.is_multiple_of(self.x.parts) {
+            // SAFETY: as below; masked lanes are not read.
+            y = _mm512_add_ps(unsafe { _mm512_maskz_loadu_ps(lanes.mask, at) }, y);
+        } else if let Some(bias) = self.bias {
             y = _mm512_add_ps(y, lanes.load(bias));
         }
-        let width = self.rows.len();
-        let row = &mut self.out[i * width..(i + 1) * width];
-        let at = row.as_mut_ptr().wrapping_add(lanes.first).wrapping_sub(self.rows.start);
         // SAFETY: only lanes of outputs within `rows` are written, and output `n` lies at `row[n − rows.start]`.
         unsafe { _mm512_mask_storeu_ps(at, lanes.mask, y) };
     }

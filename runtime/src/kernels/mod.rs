@@ -3,7 +3,7 @@
 //! | kernel | formula | called by |
 //! |---|---|---|
 //! | `quantise_row` | `q = round(x · 127/amax)` | linear layers, KV writes |
-//! | `matmul_i8` | `out = (q · wᵀ) · scale_x · scale_w + bias` over `n16k4` tiles | every INT8 linear layer |
+//! | `matmul_i8` | `out = Σ over parts (q · wᵀ) · scale_x · scale_w + bias` over `n16k4` tiles | every INT8 linear layer |
 //! | `matmul_f16`, `matmul_f32` | `out = x · wᵀ + bias` over plain rows | float layers and bundles |
 //! | `rms_norm_f32` | `x / √(mean x² + eps) · w` | norms |
 //! | `softmax_f32` | `e^(x − max) / Σ` | attention, sampling |
@@ -51,10 +51,12 @@ pub const KV_BLOCK: usize = 16;
 /// Activations of `m` tokens, quantised.
 #[derive(Clone, Copy, Debug)]
 pub struct RowsI8<'a> {
-    /// `[m, pad_k(k)] i8`, tails zero.
+    /// `[m, parts, pad_k(k)] i8`, tails zero.
     pub q: &'a [i8],
-    /// `[m] f32`.
+    /// `[m, parts] f32`.
     pub scale: &'a [f32],
+    /// INT8 rows whose products add up to a token's: 1, or 2 where a second row holds what rounding the first one left.
+    pub parts: usize,
 }
 
 /// A linear layer's float weights in plain rows.
@@ -78,17 +80,22 @@ struct ProductI8<'a> {
 }
 
 impl ProductI8<'_> {
-    /// Scales the accumulators of token `i` and one group of outputs back, and stores those that were asked for.
+    /// Scales the accumulators of row `i` and one group of outputs back, and stores those that were asked for: the first part of
+    /// a token with the bias, the others added to it, so the parts must come in order.
     #[inline(always)]
     fn store(&mut self, i: usize, group: usize, acc: [i32; TILE_N]) {
         let first = group * TILE_N;
         let wanted = self.rows.start.max(first)..self.rows.end.min(first + TILE_N);
-        let at = i * self.rows.len() + wanted.start - self.rows.start;
+        let at = i / self.x.parts * self.rows.len() + wanted.start - self.rows.start;
         let out = self.out[at..][..wanted.len()].iter_mut();
         let acc = &acc[wanted.start - first..wanted.end - first];
-        for (out, (&acc, w_scale)) in out.zip(acc.iter().zip(&self.w.scale[wanted.clone()])) {
-            *out = acc as f32 * (self.x.scale[i] * w_scale);
+        let scaled = acc.iter().zip(&self.w.scale[wanted.clone()]);
+        let scaled = scaled.map(|(&acc, w_scale)| acc as f32 * (self.x.scale[i] * w_scale));
+        if !i.is_multiple_of(self.x.parts) {
+            out.zip(scaled).for_each(|(out, y)| *out += y);
+            return;
         }
+        out.zip(scaled).for_each(|(out, y)| *out = y);
         if let Some(bias) = self.bias {
             for (out, bias) in self.out[at..].iter_mut().zip(&bias[wanted]) {
                 *out += bias;
@@ -97,15 +104,16 @@ impl ProductI8<'_> {
     }
 }
 
-/// What every `matmul_i8` asks of its arguments; returns `m`.
+/// What every `matmul_i8` asks of its arguments; returns the number of INT8 rows, `m · parts`.
 ///
 /// # Panics
 /// If a length does not fit.
 fn check_matmul_i8(x: RowsI8, w: &TilesI8, rows: &Range<usize>, bias: Option<&[f32]>, out: &[f32]) -> usize {
     w.assert_shapes();
     let m = x.scale.len();
+    assert!(x.parts > 0 && m.is_multiple_of(x.parts), "{m} rows in tokens of {} parts", x.parts);
     assert_eq!(x.q.len(), m * pad_k(w.k), "activations of {m} rows for {} inputs", w.k);
-    check_output(m, w.n, rows, bias, out);
+    check_output(m / x.parts, w.n, rows, bias, out);
     m
 }
 

@@ -11,7 +11,8 @@ float::instantiate! {}
 
 /// INT8 matrix product over `n16k4` tiles.
 ///
-/// `out[i, n] = (Σ x.q[i, ·] · w[n, ·]) as f32 · (x.scale[i] · w.scale[n]) + bias[n]` for the output rows in `rows`.
+/// `out[i, n] = (Σ x.q[i, 0, ·] · w[n, ·]) as f32 · (x.scale[i, 0] · w.scale[n]) + bias[n]` for the output rows in `rows`, and the
+/// same without bias for every other part added in order.
 ///
 /// Shapes: out `[m, rows.len()] f32`, `bias [n] f32`.
 ///

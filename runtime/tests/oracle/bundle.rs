@@ -45,7 +45,11 @@ pub fn write_bundle(dir: &Path, model: &ModelConfig, values: &Tensors, dtype: We
         format_version: FORMAT_VERSION,
         dtype,
         model: model.clone(),
-        quantisation: Quantisation { recipe: "test".into(), float_tensors: vec![] },
+        quantisation: Quantisation {
+            recipe: "test".into(),
+            float_tensors: vec![],
+            two_part_activations: Default::default(),
+        },
         linears,
         provenance: serde_json::Map::new(),
         files: [

@@ -9,10 +9,16 @@ fn int8_product_by_hand() {
     let w = Weights::new(vec![1, -1, 2, 127, 127, 127], vec![0.5, 2.0], 3);
     let q = pad_rows(&[1, 2, 3, -1, -2, -3], 3);
     let mut out = [f32::NAN; 4];
-    scalar::matmul_i8(RowsI8 { q: &q, scale: &[1.0, 0.25] }, w.tiles(), 0..2, None, &mut out);
+    scalar::matmul_i8(RowsI8 { q: &q, scale: &[1.0, 0.25], parts: 1 }, w.tiles(), 0..2, None, &mut out);
     assert_same(&out, &[2.5, 1524.0, -0.625, -381.0], "no bias");
     let mut out = [f32::NAN; 2];
-    scalar::matmul_i8(RowsI8 { q: &q, scale: &[1.0, 0.25] }, w.tiles(), 1..2, Some(&[9.0, 1.0]), &mut out);
+    scalar::matmul_i8(
+        RowsI8 { q: &q, scale: &[1.0, 0.25], parts: 1 },
+        w.tiles(),
+        1..2,
+        Some(&[9.0, 1.0]),
+        &mut out,
+    );
     assert_same(&out, &[1525.0, -380.0], "row 1 with its bias");
 }
 
@@ -22,7 +28,7 @@ fn longest_product_of_extremes_fits_the_accumulator() {
     let q = pad_rows(&vec![127; MAX_K], MAX_K);
     for set in Kernels::available() {
         let mut out = [f32::NAN];
-        (set.matmul_i8)(RowsI8 { q: &q, scale: &[1.0] }, w.tiles(), 0..1, None, &mut out);
+        (set.matmul_i8)(RowsI8 { q: &q, scale: &[1.0], parts: 1 }, w.tiles(), 0..1, None, &mut out);
         assert_eq!(out[0], -(127.0 * 127.0 * MAX_K as f64) as f32, "{}", set.name);
     }
 }
@@ -41,7 +47,7 @@ fn int8_product_against_the_formula() {
         let (q, scale, bias) = (random.i8s(m * k), random.f32s(m), random.f32s(n));
         let mut out = vec![f32::NAN; m * n];
         scalar::matmul_i8(
-            RowsI8 { q: &pad_rows(&q, k), scale: &scale },
+            RowsI8 { q: &pad_rows(&q, k), scale: &scale, parts: 1 },
             w.tiles(),
             0..n,
             Some(&bias),

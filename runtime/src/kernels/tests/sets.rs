@@ -9,14 +9,19 @@ fn each_set(check: impl Fn(&'static Kernels)) {
 }
 
 /// Runs one INT8 product in a set and in scalar.
+///
+/// An even number of rows is tried as tokens of two parts too.
 fn compare_i8(set: &Kernels, w: &Weights, q: &[i8], scale: &[f32], rows: Range<usize>, bias: Option<&[f32]>) {
-    let (m, padded) = (scale.len(), pad_rows(q, w.k));
-    let x = RowsI8 { q: &padded, scale };
-    let mut want = vec![1.0; m * rows.len()];
-    let mut got = vec![f32::NAN; m * rows.len()];
-    scalar::matmul_i8(x, w.tiles(), rows.clone(), bias, &mut want);
-    (set.matmul_i8)(x, w.tiles(), rows.clone(), bias, &mut got);
-    assert_same(&got, &want, &format!("{} m {m} n {} k {} rows {rows:?}", set.name, w.n, w.k));
+    let padded = pad_rows(q, w.k);
+    for parts in [1, 2].into_iter().filter(|&parts| scale.len().is_multiple_of(parts)) {
+        let (m, x) = (scale.len() / parts, RowsI8 { q: &padded, scale, parts });
+        let mut want = vec![1.0; m * rows.len()];
+        let mut got = vec![f32::NAN; m * rows.len()];
+        scalar::matmul_i8(x, w.tiles(), rows.clone(), bias, &mut want);
+        (set.matmul_i8)(x, w.tiles(), rows.clone(), bias, &mut got);
+        let (n, k) = (w.n, w.k);
+        assert_same(&got, &want, &format!("{} m {m} parts {parts} n {n} k {k} rows {rows:?}", set.name));
+    }
 }
 
 #[test]
