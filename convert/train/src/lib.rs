@@ -3,14 +3,15 @@
 //! Three stages: the image tokenizer ([`train_vq`]), the transformer on mixed sequences, and tuning under fake quantisation.
 //! What is trained is exactly what the runtime computes: segments, windows and positions follow the same rule in [`pack`].
 //!
-//! The shipped model, on two cores with libtorch 2.9.0 (each verb reads what the ones before it left in `--out`; all resume):
+//! The shipped model, on two cores with libtorch 2.9.0 (each verb reads what the ones before it left in `--out`, and
+//! refuses what an older run left; those that train resume):
 //!
 //! ```text
 //! cargo xtask train tokenizer --steps 1500 --batch 64 --lr 2e-3      # stage one: frames to codes
 //! cargo xtask train encode                                           # every picture, once
 //! cargo xtask train bpe
-//! cargo xtask train pretrain --steps 2800 --tokens 5600 --tau 2      # stage two: mixed sequences
-//! cargo xtask train tune --steps 300 --tokens 5600 --tau 2           # stage three: under fake INT8
+//! cargo xtask train pretrain --steps 2500 --tokens 5600 --tau 3      # stage two: mixed sequences
+//! cargo xtask train tune --steps 250 --tokens 5600 --tau 3           # stage three: under fake INT8
 //! cargo xtask train export
 //! cargo run --release -p saccade-convert -- convert examples/models/nano-f16.safetensors examples/models/nano --force
 //! cargo run --release -p saccade-train -- eval --bundle examples/models/nano --json   # needs no framework
@@ -32,6 +33,8 @@ pub mod data;
 pub mod export;
 #[cfg(feature = "train")]
 pub mod golden;
+#[cfg(feature = "train")]
+pub mod ledger;
 #[cfg(feature = "train")]
 pub mod lm;
 #[cfg(feature = "train")]

@@ -125,11 +125,12 @@ pub fn forward<B: Fused>(p: &Leaves<B>, dims: &Dims, batch: &Batch<B>, precision
         let n = B::rms_norm(x.clone(), v("attn_norm"), dims.norm_eps);
         x = x + attention(p, l, dims, batch, n, precision).cast(FloatDType::F32);
         let n = B::rms_norm(x.clone(), v("ffn_norm"), dims.norm_eps);
-        let gate_up = project(n, Tensor::cat(vec![w("ffn.gate"), w("ffn.up")], 0), precision);
+        let gate_up = project(n, Tensor::cat(vec![w("ffn.gate"), w("ffn.up")], 0), "ffn.gate", precision);
         let mut halves = gate_up.split(dims.d_ff, 1).into_iter();
         if let (Some(gate), Some(up)) = (halves.next(), halves.next()) {
             let h = B::silu_mul(gate, up);
-            x = x + project(h, w("ffn.down"), precision).cast(FloatDType::F32);
+            x = x + project(h, w("ffn.down"), &format!("layers.{l}.ffn.down"), precision)
+                .cast(FloatDType::F32);
         }
     }
     B::rms_norm(x, p.vector("norm.weight"), dims.norm_eps)
@@ -143,13 +144,18 @@ fn embedding<B: Fused>(p: &Leaves<B>, precision: Precision) -> Tensor<B, 2> {
     }
 }
 
-/// `x · wᵀ` in the chosen precision.
-fn project<B: Fused>(x: Tensor<B, 2>, w: Tensor<B, 2>, precision: Precision) -> Tensor<B, 2> {
+/// `x · wᵀ` in the chosen precision, for the layer of this name (layers that are multiplied together have one).
+fn project<B: Fused>(x: Tensor<B, 2>, w: Tensor<B, 2>, name: &str, precision: Precision) -> Tensor<B, 2> {
     match precision {
         Precision::F32 => linear(x, w, false),
         Precision::Mixed => linear(x, w, true),
-        Precision::FakeInt8 => linear(qat::rows(x.cast(FloatDType::F32)), qat::rows(w), false),
+        Precision::FakeInt8 => linear(activations(x.cast(FloatDType::F32), name), qat::rows(w), false),
     }
+}
+
+/// Activations as the layer `name` sees them in an INT8 bundle. Two INT8 parts are as good as the float they came from.
+fn activations<B: Backend>(x: Tensor<B, 2>, name: &str) -> Tensor<B, 2> {
+    if saccade_convert::store::two_part(name) { x } else { qat::rows(x) }
 }
 
 /// Rotates halves: pairs (i, i + d/2).
@@ -185,7 +191,7 @@ fn attention<B: Fused>(
         let x = B::rms_norm(x.reshape([b * n * heads, hd]), weight, dims.norm_eps);
         x.reshape([b, n, heads, hd]).swap_dims(1, 2)
     };
-    let qkv = project(x, Tensor::cat(vec![w("q"), w("k"), w("v")], 0), precision);
+    let qkv = project(x, Tensor::cat(vec![w("q"), w("k"), w("v")], 0), "attn.q", precision);
     let dtype = qkv.dtype();
     let q = rotate(norm(qkv.clone().narrow(1, 0, h * hd), h, "q_norm"), &batch.query_rope);
     let k = rotate(norm(qkv.clone().narrow(1, h * hd, g * hd), g, "k_norm"), &batch.offset_rope);
@@ -208,7 +214,7 @@ fn attention<B: Fused>(
     let v = crate::ops::like(Tensor::cat(vec![v.cast(FloatDType::F32), blank], 3), dtype);
     let out = B::attend(q, repeat(k, h / g), repeat(v, h / g), batch.mask.clone(), scale);
     let out = out.narrow(3, 0, hd).swap_dims(1, 2).reshape([b * n, h * hd]);
-    project(out, w("o"), precision)
+    project(out, w("o"), "attn.o", precision)
 }
 
 /// Keys or values of the tokens, then the copies of segment 0.
@@ -243,7 +249,7 @@ pub fn logits<B: Fused>(
     let range = [dims.text(), dims.bins(), dims.image_codes()][head].clone();
     let x = x.clone().select(0, targets.at.clone());
     let w = embedding(p, precision).narrow(0, range.start, range.len());
-    let x = if precision == Precision::FakeInt8 { qat::rows(x) } else { x };
+    let x = if precision == Precision::FakeInt8 { activations(x, "embed") } else { x };
     Some(linear(x, w, precision == Precision::Mixed).cast(FloatDType::F32))
 }
 

@@ -1,6 +1,6 @@
 //! The loop of stages two and three: mixed sequences, windows in the mask, checkpoints that resume exactly.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
@@ -233,24 +233,36 @@ where
 }
 
 /// Where a run stands, stored in its checkpoint.
+///
+/// Tokens are counted with every repetition.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Progress {
     step: usize,
     tokens: usize,
+    tokens_by_set: BTreeMap<String, usize>,
     rng: ChaCha8Rng,
 }
 
-/// Runs the loop, resuming where its checkpoint ends; `trainee` holds the first values.
+/// Runs the loop, resuming where its checkpoint ends; `trainee` holds the first values. Returns what the provenance tells.
 ///
 /// # Errors
 /// If there is nothing to train on or the output folder cannot be written.
-pub fn train<B: AutodiffBackend + Fused>(run: &LmRun, trainee: &mut Trainee<B>, corpus: &Corpus) -> Result<()>
+pub fn train<B: AutodiffBackend + Fused>(
+    run: &LmRun,
+    trainee: &mut Trainee<B>,
+    corpus: &Corpus,
+) -> Result<Value>
 where
     B::InnerBackend: Fused,
 {
     let mut log = RunLog::open(&run.out, run.stage, run.steps)?;
     let path = run.out.join(run.checkpoint);
-    let mut at = Progress { step: 0, tokens: 0, rng: ChaCha8Rng::seed_from_u64(run.seed) };
+    let mut at = Progress {
+        step: 0,
+        tokens: 0,
+        tokens_by_set: BTreeMap::new(),
+        rng: ChaCha8Rng::seed_from_u64(run.seed),
+    };
     if path.is_file() {
         let meta = trainee.params.load(&path)?;
         let stored = meta.get("progress").and_then(|p| serde_json::from_str(p).ok());
@@ -269,7 +281,9 @@ where
         let mut total: Option<Tensor<B, 1>> = None;
         for _ in 0..run.accumulate {
             let (name, sequences) = corpus.draw(&trainee.dims, &mix, run.tokens, &mut at.rng)?;
-            at.tokens += sequences.iter().map(Sequence::len).sum::<usize>();
+            let tokens = sequences.iter().map(Sequence::len).sum::<usize>();
+            at.tokens += tokens;
+            *at.tokens_by_set.entry(name.clone()).or_default() += tokens;
             names.push(name);
             let loss = trainee.accumulate(run, &sequences, &leaves, &mut seen);
             total = Some(match total {
@@ -307,7 +321,10 @@ where
             save(trainee, &path, &at)?;
         }
     }
-    Ok(())
+    Ok(json!({
+        "steps": at.step, "tokens": at.tokens, "tokens_by_set": at.tokens_by_set, "tokens_a_batch": run.tokens,
+        "batches_a_step": run.accumulate, "lr": run.lr, "tau": run.tau, "seed": run.seed,
+    }))
 }
 
 fn save<B: AutodiffBackend>(trainee: &Trainee<B>, path: &Path, at: &Progress) -> Result<()> {

@@ -11,11 +11,13 @@ use saccade_train::data::episodes::{self, Episode, Episodes, Step};
 use saccade_train::data::pictures::{self, Pictures};
 use saccade_train::export::Ranges;
 use saccade_train::layout::Dims;
+use saccade_train::ledger::Ledger;
 use saccade_train::lm::{self, Precision};
 use saccade_train::params::{Params, write_whole};
 use saccade_train::text;
 use saccade_train::train_lm::{self, Corpus, LmRun, Trainee, Validation};
 use saccade_train::train_vq::{self, Tokenizer, VqRun, planar};
+use serde_json::json;
 
 use crate::args::{BpeArgs, EncodeArgs, ExportArgs, Folders, GoldenArgs, LmArgs, TokenizerArgs};
 
@@ -98,6 +100,12 @@ pub(crate) fn tokenizer(args: TokenizerArgs) -> anyhow::Result<()> {
         save_every_s: 60.0,
     };
     train_vq::train::<Backend>(&run, &Dims::nano(), &sets, &device()?)?;
+    let set = |(name, frames, share): &(&str, &Frames, f64)| {
+        ((*name).to_owned(), json!({"frames": frames.len(), "share": share}))
+    };
+    let made = json!({"steps": run.steps, "frames_a_batch": run.batch, "lr": run.lr, "seed": run.seed,
+        "sets": sets.iter().map(set).collect::<serde_json::Value>()});
+    Ledger::open(&folders.out)?.note("tokenizer", &[], made)?;
     Ok(())
 }
 
@@ -148,6 +156,8 @@ struct EncodedSteps {
 
 pub(crate) fn encode(args: EncodeArgs) -> anyhow::Result<()> {
     let folders = &args.folders;
+    let mut ledger = Ledger::open(&folders.out)?;
+    ledger.check("tokenizer")?;
     let tokenizer = Tokenizer::<Backend>::open(&folders.out, &Dims::nano(), &device()?)?;
     let vqa = folders.data.join("easy-vqa");
     let vqa_train =
@@ -157,19 +167,27 @@ pub(crate) fn encode(args: EncodeArgs) -> anyhow::Result<()> {
     if photos.n > 0 {
         sets.push(("photos", &photos));
     }
-    Codes::save(&folders.out.join("codes-pictures.safetensors"), &sets)?;
+    Codes::save(&folders.out.join(PICTURE_CODES), &sets)?;
+    let mut made = json!({"easy-vqa": {"pictures": vqa_train.n}, "photos": {"pictures": photos.n}});
     if let Some(set) = read_robot(&robot_folder(folders))? {
         let codes = encode_set(&tokenizer, &set.frames, FRAME_VARIANTS, 1, false, 3);
         log::info!("{} frames of {} episodes", set.steps.len(), set.episodes.len());
-        Codes::save(&folders.out.join("codes-robot.safetensors"), &[("robot", &codes)])?;
+        Codes::save(&folders.out.join(ROBOT_CODES), &[("robot", &codes)])?;
+        made["robot"] = json!({"frames": set.steps.len(), "episodes": set.episodes.len()});
         let encoded = EncodedSteps { steps: set.steps, episodes: set.episodes };
         write_whole(&folders.out.join(STEPS), &serde_json::to_vec(&encoded)?)?;
     }
+    ledger.note("encode", &[train_vq::CHECKPOINT], made)?;
     Ok(())
 }
 
-/// Steps and episodes in the run's folder.
+/// Codes of pictures and of episodes, steps and episodes, and the text tokenizer in the run's folder.
+const PICTURE_CODES: &str = "codes-pictures.safetensors";
+const ROBOT_CODES: &str = "codes-robot.safetensors";
 const STEPS: &str = "steps-robot.json";
+const TEXT: &str = "tokenizer.json";
+/// What the transformer is trained on.
+const CORPUS: [&str; 4] = [PICTURE_CODES, ROBOT_CODES, STEPS, TEXT];
 
 fn encoded_steps(out: &Path) -> anyhow::Result<EncodedSteps> {
     let path = out.join(STEPS);
@@ -193,14 +211,16 @@ pub(crate) fn bpe(args: BpeArgs) -> anyhow::Result<()> {
         }
     }
     let json = text::train(&lines, Dims::nano().n_text)?;
-    write_whole(&folders.out.join("tokenizer.json"), json.as_bytes())?;
+    write_whole(&folders.out.join(TEXT), json.as_bytes())?;
+    let made = json!({"lines": lines.len()});
+    Ledger::open(&folders.out)?.note("bpe", &[STEPS], made)?;
     Ok(())
 }
 
 /// Reads everything that `encode` and `bpe` left.
 fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
-    let tokenizer = text::open(&folders.out.join("tokenizer.json"))?;
-    let mut codes = Codes::load(&folders.out.join("codes-pictures.safetensors"))?;
+    let tokenizer = text::open(&folders.out.join(TEXT))?;
+    let mut codes = Codes::load(&folders.out.join(PICTURE_CODES))?;
     let vqa = folders.data.join("easy-vqa");
     let mut take =
         |name: &str| codes.remove(name).with_context(|| format!("no codes of {name}; run `encode` again"));
@@ -214,7 +234,7 @@ fn corpus(folders: &Folders, dims: &Dims) -> anyhow::Result<Corpus> {
         let set = PictureSet::new(photos, &pictures::photo_questions(&root, PHOTOS_PER_CLASS)?, &tokenizer)?;
         pictures.push(("photos".to_owned(), set));
     }
-    let path = folders.out.join("codes-robot.safetensors");
+    let path = folders.out.join(ROBOT_CODES);
     let mut robot = None;
     if path.is_file() {
         let codes = Codes::load(&path)?.remove("robot").context("no codes of robot; run `encode` again")?;
@@ -240,6 +260,8 @@ fn fresh(folders: &Folders, dims: &Dims) -> anyhow::Result<Trainee<Backend>> {
     Ok(Trainee { params, dims: dims.clone() })
 }
 
+/// The stages in their order.
+const STAGES: [&str; 5] = ["tokenizer", "encode", "bpe", "pretrain", "tune"];
 /// The checkpoint of stage two in the run's folder.
 const PRETRAINED: &str = "lm.safetensors";
 /// The checkpoint of stage three.
@@ -268,14 +290,37 @@ fn lm_run(args: &LmArgs) -> LmRun {
 
 pub(crate) fn pretrain(args: LmArgs) -> anyhow::Result<()> {
     let dims = Dims::nano();
+    let inputs = [&[train_vq::CHECKPOINT], CORPUS.as_slice()].concat();
+    let mut ledger = before_training(&args.folders, "pretrain", PRETRAINED, &["tokenizer", "encode", "bpe"])?;
+    ledger.note("pretrain", &inputs, json!("not finished"))?;
     let corpus = corpus(&args.folders, &dims)?;
     let mut trainee = fresh(&args.folders, &dims)?;
-    train_lm::train(&lm_run(&args), &mut trainee, &corpus)?;
+    let made = train_lm::train(&lm_run(&args), &mut trainee, &corpus)?;
+    ledger.note("pretrain", &inputs, made)?;
     Ok(())
+}
+
+/// The ledger, if the stages before this one, and this one itself where it is resumed, were run on what lies here.
+fn before_training(
+    folders: &Folders,
+    stage: &str,
+    checkpoint: &str,
+    before: &[&str],
+) -> anyhow::Result<Ledger> {
+    let ledger = Ledger::open(&folders.out)?;
+    before.iter().try_for_each(|stage| ledger.check(stage))?;
+    if folders.out.join(checkpoint).is_file() {
+        ledger.check(stage)?;
+    }
+    Ok(ledger)
 }
 
 pub(crate) fn tune(args: LmArgs) -> anyhow::Result<()> {
     let dims = Dims::nano();
+    let inputs = [&[PRETRAINED], CORPUS.as_slice()].concat();
+    let mut ledger =
+        before_training(&args.folders, "tune", TUNED, &["tokenizer", "encode", "bpe", "pretrain"])?;
+    ledger.note("tune", &inputs, json!("not finished"))?;
     let corpus = corpus(&args.folders, &dims)?;
     let mut trainee = fresh(&args.folders, &dims)?;
     let from = args.folders.out.join(PRETRAINED);
@@ -292,20 +337,23 @@ pub(crate) fn tune(args: LmArgs) -> anyhow::Result<()> {
         seed: args.folders.seed + 1,
         ..lm_run(&args)
     };
-    train_lm::train(&run, &mut trainee, &corpus)?;
+    let made = train_lm::train(&run, &mut trainee, &corpus)?;
+    ledger.note("tune", &inputs, made)?;
     Ok(())
 }
 
 pub(crate) fn export(args: ExportArgs) -> anyhow::Result<()> {
     let dims = Dims::nano();
     let out = &args.folders.out;
-    let mut trainee = fresh(&args.folders, &dims)?;
-    let (path, stage) = [(TUNED, "tune"), (PRETRAINED, "pretrain")]
-        .map(|(name, stage)| (out.join(name), stage))
+    let ledger = Ledger::open(out)?;
+    let (path, stages) = [(TUNED, STAGES.as_slice()), (PRETRAINED, &STAGES[..4])]
+        .map(|(name, stages)| (out.join(name), stages))
         .into_iter()
         .find(|(path, _)| path.is_file())
         .with_context(|| format!("{}: there is no trained model; run `pretrain` first", out.display()))?;
-    let meta = trainee.params.load(&path)?;
+    stages.iter().try_for_each(|stage| ledger.check(stage))?;
+    let mut trainee = fresh(&args.folders, &dims)?;
+    trainee.params.load(&path)?;
     let tokenizer = Tokenizer::<Backend>::open(out, &dims, &device()?)?;
     let mut tensors = trainee.params.export();
     tensors.extend(tokenizer.params.export());
@@ -314,13 +362,13 @@ pub(crate) fn export(args: ExportArgs) -> anyhow::Result<()> {
     let path = out.join("ranges.json");
     let raw = std::fs::read(&path).with_context(|| format!("{}: run `pretrain` first", path.display()))?;
     let model = saccade_train::export::model_json("nano", &dims, &serde_json::from_slice(&raw)?)?;
-    let text = std::fs::read_to_string(out.join("tokenizer.json"))?;
-    let progress: serde_json::Value =
-        meta.get("progress").map(|p| serde_json::from_str(p)).transpose()?.unwrap_or_default();
-    let provenance = serde_json::json!({
-        "made_by": concat!("saccade-train ", env!("CARGO_PKG_VERSION")), "stage": stage, "steps": progress["step"],
-        "tokens": progress["tokens"], "seed": args.folders.seed,
-        "data": ["metaworld mt10 (3.1.1, scripted experts)", "easy-vqa 1.0", "cifar-10 photos (training part)"],
+    let text = std::fs::read_to_string(out.join(TEXT))?;
+    let provenance = json!({
+        "made_by": concat!("saccade-train ", env!("CARGO_PKG_VERSION")), "stages": ledger.provenance(),
+        "data": {
+            "robot": "Meta-World MT10 3.1.1, scripted experts", "easy-vqa": "easy-vqa 1.0, training part",
+            "photos": "CIFAR-10, training part",
+        },
     });
     if let Some(dir) = args.to.parent() {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
