@@ -52,6 +52,7 @@ mod watch;
 use std::time::Duration;
 
 pub use capture::{Backoff, Capture, CaptureOptions, CaptureState, CaptureStats, Stopped};
+pub use decode::{decode_picture, picture_size};
 pub use error::{AviError, FrameError, Recovery, SourceError};
 pub use pace::Pace;
 pub use slot::{FrameSlot, Taken};
