@@ -303,14 +303,14 @@ where
         line["sets"] = json!(names);
         line["norm"] = json!(norm);
         line["lr"] = json!(lr);
-        if at.step % 20 == 0 || last {
+        if at.step.is_multiple_of(20) || last {
             let now = log.seconds();
             line["tokens"] = json!(at.tokens);
             line["tokens_per_s"] =
                 json!(((at.tokens - line_tokens) as f64 / (now - line_s).max(1e-9)).round());
             (line_s, line_tokens) = (now, at.tokens);
         }
-        if at.step % run.validate_every == 0 || last {
+        if at.step.is_multiple_of(run.validate_every) || last {
             let validation = trainee.validate(&corpus.validation, run.precision, 2 * run.tokens);
             log::info!("step {} validation {validation}", at.step);
             line["validation"] = validation;

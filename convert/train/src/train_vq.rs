@@ -174,7 +174,7 @@ where
         let lr = run.lr * crate::schedule(step, run.steps, 100.min(run.steps / 10 + 1), 0.05);
         let norm = params.update(&leaves, &mut grads, lr, step, &Optimiser::default());
         log.at(step, format!("mse {:.4} revived {}", parts.mse, parts.revived));
-        if step % 20 == 0 || step == run.steps {
+        if step.is_multiple_of(20) || step == run.steps {
             log.line(json!({"step": step, "mse": parts.mse, "l1": parts.l1, "commit": parts.commit, "revived": parts.revived, "norm": norm, "lr": lr}))?;
         }
         if log.seconds() - saved_s > run.save_every_s || step == run.steps {

@@ -137,11 +137,10 @@ impl CodeBook {
             }
         }
         let mut revived = 0;
-        for code in 0..count.len() {
-            self.count[code] = DECAY * self.count[code] + (1.0 - DECAY) * count[code];
-            for i in code * dim..(code + 1) * dim {
-                self.sum[i] = DECAY * self.sum[i] + (1.0 - DECAY) * sum[i];
-            }
+        let moved = |old: f32, new: f32| DECAY * old + (1.0 - DECAY) * new;
+        self.sum.iter_mut().zip(sum).for_each(|(old, new)| *old = moved(*old, new));
+        for (code, count) in count.into_iter().enumerate() {
+            self.count[code] = moved(self.count[code], count);
             if self.count[code] < DEAD {
                 let row = rng.random_range(0..codes.len());
                 let at = code * dim..(code + 1) * dim;
