@@ -28,13 +28,29 @@ pub(crate) fn run(_args: &[String]) -> Outcome {
     CPUS.iter().try_for_each(|cpu| inside(&system, cpu).run())
 }
 
+/// The lints of what only Arm compiles, where the toolchain and a cross compiler are at hand; says so where not.
+pub(crate) fn lint() -> Outcome {
+    if !has_target() || !has_cross_compiler() {
+        eprintln!(
+            "skipped: lints of the aarch64 kernels, which need `rustup target add {TARGET}`, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross"
+        );
+        return Ok(());
+    }
+    Step::cargo(&format!("clippy --release --target {TARGET} -p saccade --all-targets -- -D warnings")).run()
+}
+
+/// The compiler and its C library's headers, which are a package of their own.
+fn has_cross_compiler() -> bool {
+    Step::new("aarch64-linux-gnu-gcc").args(["-E", "-include", "assert.h", "-x", "c", "/dev/null"]).succeeds()
+}
+
 fn has_target() -> bool {
     let sysroot = Step::new("rustc").args(["--print", "sysroot"]).output();
     sysroot.is_some_and(|sysroot| Path::new(&sysroot).join("lib/rustlib").join(TARGET).join("lib").is_dir())
 }
 
 fn with_installed_target() -> Outcome {
-    if !Step::new("aarch64-linux-gnu-gcc").args(["--version"]).succeeds() {
+    if !has_cross_compiler() {
         machine::install(&["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"], "the cross linker")?;
     }
     CPUS.iter().try_for_each(|cpu| Step::cargo(TESTS).env(RUNNER, runner(cpu)).run())

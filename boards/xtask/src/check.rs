@@ -1,24 +1,31 @@
-//! `cargo xtask check`: what a change must pass besides its tests.
+//! `cargo xtask check`: what a change must pass besides `cargo xtask test`.
 
-use crate::Outcome;
 use crate::machine;
 use crate::step::Step;
+use crate::{Outcome, aarch64, test};
 
 pub(crate) fn run(_args: &[String]) -> Outcome {
     components()?;
     Step::cargo("fmt --all --check").run()?;
-    Step::cargo("clippy --release --all-targets -- -D warnings").run()?;
-    // The trainer is no default member: linted here without its framework, which only training compiles.
-    Step::cargo("clippy --release -p saccade-train --all-targets -- -D warnings").run()?;
+    clippy("")?;
+    // The trainer is no default member, and most of it is compiled with its framework alone.
+    clippy("-p saccade-train")?;
+    clippy("-p saccade-train --features flex")?;
+    aarch64::lint()?;
     if machine::has_libclang() {
-        Step::cargo("clippy --release -p saccade --all-targets --features v4l2 -- -D warnings").run()?;
+        clippy("-p saccade --features v4l2")?;
+        test::run(&["-p", "saccade", "--features", "v4l2", "--lib"].map(str::to_owned))?;
     } else {
         eprintln!(
-            "skipped: lints of the `v4l2` feature, which needs libclang (sudo apt-get install -y libclang-dev)"
+            "skipped: lints and tests of the `v4l2` feature, which needs libclang (sudo apt-get install -y libclang-dev)"
         );
     }
     Step::cargo("doc --release --no-deps --quiet").env("RUSTDOCFLAGS", "-D warnings").run()?;
     Step::cargo("build --release -p saccade-examples --bins --examples").run()
+}
+
+fn clippy(packages: &str) -> Outcome {
+    Step::cargo(&format!("clippy --release {packages} --all-targets -- -D warnings")).run()
 }
 
 fn components() -> Outcome {

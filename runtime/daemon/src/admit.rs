@@ -60,7 +60,7 @@ pub(crate) struct Admitted {
 #[derive(Debug)]
 pub(crate) struct Prompt {
     pub(crate) task: String,
-    /// Text of the system turns: the instruction of the task.
+    /// Text of the system messages: the instruction of the task.
     pub(crate) instruction: String,
     /// Oldest first.
     pub(crate) pictures: Vec<Picture>,
@@ -195,14 +195,15 @@ fn whole(param: &str, number: &Number, low: u64, high: u64) -> Result<u64, ApiEr
     })
 }
 
-/// What is left of a conversation: this family answers one question at a time and has no turns of its own.
+/// What a request shows the model: this family answers one question at a time and knows no conversation.
 struct Turns {
     instruction: String,
     pictures: Vec<Picture>,
     question: String,
 }
 
-/// Instruction from the system turns, pictures from all user turns, question from the last one.
+/// Instruction from the system messages, pictures and question from the user messages. What the model would not be
+/// shown is refused, since an answer that leaves it out would look like one that heeds it.
 fn read_turns(messages: &[crate::wire::Message], served: &Served) -> Result<Turns, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` is empty: send at least one user message"));
@@ -214,11 +215,13 @@ fn read_turns(messages: &[crate::wire::Message], served: &Served) -> Result<Turn
             "system" | "developer" => read_text(&mut turns.instruction, message, i)?,
             "user" => {
                 asked = true;
-                turns.question.clear();
                 read_text(&mut turns.question, message, i)?;
                 read_pictures(&mut turns.pictures, message, i, served)?;
             }
-            "assistant" | "tool" | "function" => {}
+            "assistant" | "tool" | "function" => {
+                let message = "this model answers one question and is shown no earlier answers: send system and user messages alone";
+                return Err(ApiError::invalid(format!("messages[{i}]"), message));
+            }
             _ => {
                 let message = "a role is one of system, developer, user, assistant and tool";
                 return Err(ApiError::invalid(format!("messages[{i}].role"), message));
@@ -234,10 +237,7 @@ fn read_turns(messages: &[crate::wire::Message], served: &Served) -> Result<Turn
     }
     if turns.question.trim().is_empty() {
         if turns.pictures.is_empty() {
-            return Err(ApiError::invalid(
-                "messages",
-                "the last user message is empty: send text or a picture",
-            ));
+            return Err(ApiError::invalid("messages", "the user messages are empty: send text or a picture"));
         }
         turns.question.clone_from(&served.caption);
     }

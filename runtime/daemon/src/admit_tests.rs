@@ -48,21 +48,39 @@ fn admits_plain_text_with_unknown_fields() {
 }
 
 #[test]
-fn takes_pictures_from_all_turns_and_the_question_from_the_last() {
+fn takes_pictures_and_question_from_all_user_messages() {
     let body = json!({"stream": true, "stream_options": {"include_usage": true}, "messages": [
         {"role": "system", "content": "open the door"},
-        {"role": "user", "content": [{"type": "text", "text": "first"}, picture()]},
-        {"role": "assistant", "content": "an answer"},
+        {"role": "user", "content": [{"type": "text", "text": "look:"}, picture()]},
         {"role": "user", "content": [picture(), {"type": "text", "text": "what is"}, {"type": "text", "text": "there?"}]},
     ]});
     let admitted = verdict(&body).unwrap();
     assert_eq!(admitted.prompt.pictures.len(), 2);
-    assert_eq!(admitted.prompt.question, "what is there?");
+    assert_eq!(admitted.prompt.question, "look: what is there?");
     assert_eq!(
         (admitted.prompt.instruction.as_str(), admitted.prompt.task.as_str()),
         ("open the door", "robot")
     );
     assert!(admitted.stream && admitted.include_usage);
+}
+
+#[test]
+fn refuses_a_conversation_rather_than_forget_it() {
+    for role in ["assistant", "tool", "function"] {
+        let body = json!({"messages": [
+            {"role": "user", "content": "is the door open?"},
+            {"role": role, "content": "yes"},
+            {"role": "user", "content": "and now?"},
+        ]});
+        let error = verdict(&body).expect_err(role);
+        assert_eq!(error.status, 400);
+        assert!(
+            error.message.contains("no earlier answers: send system and user messages"),
+            "{}",
+            error.message
+        );
+        assert_eq!(error.to_json()["error"]["param"], "messages[1]");
+    }
 }
 
 #[test]

@@ -14,8 +14,9 @@ use crate::metrics::Metrics;
 
 /// The largest request body, in bytes: four pictures of a camera's usual size, in base64.
 pub(crate) const MAX_BODY_BYTES: usize = 10 << 20;
-/// All bodies together, from their first byte until their answer is complete, in KiB.
-const MAX_BODIES_KIB: usize = 64 << 10;
+/// All bodies together, from their first byte until their answer is complete, in KiB. While one is admitted its
+/// pictures, decoded from base64, come on top: three quarters as much again.
+pub(crate) const MAX_BODIES_KIB: usize = 64 << 10;
 
 /// What the connections share.
 #[derive(Debug)]
@@ -23,7 +24,8 @@ pub(crate) struct App {
     served: OnceLock<Served>,
     stopping: AtomicBool,
     queue: SyncSender<Job>,
-    bodies: Arc<Semaphore>,
+    /// What is left for bodies, in KiB.
+    pub(crate) bodies: Arc<Semaphore>,
     next_id: AtomicU64,
     pub(crate) metrics: Arc<Metrics>,
     /// How long a body may take to arrive.
@@ -65,16 +67,28 @@ impl App {
         self.served.get().ok_or_else(ApiError::loading)
     }
 
-    /// Sets memory aside for a body of `bytes`.
+    /// Grows the memory that is set aside for a body to `bytes`, or begins with it.
     ///
     /// # Errors
-    /// 413 if the body is too large at all, 429 if too many others are being read.
-    pub(crate) fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// 413 if the body is too large at all, 429 if the others leave no room for it.
+    pub(crate) fn reserve(
+        &self,
+        bytes: usize,
+        held: Option<OwnedSemaphorePermit>,
+    ) -> Result<OwnedSemaphorePermit, ApiError> {
         if bytes > MAX_BODY_BYTES {
             return Err(ApiError::too_large(MAX_BODY_BYTES));
         }
-        let kib = u32::try_from(bytes.div_ceil(1024)).map_err(|_| ApiError::too_large(MAX_BODY_BYTES))?;
-        Arc::clone(&self.bodies).try_acquire_many_owned(kib).map_err(|_| ApiError::busy())
+        let kib = bytes.div_ceil(1024).saturating_sub(held.as_ref().map_or(0, |held| held.num_permits()));
+        let kib = u32::try_from(kib).map_err(|_| ApiError::too_large(MAX_BODY_BYTES))?;
+        let more = Arc::clone(&self.bodies).try_acquire_many_owned(kib).map_err(|_| ApiError::busy())?;
+        Ok(match held {
+            None => more,
+            Some(mut held) => {
+                held.merge(more);
+                held
+            }
+        })
     }
 
     /// Hands an admitted request to the engine.

@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::admit::Served;
-use crate::app::{App, MAX_BODY_BYTES};
+use crate::app::{App, MAX_BODIES_KIB, MAX_BODY_BYTES};
 use crate::error::ApiError;
 use crate::job::{Done, Event, Finish, Job, QUEUE_LEN, Timings};
 use crate::listen::{self, Limits};
@@ -41,11 +41,15 @@ fn served() -> Served {
 }
 
 fn start(limits: Limits) -> Service {
+    start_with(limits, Duration::from_millis(400))
+}
+
+fn start_with(limits: Limits, body_timeout: Duration) -> Service {
     let runtime = Runtime::new().unwrap();
     let metrics = Arc::new(Metrics::new());
     let (queue, jobs) = sync_channel(QUEUE_LEN);
     let mut app = App::new(queue, Arc::clone(&metrics));
-    app.body_timeout = Duration::from_millis(400);
+    app.body_timeout = body_timeout;
     let app = Arc::new(app);
     let (stop, stopped) = watch::channel(false);
     let listener = runtime.block_on(listen::bind("127.0.0.1:0".parse().unwrap())).unwrap();
@@ -248,6 +252,54 @@ fn a_chunked_body_is_cut_at_the_limit() {
     assert!(status(&answer) == 413 || answer.is_empty(), "{answer}");
     let answer = exchange(service.address, format!("{head}{:x}\r\n{ASK}\r\n", ASK.len()).as_bytes());
     assert_eq!(status(&answer), 408, "the last chunk never comes: {answer}");
+}
+
+/// A request that announces the longest body, sends this much of it, and then falls silent.
+fn slow_body(address: SocketAddr, sent: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {MAX_BODY_BYTES}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // Refused in the middle when there is no room left.
+    let _ = stream.write_all(&vec![b' '; sent]);
+    stream
+}
+
+/// The most memory that this process has had in use.
+fn peak_kib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn slow_large_bodies_hold_what_they_sent_and_never_more_than_the_limit() {
+    let service = start_with(Limits::default(), Duration::from_secs(4));
+    service.app.ready(served());
+    let lazy: Vec<TcpStream> = (0..40).map(|_| slow_body(service.address, 100 << 10)).collect();
+    let address = service.address;
+    let client = std::thread::spawn(move || exchange(address, chat(ASK).as_bytes()));
+    play(&service.jobs, vec![done()]);
+    assert_eq!(status(&client.join().unwrap()), 200, "40 announced bodies leave room for one that is sent");
+    drop(lazy);
+
+    let before = peak_kib();
+    let greedy: Vec<TcpStream> = (0..100).map(|_| slow_body(service.address, 4 << 20)).collect();
+    let held = greedy.into_iter().filter_map(|mut stream| {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok().map(|_| status(&answer))
+    });
+    // 16 of them fill 64 MiB and are given up after a while; the others are sent away at once.
+    let held = held.filter(|&status| status == 408).count();
+    assert!((1..=16).contains(&held), "{held}");
+    let grown = peak_kib() - before;
+    assert!(grown < 3 * MAX_BODIES_KIB, "{grown} KiB");
+    let start = Instant::now();
+    while service.app.bodies.available_permits() < MAX_BODIES_KIB {
+        assert!(start.elapsed() < Duration::from_secs(10), "memory was not given back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

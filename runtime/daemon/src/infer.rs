@@ -10,6 +10,7 @@ use saccade::config::Modality;
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
 use saccade::session::{self, Session, SessionError, SessionOptions};
+use saccade::source::Frame;
 use saccade::tokenize::{self, ImageTokenizer, Tokenizer as _};
 
 use crate::admit::{Prompt, Served};
@@ -52,6 +53,8 @@ struct Answerer {
     model: Arc<Model>,
     session: Session,
     images: ImageTokenizer,
+    /// The picture that is being looked at.
+    frame: Frame,
     codes: Vec<u16>,
     answer: Vec<u32>,
 }
@@ -64,6 +67,7 @@ impl Answerer {
         Ok(Self {
             session: Session::new(&model, &SessionOptions::default())?,
             images: ImageTokenizer::new(&model),
+            frame: Frame::default(),
             codes: Vec::new(),
             answer: Vec::new(),
             model,
@@ -157,10 +161,10 @@ impl Answerer {
         let mut prefill = Duration::ZERO;
         for picture in &prompt.pictures {
             let start = Instant::now();
-            let pixels = picture.decode()?;
+            picture.decode(&mut self.frame)?;
             let decoded = Instant::now();
-            let (width, height) = (pixels.width() as usize, pixels.height() as usize);
-            let picture = tokenize::Picture { rgb: pixels.as_raw(), width, height };
+            let (width, height) = (self.frame.width as usize, self.frame.height as usize);
+            let picture = tokenize::Picture { rgb: &self.frame.rgb, width, height };
             self.images.encode(picture, &mut self.codes).map_err(|error| refuse(&error))?;
             let tokenized = Instant::now();
             self.session.push_image(&self.codes).map_err(|error| refuse(&error))?;

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admit;
 use crate::answer::{self, Heading};
@@ -93,11 +94,11 @@ async fn complete(app: &Arc<App>, request: Request) -> Result<Response, ApiError
     if !is_json(&head.headers) {
         return Err(ApiError::not_json());
     }
-    // A chunked body has no length: it may become as long as any.
-    let declared = content_length(&head.headers).unwrap_or(MAX_BODY_BYTES);
-    let memory = app.reserve(declared)?;
-    let reading = tokio::time::timeout(app.body_timeout, read_body(body, declared));
-    let bytes = reading.await.map_err(|_| ApiError::slow_body(app.body_timeout.as_secs()))??;
+    if content_length(&head.headers).is_some_and(|declared| declared > MAX_BODY_BYTES) {
+        return Err(ApiError::too_large(MAX_BODY_BYTES));
+    }
+    let reading = tokio::time::timeout(app.body_timeout, read_body(app, body));
+    let (bytes, memory) = reading.await.map_err(|_| ApiError::slow_body(app.body_timeout.as_secs()))??;
     let admitted = admit::admit(&bytes, served)?;
     drop(bytes);
     let heading = Heading::new(app.completion_id(), &admitted);
@@ -116,17 +117,16 @@ fn content_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Reads a body of at most `limit` bytes.
-async fn read_body(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+/// Reads a body. Its memory is set aside as it arrives, not as it is announced: who sends nothing holds nothing.
+async fn read_body(app: &App, mut body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), ApiError> {
     let mut bytes = Vec::new();
+    let mut memory = app.reserve(0, None)?;
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let frame = frame.map_err(|_| ApiError::unreadable("the body broke off: send the request again"))?;
         if let Some(part) = frame.data_ref() {
-            if part.len() > limit - bytes.len() {
-                return Err(ApiError::too_large(limit));
-            }
+            memory = app.reserve(bytes.len() + part.len(), Some(memory))?;
             bytes.extend_from_slice(part);
         }
     }
-    Ok(bytes)
+    Ok((bytes, memory))
 }

@@ -17,6 +17,10 @@ const MAX_SIDE: u32 = 4096;
 pub(super) const MAX_PICTURE_BYTES: u64 = 32 << 20;
 /// Most bytes that a decoder may take for its output: 4096 × 4096 RGBA.
 const MAX_DECODED_BYTES: u64 = 64 << 20;
+/// Most bytes of what a PNG picture carries besides its pixels, inflated: colour profile, EXIF, texts.
+const MAX_PNG_EXTRA_BYTES: u64 = 8 << 20;
+/// How a PNG picture begins: its signature, then the length and the name of the header chunk.
+const PNG_START: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR";
 
 /// Refuses a size that is too large to be decoded, or empty.
 pub(super) fn check_size(width: u32, height: u32) -> Result<(), FrameError> {
@@ -29,25 +33,49 @@ pub(super) fn check_size(width: u32, height: u32) -> Result<(), FrameError> {
     Ok(())
 }
 
-/// Decodes a JPEG or PNG picture into `frame`, upright as its EXIF says.
+/// Width and height of a JPEG or PNG picture as its header states them; nothing is decoded.
 ///
 /// # Errors
-/// Neither JPEG nor PNG, too large, cut off or damaged.
-pub(super) fn decode_picture(bytes: &[u8], frame: &mut Frame) -> Result<(), FrameError> {
-    let start = Instant::now();
+/// Neither JPEG nor PNG, too large, without pixels, or a JPEG that is cut off.
+pub fn picture_size(bytes: &[u8]) -> Result<(u32, u32), FrameError> {
     check_bytes(bytes)?;
-    if bytes.starts_with(&[0xff, 0xd8]) {
+    let (width, height) = if is_jpeg(bytes) {
         let jpeg = scan_jpeg(bytes)?;
-        check_size(jpeg.width, jpeg.height)?;
-        guarded(|| decode(JpegDecoder::new(Cursor::new(bytes)).map_err(refused)?, frame))?;
-    } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-        let limits = Limits::default();
-        guarded(|| decode(PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(refused)?, frame))?;
+        (jpeg.width, jpeg.height)
     } else {
-        return Err(FrameError::UnknownKind);
+        png_size(bytes).ok_or(FrameError::UnknownKind)?
+    };
+    check_size(width, height)?;
+    Ok((width, height))
+}
+
+/// Decodes a JPEG or PNG picture into `frame`, upright as its EXIF says, in bounded memory whatever the bytes are.
+///
+/// # Errors
+/// Those of [`picture_size`], cut off or damaged.
+pub fn decode_picture(bytes: &[u8], frame: &mut Frame) -> Result<(), FrameError> {
+    let start = Instant::now();
+    picture_size(bytes)?;
+    if is_jpeg(bytes) {
+        guarded(|| decode(JpegDecoder::new(Cursor::new(bytes)).map_err(refused)?, frame))?;
+    } else {
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(MAX_PNG_EXTRA_BYTES);
+        guarded(|| decode(PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(refused)?, frame))?;
     }
     frame.decode_ns = elapsed_ns(start);
     Ok(())
+}
+
+fn is_jpeg(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[0xff, 0xd8])
+}
+
+/// Width and height in a PNG picture's header, which must come first.
+fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let size = bytes.strip_prefix(PNG_START)?;
+    let side = |at: usize| size.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
+    side(0).zip(side(4))
 }
 
 /// Decodes the JPEG frames of one stream, keeping its scratch memory.

@@ -96,7 +96,17 @@ pub enum SourceError {
     Ffmpeg {
         /// The file concerned.
         path: PathBuf,
-        /// The last line that it wrote.
+        /// Its last error, or its last line.
+        said: String,
+    },
+    /// The ffmpeg program could read a video only in part.
+    #[error("{path}: this video is damaged: ffmpeg gave {frames} frames and says: {said}; record it again or repair it", path = path.display())]
+    FfmpegBroken {
+        /// The file concerned.
+        path: PathBuf,
+        /// How many frames it gave.
+        frames: u64,
+        /// Its last error, or how it ended.
         said: String,
     },
     /// An AVI file broke a rule of its format.

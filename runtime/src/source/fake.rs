@@ -133,7 +133,7 @@ impl Source for Fake {
         }
         self.device = Some(File::create(&self.node).unwrap());
         // A returning camera does not go on with the silence it was closed for.
-        while matches!(self.script.front(), Some(Step::Silent(_))) {
+        if matches!(self.script.front(), Some(Step::Silent(_))) {
             self.script.pop_front();
         }
         Ok(())

@@ -2,10 +2,13 @@
 //!
 //! The child writes PPM pictures to a pipe: raw `rgb24` behind a line with the size, so that nothing has to be asked
 //! beforehand. It decodes in its own process, may open nothing but the file, and dies with its source.
+//!
+//! It plays on over damaged places and often ends well after them, so what it complained of counts as much as how it
+//! ended: a damaged video gives the frames that can be had, and then an error.
 
-use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,8 +26,8 @@ use super::recorded::{Next, Playback, Recorded, Recording};
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest head of a PPM picture: `P6`, two sizes, a maximum, and the blanks between them.
 const MAX_HEAD_BYTES: usize = 32;
-/// How much of what the child says is kept.
-const KEPT_LINES: usize = 8;
+/// How long the child may take to end once it has closed its output.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A video that ffmpeg reads for us.
 #[derive(Debug)]
@@ -37,8 +40,8 @@ pub(super) struct Ffmpeg {
     size: Option<(u32, u32)>,
     filled: usize,
     body: Vec<u8>,
-    /// Whether this pass has given a frame.
-    any: bool,
+    /// Frames of this pass.
+    frames: u64,
     /// Time spent on reading the frame that is on its way.
     spent_ns: u64,
 }
@@ -55,7 +58,10 @@ struct Process {
 #[derive(Debug, Default)]
 struct Said {
     rate_hz: Option<f64>,
-    last: VecDeque<String>,
+    /// Its last line.
+    last: Option<String>,
+    /// The last line that was an error.
+    complaint: Option<String>,
 }
 
 impl Ffmpeg {
@@ -79,7 +85,7 @@ impl Ffmpeg {
             size: None,
             filled: 0,
             body: Vec::new(),
-            any: false,
+            frames: 0,
             spent_ns: 0,
         };
         let deadline = Instant::now() + OPEN_TIMEOUT;
@@ -157,22 +163,25 @@ impl Recording for Ffmpeg {
                 // The child decodes ahead; this is the waiting and copying that was left to us.
                 frame.decode_ns = std::mem::take(&mut self.spent_ns);
                 self.head.clear();
-                (self.filled, self.any) = (0, true);
+                (self.filled, self.frames) = (0, self.frames + 1);
                 Ok(Next::Frame)
             }
-            Step::End if !self.any => Err(self.process.refusal(&self.path)),
+            Step::End if self.frames == 0 => Err(self.process.refusal(&self.path)),
             Step::End if self.filled > 0 => {
                 self.filled = 0;
                 Ok(Next::Bad(FrameError::NoEnd))
             }
-            Step::End => Ok(Next::End),
+            Step::End => Ok(self.process.trouble().map_or(Next::End, |said| {
+                let (path, frames) = (self.path.clone(), self.frames);
+                Next::Broken(SourceError::FfmpegBroken { path, frames, said })
+            })),
         }
     }
 
     fn rewind(&mut self) -> Result<(), SourceError> {
         self.process = Process::start(self.program, &self.path)?;
         self.head.clear();
-        (self.size, self.filled, self.any) = (None, 0, false);
+        (self.size, self.filled, self.frames) = (None, 0, 0);
         Ok(())
     }
 }
@@ -195,13 +204,15 @@ impl Process {
         let mut input = std::ffi::OsString::from("file:");
         input.push(path);
         let mut child = Command::new(program)
-            .args(["-nostdin", "-hide_banner", "-nostats", "-loglevel", "info"])
+            .args(["-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"])
             .args(["-protocol_whitelist", "file,pipe", "-i"])
             .arg(input)
             .args(["-map", "0:v:0", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Ctrl-C is for us: the child ends when it is no longer wanted.
+            .process_group(0)
             .spawn()
             .map_err(|e| match e.kind() {
                 io::ErrorKind::NotFound => SourceError::FfmpegMissing { path: path.to_owned() },
@@ -233,14 +244,37 @@ impl Process {
 
     /// Why there is not one frame.
     fn refusal(&mut self, path: &Path) -> SourceError {
-        // Its last words are complete once it is gone.
-        self.end();
-        let last = self.said().last.back().cloned();
-        let said = last.unwrap_or_else(|| "it gave no frame and no reason".to_owned());
+        let ended = self.wait();
+        let mut heard = self.said();
+        let said = heard.complaint.take().or_else(|| heard.last.take()).or(ended);
+        let said = said.unwrap_or_else(|| "it gave no frame and no reason".to_owned());
         // ffmpeg begins its own sentence with the file's name.
         let named = format!("file:{}: ", path.display());
         let said = said.strip_prefix(&named).unwrap_or(&said).to_owned();
         SourceError::Ffmpeg { path: path.to_owned(), said }
+    }
+
+    /// What went wrong with a child that has closed its output, if anything did.
+    fn trouble(&mut self) -> Option<String> {
+        let ended = self.wait();
+        self.said().complaint.take().or(ended)
+    }
+
+    /// Waits until the child is gone and all it said is known; tells how it ended if it did not end well.
+    fn wait(&mut self) -> Option<String> {
+        let deadline = Instant::now() + EXIT_TIMEOUT;
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+                status => break status,
+            }
+        };
+        self.end();
+        match status {
+            Ok(Some(status)) if status.success() => None,
+            Ok(Some(status)) => Some(format!("it ended with {status}")),
+            _ => Some("it did not end by itself".to_owned()),
+        }
     }
 
     /// Fills all of a short buffer.
@@ -303,11 +337,19 @@ fn listen(stderr: ChildStderr, said: &Mutex<Said>) {
         }
         let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
         said.rate_hz = said.rate_hz.or_else(|| parse_rate(&text));
-        if said.last.len() == KEPT_LINES {
-            said.last.pop_front();
+        if let Some(complaint) = parse_complaint(&text) {
+            said.complaint = Some(complaint.to_owned());
         }
-        said.last.push_back(text);
+        said.last = Some(text);
     }
+}
+
+/// What follows the level in a line such as `[h264 @ 0x55f0] [error] missing picture in access unit`.
+fn parse_complaint(line: &str) -> Option<&str> {
+    ["[error] ", "[fatal] ", "[panic] "].iter().find_map(|level| {
+        let (context, said) = line.split_once(level)?;
+        (context.is_empty() || context.ends_with("] ")).then_some(said)
+    })
 }
 
 /// Frames a second in a line such as `Stream #0:0: Video: h264, yuv420p, 640x480, 25 fps, 25 tbr`.

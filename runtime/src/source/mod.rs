@@ -52,18 +52,20 @@ mod watch;
 use std::time::Duration;
 
 pub use capture::{Backoff, Capture, CaptureOptions, CaptureState, CaptureStats, Stopped};
+pub use decode::{decode_picture, picture_size};
 pub use error::{AviError, FrameError, Recovery, SourceError};
 pub use pace::Pace;
 pub use slot::{FrameSlot, Taken};
 pub use uri::{Repeat, SourceOptions};
-pub use v4l2::{CameraNode, list_cameras};
+pub use v4l2::{CameraNode, list_cameras, list_video_nodes};
 
 /// One picture, with the time at which it was taken.
 ///
 /// Reused for ever: a source resizes `rgb` when the size changes and only overwrites it otherwise.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// Number of the frame in its source, from 0; a gap means that frames were lost on the way.
+    /// Number of the frame in its source, from 0; a gap means that frames were lost on the way. A camera that is
+    /// read through nokhwa has its frames numbered as they arrive.
     pub seq: u64,
     /// When it was taken, on the clock of [`monotonic_ns`].
     pub capture_ns: u64,

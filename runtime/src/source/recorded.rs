@@ -39,6 +39,8 @@ pub(super) enum Next {
     Timeout,
     /// The recording is over.
     End,
+    /// The recording is over before its time.
+    Broken(SourceError),
 }
 
 /// Frames in a row that can be read again from the first one.
@@ -59,6 +61,8 @@ pub(super) struct Recorded<R> {
     /// The next frame has been waited for.
     due: bool,
     ended: bool,
+    /// It has been said that the recording is broken.
+    said_broken: bool,
     seq: u64,
     /// Frames of this pass.
     good: u64,
@@ -88,6 +92,7 @@ impl<R: Recording> Recorded<R> {
             repeat: playback.repeat,
             due: false,
             ended: false,
+            said_broken: false,
             seq: 0,
             good: 0,
             bad: 0,
@@ -95,16 +100,26 @@ impl<R: Recording> Recorded<R> {
         }
     }
 
-    /// The end of a pass in which nothing was good is an error: repeating it would be of no use.
-    fn end_of_pass(&mut self) -> Result<(), SourceError> {
+    /// Ends a pass; true if there is another one. A pass in which nothing was good is an error: repeating it would be
+    /// of no use.
+    fn begin_again(&mut self) -> Result<bool, SourceError> {
         let (good, bad) = (std::mem::take(&mut self.good), std::mem::take(&mut self.bad));
         match (good, self.last_reason.take()) {
             (0, Some(reason)) => {
-                Err(SourceError::AllBad { origin: self.description.uri.clone(), frames: bad, reason })
+                return Err(SourceError::AllBad {
+                    origin: self.description.uri.clone(),
+                    frames: bad,
+                    reason,
+                });
             }
-            (0, None) => Err(SourceError::NoFrames { path: (&self.description.uri).into() }),
-            _ => Ok(()),
+            (0, None) => return Err(SourceError::NoFrames { path: (&self.description.uri).into() }),
+            _ => {}
         }
+        self.ended = !self.repeat.again();
+        if !self.ended {
+            self.recording.rewind()?;
+        }
+        Ok(!self.ended)
     }
 }
 
@@ -136,13 +151,13 @@ impl<R: Recording> Source for Recorded<R> {
                     self.last_reason = Some(reason.clone());
                     return Err(SourceError::BadFrame { origin: self.description.uri.clone(), seq, reason });
                 }
-                Next::End => {
-                    self.end_of_pass()?;
-                    if !self.repeat.again() {
-                        self.ended = true;
-                        return Ok(Read::End);
-                    }
-                    self.recording.rewind()?;
+                Next::End if self.begin_again()? => {}
+                Next::End => return Ok(Read::End),
+                Next::Broken(error) if !self.begin_again()? => return Err(error),
+                Next::Broken(error) if self.said_broken => log::debug!("{error}"),
+                Next::Broken(error) => {
+                    self.said_broken = true;
+                    log::warn!("{error}");
                 }
             }
         }

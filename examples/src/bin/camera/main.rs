@@ -12,6 +12,7 @@
 //! Four threads: capture reads the source, this example's loop runs the model (`run`), the publisher writes what it
 //! saw (`publish`), and the main one shows it (`view`); each page client has one more (`page`).
 
+mod open;
 mod page;
 mod publish;
 mod run;
@@ -21,16 +22,16 @@ mod view;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Parser;
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
-use saccade::source::{self, Capture, CaptureOptions, Pace, Repeat, SourceOptions};
+use saccade::source::{Capture, CaptureOptions, Pace};
 
 /// Says what a camera sees.
 #[derive(Debug, Parser)]
@@ -91,7 +92,7 @@ fn say(line: &str) {
 fn run(args: &Args) -> anyhow::Result<()> {
     let model = match &args.model {
         Some(dir) => dir.clone(),
-        None => shipped("models/nano")
+        None => open::shipped("models/nano")
             .context("there is no examples/models/nano here: name a bundle with --model DIR")?,
     };
     let model = Model::open(&model, &EngineOptions { threads: args.threads, ..EngineOptions::default() })?;
@@ -103,7 +104,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     })
     .context("Ctrl-C cannot be watched")?;
 
-    let capture = Capture::start(open_source(args)?, &CaptureOptions::default())?;
+    let capture = Capture::start(open::source(args)?, &CaptureOptions::default())?;
     let every_frame = capture.description().pace == Pace::All;
     let page = args.page.map(page::bind).transpose()?;
     let sinks = publish::Sinks::open(args.headless, args.jsonl.as_deref(), args.save.as_deref())?;
@@ -129,50 +130,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
     published?;
     say(&format!("{summary}\n{}", shown.read(|shown| shown.summary.to_string())));
     Ok(())
-}
-
-/// The source that was asked for; else the first camera; else the bundled clip, and it says so.
-fn open_source(args: &Args) -> anyhow::Result<Box<dyn source::Source>> {
-    let options = SourceOptions {
-        pace: if args.headless { Pace::All } else { Pace::Real },
-        // Without a view and without a number of frames a file is read once; otherwise it is a demo and goes on.
-        repeat: if args.headless && args.frames.is_none() { Repeat::Times(0) } else { Repeat::Forever },
-        ..SourceOptions::default()
-    };
-    if let Some(uri) = &args.source {
-        return Ok(source::open(uri, &options)?);
-    }
-    let why = match first_camera(&options) {
-        Ok(camera) => return Ok(camera),
-        Err(why) => why,
-    };
-    let Some(clip) = shipped("clips").and_then(|dir| first_clip(&dir)) else {
-        bail!("{why}, and there is no clip in examples/clips: name a SOURCE, for example test://pattern");
-    };
-    say(&format!("{why}: playing {}", clip.display()));
-    Ok(source::open(&clip.to_string_lossy(), &options)?)
-}
-
-/// Opens the first camera, or says why there is none.
-fn first_camera(options: &SourceOptions) -> Result<Box<dyn source::Source>, String> {
-    let cameras = saccade_boards::Camera::list(&saccade_boards::Root::system());
-    let Some(camera) = cameras.iter().find(|camera| camera.present) else {
-        return Err("there is no camera".into());
-    };
-    source::open(&camera.device, options)
-        .map_err(|error| format!("{} cannot be used ({error})", camera.device))
-}
-
-/// Something of `examples/`, here or where this program was built.
-fn shipped(what: &str) -> Option<PathBuf> {
-    let here = Path::new("examples").join(what);
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join(what);
-    [here, built].into_iter().find(|path| path.exists())
-}
-
-fn first_clip(dir: &Path) -> Option<PathBuf> {
-    let files = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
-    files.filter(|path| path.extension().is_some_and(|kind| kind == "avi")).min()
 }
 
 fn page_address(text: &str) -> Result<SocketAddr, String> {

@@ -96,6 +96,23 @@ fn a_stalled_camera_is_flagged_in_time_and_reopened() {
 }
 
 #[test]
+fn a_camera_that_is_silent_from_the_start_is_flagged_and_reopened_until_it_speaks() {
+    let (capture, folder) =
+        start("cap-mute", [Step::Silent(1000), Step::Silent(1000), Step::Good], Pace::Real);
+    let mut frame = Frame::default();
+    let start = Instant::now();
+    assert_eq!(capture.take(&mut frame, Duration::from_millis(100)).unwrap(), Taken::Timeout);
+    assert_eq!(capture.stats().state, CaptureState::Starting);
+    assert!(matches!(capture.take(&mut frame, LONG).unwrap(), Taken::Frame { .. }));
+    // Twice the three seconds that a first frame has.
+    assert!(start.elapsed() >= Duration::from_millis(5900), "{:?}", start.elapsed());
+    let stats = capture.stats();
+    assert_eq!((stats.stalls, stats.reopens, stats.frames), (2, 2, 1));
+    assert_eq!(capture.stop(), Stopped::Clean);
+    assert_eq!((open_files(folder.path()), threads("cap-mute")), (0, 0));
+}
+
+#[test]
 fn a_camera_that_vanishes_and_returns_a_thousand_times_leaks_nothing() {
     let script = (0..1000).flat_map(|i| [Step::Good, Step::Bad, Step::Vanish(i % 4), Step::Good]);
     let (capture, folder) = start("cap-vanish", script, Pace::All);

@@ -1,7 +1,8 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use super::super::error::Recovery;
-use super::super::{Pace, Read as Taken, SourceOptions, open};
+use super::super::{Pace, Read as Taken, Source as _, SourceOptions, open};
 use super::*;
 use crate::source::uri::Repeat;
 
@@ -84,6 +85,82 @@ fn what_is_no_video_is_refused_with_what_ffmpeg_says() {
 }
 
 #[test]
+fn a_video_that_is_cut_off_gives_its_frames_and_then_a_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(clip) = clip(folder.path()) else { return };
+    let whole = fs::read(&clip).unwrap();
+    let path = folder.path().join("cut.mkv");
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let mut source = open(&path.display().to_string(), &SourceOptions::default()).unwrap();
+    let (mut frame, mut frames) = (Frame::default(), 0);
+    let said = loop {
+        match source.read(&mut frame, Duration::from_secs(10)) {
+            Ok(Taken::Frame) => frames += 1,
+            Ok(other) => panic!("{other:?} after {frames} frames"),
+            Err(error) if error.recovery() == Recovery::Skip => {}
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!((1..12).contains(&frames), "{frames}");
+    assert!(said.contains(&format!("cut.mkv: this video is damaged: ffmpeg gave {frames} frames")), "{said}");
+    assert!(!said.contains('\n') && !said.contains("[error]"), "{said}");
+    assert_eq!(source.read(&mut frame, Duration::ZERO).unwrap(), Taken::End, "said once");
+}
+
+/// A program in ffmpeg's place: two pictures, then these shell commands.
+fn pretender(folder: &Path, commands: &str) -> &'static str {
+    let path = folder.join("pretender");
+    let picture = r"printf 'P6\n1 1\n255\nabc'";
+    fs::write(&path, format!("#!/bin/sh\n{picture}\n{picture}\n{commands}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    Box::leak(path.display().to_string().into_boxed_str())
+}
+
+#[test]
+fn how_the_child_ends_and_what_it_said_reach_the_user() {
+    for (commands, expected) in [
+        ("exit 0", None),
+        ("echo '[info] all is well' >&2", None),
+        ("exit 3", Some("it ended with exit status: 3")),
+        ("kill -9 $$", Some("it ended with signal: 9 (SIGKILL)")),
+        ("echo '[mkv @ 0x1] [error] the tape is torn' >&2; echo '[info] bye' >&2", Some("the tape is torn")),
+        ("echo '[fatal] first' >&2; echo '[error] second' >&2; exit 1", Some("second")),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let program = pretender(folder.path(), commands);
+        let mut video = Ffmpeg::open_with(program, Path::new("a.mkv"), "a.mkv", PLAYBACK).unwrap();
+        let mut frame = Frame::default();
+        for _ in 0..2 {
+            assert_eq!(video.read(&mut frame, OPEN_TIMEOUT).unwrap(), Taken::Frame);
+        }
+        let ended = video.read(&mut frame, OPEN_TIMEOUT);
+        match expected {
+            None => assert_eq!(ended.unwrap(), Taken::End, "{commands}"),
+            Some(said) => {
+                let error = ended.unwrap_err();
+                assert_eq!(error.recovery(), Recovery::Stop);
+                let error = error.to_string();
+                assert!(error.contains("gave 2 frames") && error.contains(said), "{commands}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_video_that_repeats_ends_with_its_last_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = pretender(folder.path(), "exit 3");
+    let playback = Playback { repeat: Repeat::Times(1), ..PLAYBACK };
+    let mut video = Ffmpeg::open_with(program, Path::new("a.mkv"), "a.mkv", playback).unwrap();
+    let mut frame = Frame::default();
+    for seq in 0..4 {
+        assert_eq!(video.read(&mut frame, OPEN_TIMEOUT).unwrap(), Taken::Frame);
+        assert_eq!(frame.seq, seq);
+    }
+    assert!(video.read(&mut frame, OPEN_TIMEOUT).unwrap_err().to_string().contains("exit status: 3"));
+}
+
+#[test]
 fn a_missing_ffmpeg_is_said_with_the_remedy() {
     let error = Ffmpeg::open_with("no-such-ffmpeg", Path::new("a.mkv"), "a.mkv", PLAYBACK).err().unwrap();
     let said = error.to_string();
@@ -122,4 +199,7 @@ fn heads_and_rates_are_parsed() {
     assert_eq!(parse_rate(line), Some(29.97));
     assert_eq!(parse_rate("Stream #0:1: Audio: aac, 44100 Hz"), None);
     assert_eq!(parse_rate("Video: h264, 90k fps"), None);
+    assert_eq!(parse_complaint("[h264 @ 0x55] [error] missing picture"), Some("missing picture"));
+    assert_eq!(parse_complaint("[fatal] no room"), Some("no room"));
+    assert_eq!(parse_complaint("[info] title: [error] in the title"), None);
 }

@@ -2,12 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::super::error::SourceError;
 use super::super::pixels::PixelFormat;
@@ -147,16 +148,38 @@ impl Device {
             .then_some((parameters.numerator, parameters.denominator))
     }
 
+    /// Stops the stream of this camera that another handle of this process has started, so that nobody waits for it.
+    ///
+    /// # Errors
+    /// The system lends no handles (before Linux 5.6, or where that is forbidden).
+    pub(super) fn stop_other_handles(&self) -> io::Result<()> {
+        for handle in handles_of(&self.node)? {
+            // Only the handle that streams is obeyed; the others are refused, which is right.
+            let _ = abi::stream_off(&handle, &mut { abi::VIDEO_CAPTURE });
+        }
+        Ok(())
+    }
+
     /// Whether the device has gone.
     pub(super) fn is_gone(&self) -> bool {
         abi::query_capability(self, &mut abi::Capability::default()) == Err(Errno::NODEV)
     }
 }
 
-/// Whether a node delivers pictures; one that cannot be asked is believed to.
-pub(super) fn is_camera(node: &Path) -> bool {
-    let caps = open_node(node).ok().and_then(|file| capabilities(&file));
-    caps.is_none_or(|(caps, _)| not_for_pictures(caps).is_none())
+/// What a node can do; nothing when it cannot be asked.
+pub(super) fn capabilities_of(node: &Path) -> Option<u32> {
+    open_node(node).ok().and_then(|file| capabilities(&file)).map(|(caps, _)| caps)
+}
+
+/// The handles of a file that this process has open, lent once more.
+fn handles_of(path: &Path) -> io::Result<Vec<OwnedFd>> {
+    let this = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let numbers = fs::read_dir("/proc/self/fd")?.filter_map(|entry| {
+        let entry = entry.ok()?.path();
+        let is_it = fs::read_link(&entry).is_ok_and(|target| target == path);
+        is_it.then(|| entry.file_name()?.to_str()?.parse::<i32>().ok()).flatten()
+    });
+    numbers.map(|number| Ok(pidfd_getfd(&this, number, PidfdGetfdFlags::empty())?)).collect()
 }
 
 fn open_node(node: &Path) -> io::Result<File> {
@@ -175,7 +198,7 @@ fn capabilities(file: &File) -> Option<(u32, String)> {
 }
 
 /// Why a node with these capabilities delivers no pictures.
-fn not_for_pictures(caps: u32) -> Option<&'static str> {
+pub(super) fn not_for_pictures(caps: u32) -> Option<&'static str> {
     if caps & abi::CAP_M2M != 0 {
         Some("it is a codec")
     } else if caps & abi::CAP_VIDEO_CAPTURE != 0 {
@@ -311,6 +334,17 @@ mod tests {
         );
         assert_eq!(not_for_pictures(abi::CAP_VIDEO_CAPTURE), Some("it cannot stream"));
         assert_eq!(not_for_pictures(0), Some("it is no camera"));
+    }
+
+    #[test]
+    fn the_handles_of_one_file_are_lent_again() {
+        let path = std::env::current_exe().unwrap();
+        let _file = File::open(&path).unwrap();
+        match handles_of(&path) {
+            Ok(handles) => assert_eq!(handles.len(), 1),
+            Err(error) => eprintln!("skipped: this system lends no handles ({error})"),
+        }
+        assert!(handles_of(Path::new("/no/such/file")).is_ok_and(|handles| handles.is_empty()));
     }
 
     #[test]

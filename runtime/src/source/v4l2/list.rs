@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A camera that can be named in a URI.
+/// A video node that can be named in a URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CameraNode {
     /// Its node now, `/dev/video0`; another one after it was plugged in again.
@@ -12,6 +12,8 @@ pub struct CameraNode {
     pub stable: Option<PathBuf>,
     /// What its driver calls it.
     pub name: String,
+    /// Why it delivers no pictures; nothing for a camera.
+    pub no_camera: Option<&'static str>,
 }
 
 impl CameraNode {
@@ -26,32 +28,43 @@ impl CameraNode {
     }
 }
 
-/// The cameras that are plugged in, by number; nodes that deliver no pictures are left out.
+/// The cameras that are plugged in, by number.
 pub fn list_cameras() -> Vec<CameraNode> {
-    let cameras = list_in(Path::new("/"));
-    #[cfg(feature = "v4l2")]
-    let cameras = cameras.into_iter().filter(|camera| super::device::is_camera(&camera.node)).collect();
-    cameras
+    list_video_nodes().into_iter().filter(|node| node.no_camera.is_none()).collect()
 }
 
-/// As [`list_cameras`], in a system whose root is elsewhere.
+/// Every video node, by number: cameras, and what else calls itself one.
+pub fn list_video_nodes() -> Vec<CameraNode> {
+    list_in(Path::new("/"))
+}
+
+/// As [`list_video_nodes`], in a system whose root is elsewhere.
 fn list_in(root: &Path) -> Vec<CameraNode> {
     let mut found: Vec<(u32, CameraNode)> = entries(&root.join("sys/class/video4linux"))
         .filter_map(|entry| {
             let node_name = entry.file_name()?.to_str()?.to_owned();
             let number = node_name.strip_prefix("video")?.parse().ok()?;
             let fact = |file: &str| fs::read_to_string(entry.join(file)).map(|text| text.trim().to_owned());
-            // A camera's pictures come from its first node; what follows is metadata about them.
-            if fact("index").is_ok_and(|index| index != "0") {
-                return None;
-            }
+            let is_first = fact("index").map_or(true, |index| index == "0");
             let node = root.join("dev").join(&node_name);
             let name = fact("name").unwrap_or_else(|_| node_name.clone());
-            Some((number, CameraNode { stable: stable_name(root, &node), node, name }))
+            let no_camera = why_no_camera(&node, is_first);
+            Some((number, CameraNode { stable: stable_name(root, &node), node, name, no_camera }))
         })
         .collect();
     found.sort_by_key(|(number, _)| *number);
     found.into_iter().map(|(_, camera)| camera).collect()
+}
+
+/// Its capabilities decide; a node that cannot be asked is judged by its place among the nodes of its device.
+fn why_no_camera(node: &Path, is_first: bool) -> Option<&'static str> {
+    #[cfg(feature = "v4l2")]
+    if let Some(caps) = super::device::capabilities_of(node) {
+        return super::device::not_for_pictures(caps);
+    }
+    #[cfg(not(feature = "v4l2"))]
+    let _ = node;
+    (!is_first).then_some("it is a further node of its device, which carries metadata")
 }
 
 /// The name that outlives unplugging: by what it is, else by where it is plugged in.
@@ -89,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_nodes_are_left_out_and_numbers_sort_as_numbers() {
+    fn metadata_nodes_are_no_cameras_and_numbers_sort_as_numbers() {
         let root = system(&[
             ("video10", "Late", "0"),
             ("video2", "HD Webcam", "0"),
@@ -99,9 +112,11 @@ mod tests {
         symlink("../../video2", root.path().join("dev/v4l/by-id/usb-HD_Webcam-video-index0")).unwrap();
         symlink("../../video3", root.path().join("dev/v4l/by-id/usb-HD_Webcam-video-index1")).unwrap();
         symlink("../../video10", root.path().join("dev/v4l/by-path/pci-0-video-index0")).unwrap();
-        let cameras = list_in(root.path());
+        let (cameras, others): (Vec<_>, Vec<_>) =
+            list_in(root.path()).into_iter().partition(|node| node.no_camera.is_none());
         let names: Vec<_> = cameras.iter().map(|camera| camera.name.as_str()).collect();
         assert_eq!(names, ["HD Webcam", "Late"]);
+        assert!(others.len() == 1 && others[0].node.ends_with("dev/video3"), "{others:?}");
         assert!(cameras[0].identity().ends_with("by-id/usb-HD_Webcam-video-index0"));
         assert!(cameras[1].uri().ends_with("by-path/pci-0-video-index0"));
         assert!(cameras[0].uri().starts_with("v4l2:///"));

@@ -7,10 +7,12 @@
 //! | chooses a format of its own, refuses rates that are no whole number | `device.rs` agrees on an exact format first; such rates are read by `direct.rs` |
 //! | looks for grey pictures under a wrong name | `direct.rs` |
 //! | lists metadata nodes and codecs | `list.rs` and `device.rs` by index and capabilities |
-//! | waits for ever on a silent camera | `threaded.rs` waits on a second handle, and leaves a stuck thread behind |
+//! | waits for ever on a silent camera | `threaded.rs` waits on a second handle; before the first frame it stops the stream under nokhwa, so that it lets go |
+//! | gives the driver's time as one of the wall clock | `threaded.rs` turns it back |
+//! | gives no sequence numbers | nobody: frames are numbered as they arrive, so one that the driver lost leaves no gap (`direct.rs` has them) |
 //! | keeps frames waiting in the driver's queue | `threaded.rs` takes each one out at once |
 //! | hands over whole buffers, stale bytes included | `decode.rs` ends at the end marker, `pixels.rs` at the last row |
-//! | says nothing of damaged frames | `decode.rs` checks every JPEG; `direct.rs` sees the driver's mark |
+//! | says nothing of the driver's mark on damaged frames | `decode.rs` checks every JPEG; `direct.rs` sees the mark |
 //! | panics when closing fails | caught on its thread |
 //! | fails on raw Bayer sensors without a word | `device.rs` says what to use instead |
 
@@ -33,7 +35,7 @@ use super::Source;
 use super::error::SourceError;
 use super::uri::{Query, SourceOptions};
 
-pub use list::{CameraNode, list_cameras};
+pub use list::{CameraNode, list_cameras, list_video_nodes};
 
 /// Opens a camera by its node.
 #[cfg(feature = "v4l2")]
