@@ -7,8 +7,10 @@
 use std::time::{Duration, Instant};
 
 use half::f16;
-use saccade::kernels::{FloatRows, KV_BLOCK, Kernels, RowsI8};
+use saccade::kernels::attention::{KeyPanels, Queries, ValuePanels, WEIGHT_MAX};
+use saccade::kernels::{Epilogue, FloatRows, KV_BLOCK, Kernels, RowsI8};
 use saccade::quant::{TilesI8, pack_n16k4, pad_k, row_sums};
+use saccade::threads::Columns;
 
 /// `[m, n, k]`: nano's feed-forward layer for one token and for a frame, an image convolution, a larger model's layers.
 const SHAPES: [[usize; 3]; 6] =
@@ -69,7 +71,8 @@ fn matmul_i8([m, n, k]: [usize; 3]) {
     let (w_scale, x_scale) = (vec![0.01; n], vec![0.02; m]);
     let w = TilesI8 { tiles: &tiles, scale: &w_scale, sum: &sum, n, k };
     row(&format!("matmul_i8 {m} × {n} × {k}"), m * n * k, m * n, |set, out| {
-        (set.matmul_i8)(RowsI8 { q: &q, scale: &x_scale, parts: 1 }, w, 0..n, None, out);
+        let x = RowsI8 { q: &q, scale: &x_scale, parts: 1 };
+        (set.matmul_i8)(x, w, 0..n, Epilogue::default(), Columns::of(out, m, n));
     });
 }
 
@@ -77,7 +80,8 @@ fn matmul_f16([m, n, k]: [usize; 3]) {
     let rows: Vec<f16> = values(n * k).into_iter().map(f16::from).collect();
     let x: Vec<f32> = values(m * k).into_iter().map(f32::from).collect();
     row(&format!("matmul_f16 {m} × {n} × {k}"), m * n * k, m * n, |set, out| {
-        (set.matmul_f16)(&x, FloatRows { rows: &rows, n, k }, 0..n, None, out);
+        let w = FloatRows { rows: &rows[..], n, k };
+        (set.matmul_f16)(&x, w, 0..n, Epilogue::default(), Columns::of(out, m, n));
     });
 }
 
@@ -111,16 +115,25 @@ fn elementwise() {
     });
 }
 
-/// One query over one block of the arena: scores, then the weighted sum.
+/// Sixteen queries over 576 keys: scores, softmax, weighted sum.
 fn attention(head_dim: usize) {
-    let (q, k) = (values(head_dim), values(KV_BLOCK * head_dim));
-    let scale = [0.01; KV_BLOCK];
-    row(&format!("attention over 16 × {head_dim}"), 2 * 64 * KV_BLOCK * head_dim, head_dim, |set, out| {
-        out.fill(0.0);
-        let mut p = [0.0; KV_BLOCK];
-        for _ in 0..64 {
-            (set.scores_i8)(&q, 0.02, &k, &scale, &mut p);
-            (set.weighted_sum_i8)(&p, &k, &scale, out);
+    const QUERIES: usize = 16;
+    const PANELS: usize = 36;
+    const KEYS: usize = PANELS * KV_BLOCK;
+    let (q, k) = (values(QUERIES * pad_k(head_dim)), values(KEYS * pad_k(head_dim)));
+    let (scale, sum) = (vec![0.01; KEYS], row_sums(&values(KEYS), KEYS, 1));
+    let which: Vec<u32> = (0..).take(PANELS).collect();
+    let queries = Queries { q: &q, scale: &[0.002; QUERIES], bias: &[0.0; QUERIES] };
+    let keys = KeyPanels { tiles: &k, scale: &scale, sum: &sum, which: &which, head_dim };
+    let values = ValuePanels { tiles: &k, which: &which, head_dim };
+    let macs = 2 * QUERIES * KEYS * head_dim;
+    let scores = std::cell::RefCell::new((vec![0.0; QUERIES * KEYS], vec![0; QUERIES * 2 * KEYS]));
+    row(&format!("attention 16 over 576 × {head_dim}"), macs, QUERIES * head_dim, |set, out| {
+        let (s, p) = &mut *scores.borrow_mut();
+        (set.scores_i8)(queries, keys, s, KEYS);
+        for (s, p) in s.chunks_mut(KEYS).zip(p.chunks_mut(2 * KEYS)) {
+            (set.softmax_u14)(s, &scale, WEIGHT_MAX / 0.01, p);
         }
+        (set.weighted_sum_i8)(p, &[1e-4; QUERIES], values, out);
     });
 }

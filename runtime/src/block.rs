@@ -5,10 +5,11 @@
 //! once per visible segment by its distance to that segment's first token.
 
 use crate::Result;
+use crate::attention::{Attention, AttentionScratch};
 use crate::config::{Modality, ModelConfig};
-use crate::engine::{Engine, LinearScratch};
-use crate::kernels::KV_BLOCK;
-use crate::kv::{BlockId, Chain, KvArena, KvBlock, KvDtype};
+use crate::engine::{ActivationKinds, Activations, Engine};
+use crate::kernels::{Epilogue, KV_BLOCK};
+use crate::kv::{Chain, KvArena};
 use crate::weights::{LinearRef, VectorRef, Weights};
 
 /// One block's tensors.
@@ -99,7 +100,7 @@ impl Rope {
     }
 
     /// Rotates every head of `x [heads, head_dim]` to position `pos`.
-    fn rotate(&self, e: &Engine, x: &mut [f32], pos: usize) {
+    pub(crate) fn rotate(&self, e: &Engine, x: &mut [f32], pos: usize) {
         let at = pos * self.half..(pos + 1) * self.half;
         e.rope_inplace(x, &self.cos[at.clone()], &self.sin[at]);
     }
@@ -107,8 +108,6 @@ impl Rope {
 
 /// Buffers of the decoder, allocated once for at most `max_rows` rows.
 pub(crate) struct BlockScratch {
-    /// `[rows, d_model]`
-    normed: Vec<f32>,
     /// `[rows, n_heads · head_dim]`
     q: Vec<f32>,
     /// `[rows, n_kv_heads · head_dim]`
@@ -121,41 +120,32 @@ pub(crate) struct BlockScratch {
     gate: Vec<f32>,
     /// `[rows, d_ff]`
     up: Vec<f32>,
-    /// `[rows, d_model]`
-    update: Vec<f32>,
-    /// Visible blocks of the step, in the order of the scores: segment (its index in `Visible`s) and block.
-    blocks: Vec<(usize, BlockId)>,
-    /// `[n_heads · head_dim]`, one row's query turned towards one segment.
-    turned: Vec<f32>,
-    /// The same, quantised.
-    turned_i8: Vec<i8>,
-    /// `[n_heads]`, its scales.
-    turned_scale: Vec<f32>,
-    /// `[n_heads, max_blocks · 16]`
-    scores: Vec<f32>,
-    /// The linear layers' own.
-    pub(crate) linear: LinearScratch,
+    /// Attention's own.
+    attention: AttentionScratch,
+    /// What the linear layers read.
+    pub(crate) activations: Activations,
 }
 
 impl BlockScratch {
-    pub(crate) fn new(c: &ModelConfig, max_rows: usize, max_blocks: usize) -> Self {
+    pub(crate) fn new(
+        c: &ModelConfig,
+        kinds: ActivationKinds,
+        max_rows: usize,
+        max_blocks: usize,
+        e: &Engine,
+    ) -> Self {
         let (heads, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let rows = |n: usize| vec![0.0; max_rows * n];
+        let max_k = c.d_model.max(c.d_ff).max(heads);
         Self {
-            normed: rows(c.d_model),
             q: rows(heads),
             k: rows(kv),
             v: rows(kv),
             attended: rows(heads),
             gate: rows(c.d_ff),
             up: rows(c.d_ff),
-            update: rows(c.d_model),
-            blocks: Vec::with_capacity(max_blocks),
-            turned: vec![0.0; heads],
-            turned_i8: vec![0; heads],
-            turned_scale: vec![0.0; c.n_heads],
-            scores: vec![0.0; c.n_heads * max_blocks * KV_BLOCK],
-            linear: LinearScratch::new(max_rows, c.d_model.max(c.d_ff).max(heads)),
+            attention: AttentionScratch::new(c, max_blocks, e.threads()),
+            activations: Activations::new(max_rows, max_k, e.threads(), kinds),
         }
     }
 }
@@ -205,156 +195,63 @@ impl Block {
         assert_eq!(x.len(), rows * d);
 
         // h = x + O · attention(norm(x))
-        let n = &mut s.normed[..rows * d];
-        e.rms_norm(x, self.attn_norm.get(w), c.norm_eps, n);
-        e.linear(n, rows, self.q.get(w), None, &mut s.q[..rows * heads], &mut s.linear);
-        e.linear(n, rows, self.k.get(w), None, &mut s.k[..rows * kvs], &mut s.linear);
-        e.linear(n, rows, self.v.get(w), None, &mut s.v[..rows * kvs], &mut s.linear);
-        e.rms_norm_inplace(&mut s.q[..rows * heads], self.q_norm.get(w), c.norm_eps);
-        e.rms_norm_inplace(&mut s.k[..rows * kvs], self.k_norm.get(w), c.norm_eps);
+        let (q, k, v, o) = (self.q.get(w), self.k.get(w), self.v.get(w), self.o.get(w));
+        let a = &mut s.activations;
+        e.load_normed(x, self.attn_norm.get(w), c.norm_eps, q, a);
+        e.product(a, q, 0..heads, REPLACE, &mut s.q[..rows * heads]);
+        e.product(a, k, 0..kvs, REPLACE, &mut s.k[..rows * kvs]);
+        e.product(a, v, 0..kvs, REPLACE, &mut s.v[..rows * kvs]);
+        self.ready_heads(net, step, s);
         store_kv(net, layer, step, kv, s);
-        Attention { net, layer, step, bias: self.modality_bias.get(w), kv }.forward(s);
-        let update = &mut s.update[..rows * d];
-        e.linear(&s.attended[..rows * heads], rows, self.o.get(w), None, update, &mut s.linear);
-        e.add(x, update);
+        let bias = self.modality_bias.get(w);
+        let attended = &mut s.attended[..rows * heads];
+        Attention { net, layer, step, bias, kv }.forward(&s.q[..rows * heads], attended, &mut s.attention);
+        let a = &mut s.activations;
+        e.load(attended, o, a);
+        e.product(a, o, 0..d, ADD, x);
 
         // y = h + down(silu(gate(norm(h))) · up(norm(h)))
-        let n = &mut s.normed[..rows * d];
-        e.rms_norm(x, self.ffn_norm.get(w), c.norm_eps, n);
-        let (gate, up) = (&mut s.gate[..rows * c.d_ff], &mut s.up[..rows * c.d_ff]);
-        e.linear(n, rows, self.gate.get(w), None, gate, &mut s.linear);
-        e.linear(n, rows, self.up.get(w), None, up, &mut s.linear);
-        e.silu_mul(gate, up);
-        e.linear(gate, rows, self.down.get(w), None, update, &mut s.linear);
-        e.add(x, update);
+        let (gate, up, down) = (self.gate.get(w), self.up.get(w), self.down.get(w));
+        e.load_normed(x, self.ffn_norm.get(w), c.norm_eps, gate, a);
+        e.product(a, gate, 0..c.d_ff, REPLACE, &mut s.gate[..rows * c.d_ff]);
+        e.product(a, up, 0..c.d_ff, REPLACE, &mut s.up[..rows * c.d_ff]);
+        e.load_gated(&s.gate[..rows * c.d_ff], &s.up[..rows * c.d_ff], down, a);
+        e.product(a, down, 0..d, ADD, x);
+    }
+
+    /// Norms every head of queries and keys, and rotates the keys by their offset in the segment.
+    fn ready_heads(&self, net: Net<'_>, step: &Step<'_>, s: &mut BlockScratch) {
+        let (e, w, c) = (net.engine, net.weights, net.config);
+        let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+        let (q_norm, k_norm) = (self.q_norm.get(w), self.k_norm.get(w));
+        let q = &mut s.q[..step.rows * heads];
+        let k = &mut s.k[..step.rows * kvs];
+        e.for_each_row((q, heads), (k, kvs), &|row, q, k| {
+            e.rms_norm_inplace(q, q_norm, c.norm_eps);
+            e.rms_norm_inplace(k, k_norm, c.norm_eps);
+            net.rope.rotate(e, k, step.offset + row);
+        });
     }
 }
 
-/// Rotates the rows' keys by their offset in the segment and stores keys and values.
+/// A product that replaces its output.
+const REPLACE: Epilogue = Epilogue { bias: None, residual: false };
+/// A product that is added to its output, the residual stream.
+const ADD: Epilogue = Epilogue { bias: None, residual: true };
+
+/// Stores the rows' keys and values.
 fn store_kv(net: Net<'_>, layer: usize, step: &Step<'_>, kv: &mut KvArena, s: &mut BlockScratch) {
     let kvs = net.config.n_kv_heads * net.config.head_dim;
     let (first, last) = (step.offset, step.offset + step.rows);
     let mut block_start = 0;
     // Chains are linked lists of blocks; walk this one once.
-    s.blocks.clear();
-    s.blocks.extend(kv.blocks(&step.own.chain).map(|block| (0, block)));
-    for &(_, block) in &s.blocks {
+    let blocks = s.attention.blocks_of(kv, &step.own.chain);
+    for &block in blocks {
         for offset in block_start.max(first)..last.min(block_start + KV_BLOCK) {
-            let row = offset - first;
-            let k = &mut s.k[row * kvs..][..kvs];
-            net.rope.rotate(net.engine, k, offset);
-            kv.write(net.engine, layer, (block, offset - block_start), k, &s.v[row * kvs..][..kvs]);
+            let at = (offset - first) * kvs;
+            let (k, v) = (&s.k[at..][..kvs], &s.v[at..][..kvs]);
+            kv.write(net.engine, layer, (block, offset - block_start), k, v);
         }
         block_start += KV_BLOCK;
-    }
-}
-
-/// Grouped-query attention of one step's rows over one layer of the arena.
-///
-/// Source: Ainslie et al. 2023 (arXiv:2305.13245), with a learned bias per head and pair of modalities.
-struct Attention<'a> {
-    net: Net<'a>,
-    layer: usize,
-    step: &'a Step<'a>,
-    /// `[n_heads, modalities of the query, modalities of the key]`
-    bias: &'a [f32],
-    kv: &'a KvArena,
-}
-
-impl Attention<'_> {
-    /// Row by row, into `s.attended`.
-    fn forward(&self, s: &mut BlockScratch) {
-        let (c, step) = (self.net.config, self.step);
-        let heads = c.n_heads * c.head_dim;
-        s.blocks.clear();
-        for (at, segment) in step.context.iter().chain([&step.own]).enumerate() {
-            s.blocks.extend(self.kv.blocks(&segment.chain).map(|block| (at, block)));
-        }
-        let context_blocks = s.blocks.len() - step.own.chain.len.div_ceil(KV_BLOCK);
-        for row in 0..step.rows {
-            // Later rows' blocks of the own segment are invisible to this one.
-            let visible = context_blocks + (step.offset + row) / KV_BLOCK + 1;
-            self.scores(row, visible, s);
-            let out = &mut s.attended[row * heads..][..heads];
-            out.fill(0.0);
-            for (head, out) in out.chunks_exact_mut(c.head_dim).enumerate() {
-                let scores = &mut s.scores[head * visible * KV_BLOCK..][..visible * KV_BLOCK];
-                self.net.engine.softmax_inplace(scores);
-                let kv_head = head * c.n_kv_heads / c.n_heads;
-                for (&(_, block), p) in s.blocks.iter().zip(scores.chunks_exact(KV_BLOCK)) {
-                    weighted_sum(self.net.engine, p, self.kv.values(self.layer, block, kv_head), out);
-                }
-            }
-        }
-    }
-
-    /// Logits of one row's query against `visible` blocks, for every head: `s.scores [n_heads, visible · 16]`, −∞ where
-    /// there is no token or none that this row may see.
-    fn scores(&self, row: usize, visible: usize, s: &mut BlockScratch) {
-        let (e, kernels, c) = (self.net.engine, self.net.engine.kernels(), self.net.config);
-        let (step, kv) = (self.step, self.kv);
-        let (heads, hd) = (c.n_heads * c.head_dim, c.head_dim);
-        let offset = step.offset + row;
-        let pos = step.own.base + offset;
-        let own_at = step.context.len();
-        let modalities = Modality::ALL.len();
-        #[allow(clippy::cast_precision_loss)] // head_dim ≤ 1024
-        let scale = 1.0 / (hd as f32).sqrt();
-        let mut turned_to = usize::MAX;
-        let mut block_in_segment = 0;
-        for (column, &(at, block)) in s.blocks[..visible].iter().enumerate() {
-            let segment = step.context.get(at).unwrap_or(&step.own);
-            if turned_to != at {
-                turned_to = at;
-                block_in_segment = 0;
-                s.turned.copy_from_slice(&s.q[row * heads..][..heads]);
-                self.net.rope.rotate(e, &mut s.turned, pos - segment.base);
-                if kv.dtype() == KvDtype::I8 {
-                    for (head, q) in s.turned.chunks_exact(hd).enumerate() {
-                        s.turned_scale[head] = (kernels.quantise_row)(q, &mut s.turned_i8[head * hd..][..hd]);
-                    }
-                }
-            }
-            let first = block_in_segment * KV_BLOCK;
-            block_in_segment += 1;
-            let lanes = (segment.chain.len - first).min(KV_BLOCK);
-            for head in 0..c.n_heads {
-                let kv_head = head * c.n_kv_heads / c.n_heads;
-                let out = &mut s.scores[(head * visible + column) * KV_BLOCK..][..KV_BLOCK];
-                match kv.keys(self.layer, block, kv_head) {
-                    KvBlock::I8 { values, scales } => {
-                        (kernels.scores_i8)(
-                            &s.turned_i8[head * hd..][..hd],
-                            s.turned_scale[head],
-                            values,
-                            scales,
-                            out,
-                        );
-                    }
-                    KvBlock::F32 { values } => {
-                        (kernels.scores_f32)(&s.turned[head * hd..][..hd], values, out)
-                    }
-                }
-                let b = self.bias
-                    [(head * modalities + step.own.modality.index()) * modalities + segment.modality.index()];
-                for (lane, out) in out.iter_mut().enumerate() {
-                    let seen = lane < lanes
-                        && (at != own_at
-                            || match step.own_rule {
-                                Own::Causal => first + lane <= offset,
-                                Own::Itself => first + lane == offset,
-                            });
-                    *out = if seen { *out * scale + b } else { f32::NEG_INFINITY };
-                }
-            }
-        }
-    }
-}
-
-/// Adds `Σ p[j] · v[j]` of a block to `out [head_dim]`.
-fn weighted_sum(e: &Engine, p: &[f32], block: KvBlock<'_>, out: &mut [f32]) {
-    match block {
-        KvBlock::I8 { values, scales } => (e.kernels().weighted_sum_i8)(p, values, scales, out),
-        KvBlock::F32 { values } => (e.kernels().weighted_sum_f32)(p, values, out),
     }
 }

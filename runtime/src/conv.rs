@@ -4,7 +4,7 @@
 //! positions at a time and hands them to the linear layer, so the patch buffer stays in the cache.
 
 use crate::Result;
-use crate::engine::{Engine, LinearScratch};
+use crate::engine::{ActivationKinds, Activations, Engine};
 use crate::weights::{LinearRef, VectorRef, Weights};
 
 /// Output positions that are gathered at a time.
@@ -25,13 +25,14 @@ pub(crate) struct Conv {
 /// Buffers that convolutions share: patches and the linear layer's own.
 pub(crate) struct ConvScratch {
     patches: Vec<f32>,
-    linear: LinearScratch,
+    activations: Activations,
 }
 
 impl ConvScratch {
     /// For convolutions of at most `max_k` inputs a row (`kh · kw · in`).
-    pub(crate) fn new(max_k: usize) -> Self {
-        Self { patches: vec![0.0; ROWS * max_k], linear: LinearScratch::new(ROWS, max_k) }
+    pub(crate) fn new(max_k: usize, e: &Engine) -> Self {
+        let activations = Activations::new(ROWS, max_k, e.threads(), ActivationKinds::Both);
+        Self { patches: vec![0.0; ROWS * max_k], activations }
     }
 }
 
@@ -87,14 +88,8 @@ impl Conv {
                 let at = first + row;
                 self.gather(input, at / width, at % width, patch);
             }
-            e.linear(
-                &s.patches[..rows * k],
-                rows,
-                self.weight.get(w),
-                Some(self.bias.get(w)),
-                out,
-                &mut s.linear,
-            );
+            let (weight, bias) = (self.weight.get(w), Some(self.bias.get(w)));
+            e.linear(&s.patches[..rows * k], weight, bias, out, &mut s.activations);
             first += rows;
         }
     }

@@ -5,6 +5,8 @@
 
 use crate::engine::Engine;
 use crate::kernels::KV_BLOCK;
+use crate::kernels::attention::{KeyPanels, ValuePanels};
+use crate::quant::{TILE, TILE_K, TILE_N};
 
 /// A block's index in the arena.
 pub(crate) type BlockId = u32;
@@ -21,56 +23,19 @@ pub(crate) enum KvDtype {
     F32,
 }
 
-/// One token's row of keys or values for all heads is spread over the heads' blocks: `[layer][block][kv head][16][head_dim]`.
+/// Keys and values in panels: 16 tokens of one head of one layer, `[layer][block][kv head]`.
 enum Store {
-    I8 { values: Vec<i8>, scales: Vec<f32> },
-    F32 { values: Vec<f32> },
-}
-
-impl Store {
-    fn new(dtype: KvDtype, tokens: usize, head_dim: usize) -> Self {
-        match dtype {
-            KvDtype::I8 => Self::I8 { values: vec![0; tokens * head_dim], scales: vec![0.0; tokens] },
-            KvDtype::F32 => Self::F32 { values: vec![0.0; tokens * head_dim] },
-        }
-    }
-
-    /// Stores one head's vector of one token.
-    fn write(&mut self, engine: &Engine, token: usize, x: &[f32]) {
-        match self {
-            Self::I8 { values, scales } => {
-                scales[token] = (engine.kernels().quantise_row)(x, &mut values[token * x.len()..][..x.len()]);
-            }
-            Self::F32 { values } => values[token * x.len()..][..x.len()].copy_from_slice(x),
-        }
-    }
-
-    fn block(&self, token: usize, head_dim: usize) -> KvBlock<'_> {
-        let range = token * head_dim..(token + KV_BLOCK) * head_dim;
-        match self {
-            Self::I8 { values, scales } => {
-                KvBlock::I8 { values: &values[range], scales: &scales[token..token + KV_BLOCK] }
-            }
-            Self::F32 { values } => KvBlock::F32 { values: &values[range] },
-        }
-    }
-}
-
-/// Sixteen tokens of one head: `values [16, head_dim]`, `scales [16]`.
-#[derive(Clone, Copy)]
-pub(crate) enum KvBlock<'a> {
-    /// INT8 values with a scale per token.
+    /// Tiles as [`crate::kernels::attention`] has them.
     I8 {
-        /// `[16, head_dim]`
-        values: &'a [i8],
-        /// `[16]`
-        scales: &'a [f32],
+        keys: Vec<i8>,
+        key_scale: Vec<f32>,
+        key_sum: Vec<i32>,
+        values: Vec<i8>,
+        value_scale: Vec<f32>,
+        row: Vec<i8>,
     },
-    /// Single-precision values.
-    F32 {
-        /// `[16, head_dim]`
-        values: &'a [f32],
-    },
+    /// `[panels, 16, head_dim]` each.
+    F32 { keys: Vec<f32>, values: Vec<f32> },
 }
 
 /// A segment's tokens: a chain of blocks, the last one partly filled.
@@ -100,8 +65,7 @@ pub(crate) struct ArenaShape {
 /// Keys and values of one session.
 pub(crate) struct KvArena {
     shape: ArenaShape,
-    keys: Store,
-    values: Store,
+    store: Store,
     /// The block after this one in its chain.
     next: Vec<BlockId>,
     free: Vec<BlockId>,
@@ -110,29 +74,32 @@ pub(crate) struct KvArena {
 impl KvArena {
     /// Allocates everything; no later call does.
     pub(crate) fn new(shape: ArenaShape) -> Self {
-        let tokens = shape.n_layers * shape.n_blocks * shape.n_kv_heads * KV_BLOCK;
+        let panels = shape.n_layers * shape.n_blocks * shape.n_kv_heads;
+        let tokens = panels * KV_BLOCK;
+        let store = match shape.dtype {
+            KvDtype::I8 => Store::I8 {
+                keys: vec![0; panels * KeyPanels::panel_len(shape.head_dim)],
+                key_scale: vec![0.0; tokens],
+                key_sum: vec![0; tokens],
+                values: vec![0; panels * ValuePanels::panel_len(shape.head_dim)],
+                value_scale: vec![0.0; tokens],
+                row: vec![0; shape.head_dim],
+            },
+            KvDtype::F32 => Store::F32 {
+                keys: vec![0.0; tokens * shape.head_dim],
+                values: vec![0.0; tokens * shape.head_dim],
+            },
+        };
         let n_blocks = BlockId::try_from(shape.n_blocks).unwrap_or(BlockId::MAX);
-        Self {
-            shape,
-            keys: Store::new(shape.dtype, tokens, shape.head_dim),
-            values: Store::new(shape.dtype, tokens, shape.head_dim),
-            next: vec![NONE; shape.n_blocks],
-            free: (0..n_blocks).rev().collect(),
-        }
-    }
-
-    /// Whether keys and values are INT8.
-    pub(crate) fn dtype(&self) -> KvDtype {
-        self.shape.dtype
+        Self { shape, store, next: vec![NONE; shape.n_blocks], free: (0..n_blocks).rev().collect() }
     }
 
     /// Bytes of a session's keys and values.
     pub(crate) fn bytes(&self) -> usize {
-        let of = |store: &Store| match store {
-            Store::I8 { values, scales } => values.len() + 4 * scales.len(),
-            Store::F32 { values } => 4 * values.len(),
-        };
-        of(&self.keys) + of(&self.values)
+        match &self.store {
+            Store::I8 { keys, key_scale, values, .. } => keys.len() + values.len() + 12 * key_scale.len(),
+            Store::F32 { keys, values } => 4 * (keys.len() + values.len()),
+        }
     }
 
     /// Whether `tokens` more fit into `chain`.
@@ -186,10 +153,11 @@ impl KvArena {
         })
     }
 
-    /// Where one head's 16 tokens of a block begin, counted in tokens.
-    fn base(&self, layer: usize, block: BlockId, head: usize) -> usize {
+    /// The panel of one head of one layer in a block.
+    pub(crate) fn panel(&self, layer: usize, block: BlockId, head: usize) -> u32 {
         let s = &self.shape;
-        ((layer * s.n_blocks + block as usize) * s.n_kv_heads + head) * KV_BLOCK
+        let panel = (layer * s.n_blocks + block as usize) * s.n_kv_heads + head;
+        u32::try_from(panel).expect("an arena is far below 2³² panels of at least 512 bytes")
     }
 
     /// Stores token `lane` of `block`: `k, v [n_kv_heads, head_dim]`, the keys rotated by their offset in the segment.
@@ -204,21 +172,54 @@ impl KvArena {
         assert!(lane < KV_BLOCK);
         let head_dim = self.shape.head_dim;
         for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
-            let token = self.base(layer, block, head) + lane;
-            self.keys.write(engine, token, k);
-            self.values.write(engine, token, v);
+            let panel = self.panel(layer, block, head) as usize;
+            let token = panel * KV_BLOCK + lane;
+            match &mut self.store {
+                Store::I8 { keys, key_scale, key_sum, values, value_scale, row } => {
+                    let tiles = &mut keys[panel * KeyPanels::panel_len(head_dim)..];
+                    key_scale[token] = (engine.kernels().quantise_row)(k, row);
+                    key_sum[token] = row.iter().map(|&q| i32::from(q)).sum();
+                    for (tile, row) in tiles.chunks_mut(TILE).zip(row.chunks(TILE_K)) {
+                        tile[lane * TILE_K..][..row.len()].copy_from_slice(row);
+                    }
+                    let tiles = &mut values[panel * ValuePanels::panel_len(head_dim)..];
+                    value_scale[token] = (engine.kernels().quantise_row)(v, row);
+                    let group_len = TILE_N * KV_BLOCK;
+                    for (tiles, row) in tiles.chunks_mut(group_len).zip(row.chunks(TILE_N)) {
+                        let first = lane / TILE_K * TILE + lane % TILE_K;
+                        for (out, &q) in tiles[first..].iter_mut().step_by(TILE_K).zip(row) {
+                            *out = q;
+                        }
+                    }
+                }
+                Store::F32 { keys, values } => {
+                    keys[token * head_dim..][..head_dim].copy_from_slice(k);
+                    values[token * head_dim..][..head_dim].copy_from_slice(v);
+                }
+            }
         }
     }
 
-    /// One head's keys in a block.
-    pub(crate) fn keys(&self, layer: usize, block: BlockId, head: usize) -> KvBlock<'_> {
-        self.keys.block(self.base(layer, block, head), self.shape.head_dim)
+    /// Keys and values for the panels `which`.
+    pub(crate) fn view<'a>(&'a self, which: &'a [u32]) -> KvView<'a> {
+        let head_dim = self.shape.head_dim;
+        match &self.store {
+            Store::I8 { keys, key_scale, key_sum, values, value_scale, .. } => KvView::I8 {
+                keys: KeyPanels { tiles: keys, scale: key_scale, sum: key_sum, which, head_dim },
+                values: ValuePanels { tiles: values, which, head_dim },
+                value_scale,
+            },
+            Store::F32 { keys, values } => KvView::F32 { keys, values },
+        }
     }
+}
 
-    /// One head's values in a block.
-    pub(crate) fn values(&self, layer: usize, block: BlockId, head: usize) -> KvBlock<'_> {
-        self.values.block(self.base(layer, block, head), self.shape.head_dim)
-    }
+/// What the arena holds of some panels.
+pub(crate) enum KvView<'a> {
+    /// INT8 tiles; the scales of the values are `[panels, 16]` of the whole arena.
+    I8 { keys: KeyPanels<'a>, values: ValuePanels<'a>, value_scale: &'a [f32] },
+    /// `[panels, 16, head_dim]` of the whole arena.
+    F32 { keys: &'a [f32], values: &'a [f32] },
 }
 
 #[cfg(test)]

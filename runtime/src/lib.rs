@@ -42,6 +42,7 @@
 //! # Ok::<(), saccade::Error>(())
 //! ```
 
+mod attention;
 mod block;
 pub mod config;
 mod conv;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::block::{BlockScratch, Own, Rope, Visible};
 use crate::config::{Modality, WeightDtype};
+use crate::engine::ActivationKinds;
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
@@ -54,8 +55,6 @@ pub struct Session {
     codes: Vec<u16>,
     /// `[max_rows, d_model]`
     x: Vec<f32>,
-    /// `[d_model]`
-    normed: Vec<f32>,
     logits: Vec<f32>,
     scratch: BlockScratch,
     max_rows: usize,
@@ -79,7 +78,9 @@ impl Session {
     pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Self> {
         let c = model.config();
         let capacity = Capacity::new(c, options);
-        let dtype = if model.bundle().dtype == WeightDtype::Int8 { KvDtype::I8 } else { KvDtype::F32 };
+        let int8 = model.bundle().dtype == WeightDtype::Int8;
+        let (dtype, kinds) =
+            if int8 { (KvDtype::I8, ActivationKinds::Int8) } else { (KvDtype::F32, ActivationKinds::Float) };
         let shape = ArenaShape {
             n_layers: c.n_layers,
             n_kv_heads: c.n_kv_heads,
@@ -102,9 +103,8 @@ impl Session {
             ],
             codes: Vec::with_capacity(c.chunk_len().max(c.state.names.len())),
             x: vec![0.0; capacity.rows * c.d_model],
-            normed: vec![0.0; c.d_model],
             logits: vec![0.0; capacity.logits],
-            scratch: BlockScratch::new(c, capacity.rows, capacity.blocks),
+            scratch: BlockScratch::new(c, kinds, capacity.rows, capacity.blocks, model.engine()),
             max_rows: capacity.rows,
             max_text_tokens: options.max_text_tokens,
             model: Arc::clone(model),

@@ -1,11 +1,13 @@
 //! A small fixed thread pool for splitting one kernel call between cores.
 //!
-//! A call hands out numbered parts; workers and the caller take them one by one until none is left, so a
+//! A call hands out numbered parts, the last one first; workers and the caller take them one by one until none is left, so a
 //! worker that the system has put to sleep delays nothing: the caller does its part. Idle workers spin for [`SPIN`], then park.
 //! Nothing is allocated and no lock is taken after [`Pool::new`].
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,8 +19,8 @@ use crate::engine::EngineError;
 /// How long an idle worker looks for work before it sleeps: cameras and servers share the cores.
 pub const SPIN: Duration = Duration::from_micros(50);
 
-/// What a call runs: a part's number in, the part's work done.
-type Job<'a> = dyn Fn(usize) + Sync + 'a;
+/// What a call runs: the number of the thread (0 is the caller) and of the part in, the part's work done.
+type Job<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
 /// A fixed set of worker threads. One call runs at a time; a call that comes while another runs does its work alone.
 #[derive(Debug)]
@@ -63,7 +65,7 @@ impl Pool {
     /// # Errors
     /// If a thread does not start.
     pub fn new(threads: usize) -> Result<Self, EngineError> {
-        let nothing: *const Job<'static> = &|_| ();
+        let nothing: *const Job<'static> = &|_, _| ();
         let shared = Arc::new(Shared {
             busy: AtomicBool::new(false),
             job: UnsafeCell::new(nothing),
@@ -77,8 +79,9 @@ impl Pool {
         let mut pool = Self { shared, workers: Vec::new() };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let worker =
-                std::thread::Builder::new().name(format!("saccade-{index}")).spawn(move || shared.work());
+            let worker = std::thread::Builder::new()
+                .name(format!("saccade-{index}"))
+                .spawn(move || shared.work(index));
             // An early return drops the pool, which stops the workers that did start.
             pool.workers.push(worker.map_err(|source| EngineError::Threads { index, threads, source })?);
         }
@@ -93,14 +96,15 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `f(0)`, `f(1)`, … `f(parts − 1)`, each once, on this thread and the workers; returns when all are done.
+    /// Runs `f(thread, part)` for every part below `parts`, each once, on this thread and the workers; returns when all are done.
+    /// `thread` is below [`Self::threads`], and at any time one part at most runs with each.
     ///
     /// # Panics
     /// If a part panics, after all others are done.
-    pub fn run(&self, parts: usize, f: &(dyn Fn(usize) + Sync)) {
+    pub fn run(&self, parts: usize, f: &(dyn Fn(usize, usize) + Sync)) {
         let shared = &*self.shared;
         if parts < 2 || self.workers.is_empty() || shared.busy.swap(true, Ordering::SeqCst) {
-            (0..parts).for_each(f);
+            (0..parts).for_each(|part| f(0, part));
             return;
         }
         // SAFETY: only the lifetime changes. The pointer is followed by threads that hold an unfinished part,
@@ -115,10 +119,10 @@ impl Pool {
                 worker.thread().unpark();
             }
         }
-        let outcome = catch_unwind(AssertUnwindSafe(|| while shared.run_part() {}));
+        let outcome = catch_unwind(AssertUnwindSafe(|| while shared.run_part(0) {}));
         if outcome.is_err() {
             // The part that panicked counts as finished; the others must be done before `f` goes away.
-            while let Ok(true) | Err(_) = catch_unwind(AssertUnwindSafe(|| shared.run_part())) {}
+            while let Ok(true) | Err(_) = catch_unwind(AssertUnwindSafe(|| shared.run_part(0))) {}
         }
         let mut waited = Spin::new();
         while shared.unfinished.load(Ordering::SeqCst) > 0 {
@@ -134,35 +138,133 @@ impl Pool {
         }
     }
 
-    /// Cuts `data` into pieces of `chunk_len` (the last may be shorter) and runs `f(i, piece i)` for all of them, in parallel.
+    /// Cuts `a` and `b` into as many pieces of the given lengths (the last ones may be shorter) and runs
+    /// `f(i, piece i of a, piece i of b, scratch)` for all of them, in parallel; `scratch` has one element for each thread, and
+    /// each piece sees one that no other sees meanwhile.
     ///
     /// # Panics
-    /// If `chunk_len` is 0, or a piece's work panics.
-    pub fn for_each_chunk<T: Send>(
+    /// If `a`'s length is 0, `scratch` has fewer elements than there are threads, or a piece's work panics.
+    pub fn for_each_piece<A: Send, B: Send, S: Send>(
         &self,
-        data: &mut [T],
-        chunk_len: usize,
-        f: &(dyn Fn(usize, &mut [T]) + Sync),
+        (a, a_len): (&mut [A], usize),
+        (b, b_len): (&mut [B], usize),
+        scratch: &mut [S],
+        f: &(dyn Fn(usize, &mut [A], &mut [B], &mut S) + Sync),
     ) {
-        assert!(chunk_len > 0, "pieces of nothing");
-        struct Base<T>(*mut T);
-        // SAFETY: the pieces made from the pointer below do not overlap, and `T` may move between threads.
-        unsafe impl<T: Send> Sync for Base<T> {}
-        impl<T> Base<T> {
-            fn get(&self) -> *mut T {
-                self.0
-            }
-        }
-        let (base, len) = (Base(data.as_mut_ptr()), data.len());
-        self.run(len.div_ceil(chunk_len), &|i| {
-            let start = i * chunk_len;
-            // SAFETY: `run` calls each `i` below the number of pieces once, so `start < len`.
-            let piece = unsafe { base.get().add(start) };
-            // SAFETY: `[start, start + chunk_len) ∩ [0, len)` lies in `data`, which is borrowed for the call and is disjoint from
-            // every other piece.
-            let piece = unsafe { std::slice::from_raw_parts_mut(piece, chunk_len.min(len - start)) };
-            f(i, piece);
+        assert!(a_len > 0, "pieces of nothing");
+        assert!(scratch.len() >= self.threads(), "{} of {} scratches", scratch.len(), self.threads());
+        let pieces = a.len().div_ceil(a_len);
+        let (a, b, scratch) = (Pieces::of(a, a_len), Pieces::of(b, b_len), Pieces::of(scratch, 1));
+        self.run(pieces, &|thread, i| {
+            // SAFETY: `run` calls each `i` once, and gives `thread`, which is below the number of threads, to one part at a time.
+            let (a, b, scratch) = unsafe { (a.piece(i), b.piece(i), scratch.piece(thread)) };
+            f(i, a, b, &mut scratch[0]);
         });
+    }
+
+    /// Cuts the columns of `out [rows, width]` at multiples of `piece_width` and runs `f(columns, their matrix)` for all of them,
+    /// in parallel.
+    ///
+    /// # Panics
+    /// If `piece_width` is 0, `out` is not `rows · width` long, or a piece's work panics.
+    pub fn for_each_columns<T: Send>(
+        &self,
+        out: &mut [T],
+        (rows, width): (usize, usize),
+        piece_width: usize,
+        f: &(dyn Fn(Range<usize>, Columns<T>) + Sync),
+    ) {
+        assert!(piece_width > 0, "pieces of nothing");
+        let whole = Columns::of(out, rows, width);
+        let base = Pieces { base: whole.base, len: 0, piece_len: 0, of: PhantomData };
+        self.run(width.div_ceil(piece_width), &|_, i| {
+            let columns = i * piece_width..width.min((i + 1) * piece_width);
+            let base = base.base().wrapping_add(columns.start);
+            f(columns.clone(), Columns { base, rows, width: columns.len(), stride: width, of: PhantomData });
+        });
+    }
+}
+
+/// Where the pieces of one borrowed slice are.
+struct Pieces<'a, T> {
+    base: *mut T,
+    len: usize,
+    piece_len: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: who takes a piece vouches that nobody else has it, and `T` may move between threads.
+unsafe impl<T: Send> Sync for Pieces<'_, T> {}
+
+impl<'a, T> Pieces<'a, T> {
+    fn of(data: &'a mut [T], piece_len: usize) -> Self {
+        Self { base: data.as_mut_ptr(), len: data.len(), piece_len, of: PhantomData }
+    }
+
+    fn base(&self) -> *mut T {
+        self.base
+    }
+
+    /// Piece `i`, empty beyond the end.
+    ///
+    /// # Safety
+    /// Nobody else may have it.
+    #[allow(clippy::mut_from_ref, reason = "as the safety section says")]
+    unsafe fn piece(&self, i: usize) -> &mut [T] {
+        let start = (i * self.piece_len).min(self.len);
+        let len = self.piece_len.min(self.len - start);
+        // SAFETY: `start` is at most one past the end.
+        let start = unsafe { self.base.add(start) };
+        // SAFETY: `len` elements from there on are in the slice, which is borrowed; the caller vouches for the rest.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
+    }
+}
+
+/// Some neighbouring columns of a row-major matrix: what one thread may write of a shared result. Whoever made it vouches that
+/// `width` columns from `base` on of each of `rows` rows are borrowed, and by nobody else.
+#[derive(Debug)]
+pub struct Columns<'a, T> {
+    base: *mut T,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is the only way to its elements, as `&mut [T]` is.
+unsafe impl<T: Send> Send for Columns<'_, T> {}
+
+impl<'a, T> Columns<'a, T> {
+    /// All of `out`, a matrix of `rows` by `width`.
+    ///
+    /// # Panics
+    /// If `out` is not that long.
+    pub fn of(out: &'a mut [T], rows: usize, width: usize) -> Self {
+        assert_eq!(out.len(), rows * width, "a matrix of {rows} × {width}");
+        Self { base: out.as_mut_ptr(), rows, width, stride: width, of: PhantomData }
+    }
+
+    /// How many rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// How many columns.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The columns of row `i`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[inline(always)]
+    pub fn row(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.rows, "row {i} of {}", self.rows);
+        // SAFETY: row `i` is in the matrix, and so are `width` columns from `base` on.
+        let row = unsafe { self.base.add(i * self.stride) };
+        // SAFETY: as above; the elements are this value's alone, and `self` is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(row, self.width) }
     }
 }
 
@@ -179,7 +281,7 @@ impl Drop for Pool {
 
 impl Shared {
     /// Takes one part and runs it; `false` when there was none.
-    fn run_part(&self) -> bool {
+    fn run_part(&self, thread: usize) -> bool {
         let take = |n: usize| n.checked_sub(1);
         let Ok(unclaimed) = self.unclaimed.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take) else {
             return false;
@@ -190,16 +292,16 @@ impl Shared {
         let _finished = Finished(self);
         // SAFETY: the call waits for this part before it lets go of what `job` points to.
         let job = unsafe { &*job };
-        job(unclaimed - 1);
+        job(thread, unclaimed - 1);
         true
     }
 
     /// The life of a worker.
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         self.started.fetch_add(1, Ordering::SeqCst);
         let mut idle = Spin::new();
         while !self.stop.load(Ordering::SeqCst) {
-            match catch_unwind(AssertUnwindSafe(|| self.run_part())) {
+            match catch_unwind(AssertUnwindSafe(|| self.run_part(thread))) {
                 Ok(false) if idle.spin() => {}
                 Ok(false) => {
                     self.park();

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use half::f16;
-use saccade::engine::{Engine, EngineOptions, Linear, LinearScratch};
-use saccade::kernels::{KV_BLOCK, Kernels};
+use saccade::engine::{ActivationKinds, Activations, Engine, EngineOptions, Linear};
+use saccade::kernels::attention::{KeyPanels, Queries, ValuePanels};
+use saccade::kernels::{Epilogue, KV_BLOCK, Kernels};
 use saccade::quant::{TilesI8, pack_n16k4, quantise_weight_rows, row_sums};
 
 /// Counts the calls of every thread.
@@ -55,9 +56,10 @@ fn nothing_is_allocated_after_the_engine_is_made() {
     let [one, two] = [1, 2].map(|parts| Linear::I8 { tiles, parts });
     let linears = [one, two, Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }];
     let (x, mut out) = (vec![0.25f32; 20 * k], vec![0.0f32; 20 * n]);
-    let mut scratch = LinearScratch::new(20, k);
+    let mut scratch = Activations::new(20, k, 3, ActivationKinds::Both);
     let (mut q, mut head) = (vec![0i8; 64], vec![0.5f32; 64]);
     let (keys, scales, mut p) = (vec![1i8; KV_BLOCK * 64], [0.5; KV_BLOCK], [0.0; KV_BLOCK]);
+    let (sums, mut weights) = ([0i32; KV_BLOCK], [0i8; 2 * KV_BLOCK]);
     let float_keys = vec![0.5f32; KV_BLOCK * 64];
 
     for set in Kernels::available() {
@@ -68,20 +70,26 @@ fn nothing_is_allocated_after_the_engine_is_made() {
             let count = allocations(|| {
                 for m in [1, 3, 20] {
                     for w in linears {
-                        engine.linear(&x[..m * k], m, w, None, &mut out[..m * n], &mut scratch);
-                        engine.linear_rows(&x[..m * k], m, w, 5..105, &mut out[..m * 100], &mut scratch);
+                        engine.linear(&x[..m * k], w, None, &mut out[..m * n], &mut scratch);
+                        engine.load_normed(&x[..m * k], &x[..k], 1e-5, w, &mut scratch);
+                        engine.load_gated(&x[..m * k], &x[..m * k], w, &mut scratch);
+                        engine.product(&scratch, w, 5..105, Epilogue::default(), &mut out[..m * 100]);
                     }
                 }
-                engine.rms_norm(&x[..64], &w[..64], 1e-5, &mut head);
+                engine.rms_norm_inplace(&mut head, &w[..64], 1e-5);
                 engine.rope_inplace(&mut head, &w[..32], &w[..32]);
-                let scale = (engine.kernels().quantise_row)(&head, &mut q);
-                (engine.kernels().scores_i8)(&q, scale, &keys, &scales, &mut p);
+                let scale = [(engine.kernels().quantise_row)(&head, &mut q)];
+                let queries = Queries { q: &q, scale: &scale, bias: &[0.0] };
+                let (which, head_dim) = (&[0u32][..], 64);
+                let panels = KeyPanels { tiles: &keys, scale: &scales, sum: &sums, which, head_dim };
+                (engine.kernels().scores_i8)(queries, panels, &mut p, KV_BLOCK);
+                let sum = (engine.kernels().softmax_u14)(&mut p, &scales, 100.0, &mut weights);
+                let values = ValuePanels { tiles: &keys, which, head_dim };
+                (engine.kernels().weighted_sum_i8)(&weights, &[sum], values, &mut head);
                 (engine.kernels().scores_f32)(&head, &float_keys, &mut p);
                 engine.softmax_inplace(&mut p);
-                (engine.kernels().weighted_sum_i8)(&p, &keys, &scales, &mut head);
                 (engine.kernels().weighted_sum_f32)(&p, &float_keys, &mut head);
                 engine.silu_inplace(&mut head);
-                engine.silu_mul(&mut head, &w[..64]);
                 engine.add(&mut head, &w[..64]);
             });
             assert_eq!(count, 0, "{} after {pause_ms} ms", set.name);

@@ -7,14 +7,16 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::Engine;
-use crate::kernels::{FloatRows, Kernels, RowsI8};
+use super::{Engine, PARALLEL_VALUES, ROW_BLOCK};
+use crate::kernels::{Epilogue, FloatRows, Kernels, RowsI8};
 use crate::quant::{TilesI8, f16_to_f32, pad_k};
 
-/// Output rows that a thread's share is a multiple of when there is one token.
-const OUTPUT_BLOCK: usize = 64;
-/// Products of fewer multiplications stay on one thread: the AVX-512 set is through with these in about 10 µs.
-const PARALLEL_MACS: usize = 2 << 20;
+/// Outputs that a thread's share is a multiple of: three groups of a tile, the most that a kernel takes at a time.
+const OUTPUT_BLOCK: usize = 48;
+/// Products of fewer multiplications stay on one thread: the AVX-512 set is through with these in about 5 µs.
+const PARALLEL_MACS: usize = 1 << 20;
+/// Most INT8 rows a token.
+const MAX_PARTS: usize = 2;
 
 /// The weights of a linear layer, in one of the three kinds a bundle holds.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +63,14 @@ impl Linear<'_> {
         }
     }
 
+    /// INT8 rows a token of its activations, or `None` where they stay float.
+    pub fn parts(&self) -> Option<usize> {
+        match *self {
+            Self::I8 { parts, .. } => Some(parts),
+            Self::F16 { .. } | Self::F32 { .. } => None,
+        }
+    }
+
     /// Weight row `n` as floats: how an embedding is read from the matrix that a tied head multiplies by.
     ///
     /// Shapes: `out [k] f32`.
@@ -82,22 +92,53 @@ impl Linear<'_> {
     }
 }
 
-/// Where a linear layer keeps its quantised activations. Made once, for the largest layer and the most tokens.
+/// The activations of some tokens, as the linear layers that read them want them. Allocated once, for the largest layer and the
+/// most tokens.
 #[derive(Debug)]
-pub struct LinearScratch {
+pub struct Activations {
+    /// `[m, k] f32`; of float layers only.
+    x: Vec<f32>,
+    /// `[m, parts, pad_k(k)] i8`
     q: Vec<i8>,
+    /// `[m, parts] f32`
     scale: Vec<f32>,
-    rest: Vec<f32>,
+    /// One for each thread: a row in floats.
+    rows: Vec<Vec<f32>>,
+    m: usize,
+    k: usize,
+    parts: Option<usize>,
 }
 
-/// Most INT8 rows a token.
-const MAX_PARTS: usize = 2;
+/// What the activations of a model's layers are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActivationKinds {
+    /// INT8 rows alone.
+    Int8,
+    /// Floats alone.
+    Float,
+    /// Some layers want the one, some the other.
+    Both,
+}
 
-impl LinearScratch {
-    /// Room for `max_m` tokens of `max_k` inputs.
-    pub fn new(max_m: usize, max_k: usize) -> Self {
-        let rows = MAX_PARTS * max_m;
-        Self { q: vec![0; rows * pad_k(max_k)], scale: vec![0.0; rows], rest: vec![0.0; max_k] }
+impl Activations {
+    /// Room for `max_m` tokens of `max_k` inputs on an engine of `threads` threads.
+    pub fn new(max_m: usize, max_k: usize, threads: usize, kinds: ActivationKinds) -> Self {
+        let float = if kinds == ActivationKinds::Int8 { 0 } else { max_m * max_k };
+        let int8 = if kinds == ActivationKinds::Float { 0 } else { MAX_PARTS * max_m };
+        Self {
+            x: vec![0.0; float],
+            q: vec![0; int8 * pad_k(max_k)],
+            scale: vec![0.0; int8],
+            rows: vec![vec![0.0; max_k]; threads],
+            m: 0,
+            k: 0,
+            parts: None,
+        }
+    }
+
+    /// How many tokens were loaded.
+    pub fn rows(&self) -> usize {
+        self.m
     }
 }
 
@@ -107,122 +148,139 @@ impl Engine {
     /// Shapes: `x [m, k] f32`, `w [n, k]`, `bias [n] f32`, `out [m, n] f32`.
     ///
     /// # Panics
-    /// If a length does not fit, or `scratch` was made for less.
-    pub fn linear(
-        &self,
-        x: &[f32],
-        m: usize,
-        w: Linear,
-        bias: Option<&[f32]>,
-        out: &mut [f32],
-        scratch: &mut LinearScratch,
-    ) {
-        assert_eq!(x.len(), m * w.k(), "activations of {m} × {}", w.k());
-        self.product(x, w, 0..w.n(), bias, out, scratch);
+    /// If a length does not fit, or `a` was made for less.
+    pub fn linear(&self, x: &[f32], w: Linear, bias: Option<&[f32]>, out: &mut [f32], a: &mut Activations) {
+        self.load(x, w, a);
+        self.product(a, w, 0..w.n(), Epilogue { bias, residual: false }, out);
     }
 
-    /// [`Self::linear`] for some of the output rows, without bias: the logits of a token range.
-    ///
-    /// Shapes: `x [m, k] f32`, `w [n, k]`, `out [m, rows.len()] f32`.
+    /// Readies `x [m, k]` for the layer `w` and all that want the same of it.
     ///
     /// # Panics
-    /// If a length does not fit, or `scratch` was made for less.
-    pub fn linear_rows(
-        &self,
-        x: &[f32],
-        m: usize,
-        w: Linear,
-        rows: Range<usize>,
-        out: &mut [f32],
-        scratch: &mut LinearScratch,
-    ) {
-        assert_eq!(x.len(), m * w.k(), "activations of {m} × {}", w.k());
-        self.product(x, w, rows, None, out, scratch);
+    /// If `x` is not whole rows of the layer's inputs, or `a` was made for less.
+    pub fn load(&self, x: &[f32], w: Linear, a: &mut Activations) {
+        let k = w.k();
+        self.fill(x.len(), w, a, &|i, row| row.copy_from_slice(&x[i * k..][..k]));
     }
 
-    fn product(
+    /// [`Self::load`] of each row's RMS norm times `norm [k]`.
+    ///
+    /// # Panics
+    /// As [`Self::load`].
+    pub fn load_normed(&self, x: &[f32], norm: &[f32], eps: f32, w: Linear, a: &mut Activations) {
+        let k = w.k();
+        self.fill(x.len(), w, a, &|i, row| {
+            row.copy_from_slice(&x[i * k..][..k]);
+            (self.kernels.rms_norm_f32)(row, norm, eps);
+        });
+    }
+
+    /// [`Self::load`] of `silu(gate) · up`, both `[m, k]`.
+    ///
+    /// # Panics
+    /// As [`Self::load`].
+    pub fn load_gated(&self, gate: &[f32], up: &[f32], w: Linear, a: &mut Activations) {
+        assert_eq!(gate.len(), up.len());
+        let k = w.k();
+        self.fill(gate.len(), w, a, &|i, row| {
+            row.copy_from_slice(&gate[i * k..][..k]);
+            (self.kernels.silu_mul_f32)(row, &up[i * k..][..k]);
+        });
+    }
+
+    /// Fills `a` with the rows that `write(i, row)` makes, quantised if `w` wants that.
+    fn fill(&self, len: usize, w: Linear, a: &mut Activations, write: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let k = w.k();
+        assert!(k > 0 && len.is_multiple_of(k), "activations of {len} for {k} inputs");
+        let m = len / k;
+        (a.m, a.k, a.parts) = (m, k, w.parts());
+        let block = if len < PARALLEL_VALUES { m } else { ROW_BLOCK };
+        let Some(parts) = a.parts else {
+            let x = (&mut a.x[..len], block.max(1) * k);
+            self.pool.for_each_piece(x, (&mut [(); 0], 0), &mut a.rows, &|i, x, _, _| {
+                x.chunks_exact_mut(k).enumerate().for_each(|(r, row)| write(i * block + r, row));
+            });
+            return;
+        };
+        let row_len = parts * pad_k(k);
+        let q = (&mut a.q[..m * row_len], block.max(1) * row_len);
+        let scale = (&mut a.scale[..m * parts], block * parts);
+        self.pool.for_each_piece(q, scale, &mut a.rows, &|i, q, scale, row| {
+            let row = &mut row[..k];
+            let rows = q.chunks_exact_mut(row_len).zip(scale.chunks_exact_mut(parts));
+            for (r, (q, scale)) in rows.enumerate() {
+                write(i * block + r, row);
+                quantise(self.kernels, row, q, scale);
+            }
+        });
+    }
+
+    /// The outputs `rows` of `a · wᵀ`, through the epilogue.
+    ///
+    /// Shapes: `a [m, k]`, `w [n, k]`, `out [m, rows.len()] f32`.
+    ///
+    /// # Panics
+    /// If a length does not fit, or `a` was loaded for another kind of layer.
+    pub fn product(
         &self,
-        x: &[f32],
+        a: &Activations,
         w: Linear,
         rows: Range<usize>,
-        bias: Option<&[f32]>,
+        epilogue: Epilogue,
         out: &mut [f32],
-        scratch: &mut LinearScratch,
     ) {
-        let m = x.len() / w.k();
+        let (m, k) = (a.m, a.k);
+        assert_eq!((k, a.parts), (w.k(), w.parts()), "activations of another kind of layer");
         assert!(rows.start <= rows.end && rows.end <= w.n(), "output rows {rows:?} of {}", w.n());
         let kernels = self.kernels;
-        match w {
-            Linear::I8 { tiles: w, parts } => {
-                let row = parts * pad_k(w.k);
-                for (i, x) in x.chunks_exact(w.k).enumerate() {
-                    let (q, scale) =
-                        (&mut scratch.q[i * row..][..row], &mut scratch.scale[i * parts..][..parts]);
-                    quantise(kernels, x, q, scale, &mut scratch.rest[..w.k]);
+        let macs = m * a.parts.unwrap_or(1) * k * rows.len();
+        // Weights are read once: the threads share outputs, not tokens. Several shares each, so that a core that is held up
+        // delays little; their ends are the ends of tiles unless the range itself starts inside one.
+        let shares = match macs {
+            0..PARALLEL_MACS => 1,
+            _ if m < 64 => self.threads(),
+            _ => 4 * self.threads(),
+        };
+        let share = rows.len().div_ceil(shares).max(1).next_multiple_of(OUTPUT_BLOCK);
+        self.pool.for_each_columns(out, (m, rows.len()), share, &|columns, out| {
+            let rows = rows.start + columns.start..rows.start + columns.end;
+            match w {
+                Linear::I8 { tiles, parts } => {
+                    let (q, scale) = (&a.q[..m * parts * pad_k(k)], &a.scale[..m * parts]);
+                    (kernels.matmul_i8)(RowsI8 { q, scale, parts }, tiles, rows, epilogue, out);
                 }
-                let (q, scale) = (&scratch.q[..m * row], &scratch.scale[..m * parts]);
-                self.split(m, parts * w.k, rows, out, |tokens, rows, out| {
-                    let q = &q[tokens.start * row..tokens.end * row];
-                    let scale = &scale[tokens.start * parts..tokens.end * parts];
-                    (kernels.matmul_i8)(RowsI8 { q, scale, parts }, w, rows, bias, out);
-                });
+                Linear::F16 { rows: weights, n, k } => {
+                    (kernels.matmul_f16)(
+                        &a.x[..m * k],
+                        FloatRows { rows: weights, n, k },
+                        rows,
+                        epilogue,
+                        out,
+                    );
+                }
+                Linear::F32 { rows: weights, n, k } => {
+                    (kernels.matmul_f32)(
+                        &a.x[..m * k],
+                        FloatRows { rows: weights, n, k },
+                        rows,
+                        epilogue,
+                        out,
+                    );
+                }
             }
-            Linear::F16 { rows: weights, n, k } => self.split(m, k, rows, out, |tokens, rows, out| {
-                let w = FloatRows { rows: weights, n, k };
-                (kernels.matmul_f16)(&x[tokens.start * k..tokens.end * k], w, rows, bias, out);
-            }),
-            Linear::F32 { rows: weights, n, k } => self.split(m, k, rows, out, |tokens, rows, out| {
-                let w = FloatRows { rows: weights, n, k };
-                (kernels.matmul_f32)(&x[tokens.start * k..tokens.end * k], w, rows, bias, out);
-            }),
-        }
-    }
-
-    /// Shares a product between the threads: by tokens when there are several, by output rows when there is one.
-    /// Either way each share is one piece of `out`.
-    fn split(
-        &self,
-        m: usize,
-        k: usize,
-        rows: Range<usize>,
-        out: &mut [f32],
-        product: impl Fn(Range<usize>, Range<usize>, &mut [f32]) + Sync,
-    ) {
-        let width = rows.len();
-        assert_eq!(out.len(), m * width, "output of {m} × {width}");
-        if m == 0 || width == 0 {
-            return;
-        }
-        let threads = if m * k * width < PARALLEL_MACS { 1 } else { self.threads() };
-        if threads == 1 {
-            product(0..m, rows, out);
-        } else if m == 1 {
-            // Shares end where tiles end (unless the range itself starts inside one), so that none is worked on twice.
-            let share = width.div_ceil(threads).next_multiple_of(OUTPUT_BLOCK);
-            self.pool.for_each_chunk(out, share, &|i, out| {
-                let start = rows.start + i * share;
-                product(0..1, start..start + out.len(), out);
-            });
-        } else {
-            let share = m.div_ceil(threads);
-            self.pool.for_each_chunk(out, share * width, &|i, out| {
-                let start = i * share;
-                product(start..start + out.len() / width, rows.clone(), out);
-            });
-        }
+        });
     }
 }
 
-/// Quantises one token into as many INT8 rows as it has scales, each taking what the ones before it left.
+/// Quantises one token into as many INT8 rows as it has scales, each taking what the ones before it left; `x` is used up.
 ///
-/// Shapes: `x [k]`, `q [parts, pad_k(k)]`, `scale [parts]`, `rest [k]`.
-fn quantise(kernels: &Kernels, x: &[f32], q: &mut [i8], scale: &mut [f32], rest: &mut [f32]) {
-    let k_pad = q.len() / scale.len();
-    rest.copy_from_slice(x);
-    for (q, scale) in q.chunks_exact_mut(k_pad).zip(scale) {
-        *scale = (kernels.quantise_row)(rest, q);
-        for (rest, &q) in rest.iter_mut().zip(&*q) {
-            *rest -= f32::from(q) * *scale;
+/// Shapes: `x [k]`, `q [parts, pad_k(k)]`, `scale [parts]`.
+fn quantise(kernels: &Kernels, x: &mut [f32], q: &mut [i8], scale: &mut [f32]) {
+    let (k_pad, parts) = (q.len() / scale.len(), scale.len());
+    for (part, (q, scale)) in q.chunks_exact_mut(k_pad).zip(scale).enumerate() {
+        *scale = (kernels.quantise_row)(x, q);
+        if part + 1 < parts {
+            x.iter_mut().zip(&*q).for_each(|(x, &q)| *x -= f32::from(q) * *scale);
         }
     }
 }

@@ -10,7 +10,12 @@ use crate::threads::Pool;
 
 mod linear;
 
-pub use linear::{Linear, LinearScratch};
+/// Passes over fewer values stay on one thread.
+const PARALLEL_VALUES: usize = 16 << 10;
+/// Rows that a thread takes at a time.
+const ROW_BLOCK: usize = 8;
+
+pub use linear::{ActivationKinds, Activations, Linear};
 
 /// An engine that cannot be had on this machine.
 #[derive(Debug, thiserror::Error)]
@@ -74,21 +79,17 @@ impl Engine {
         self.kernels
     }
 
+    /// The threads that share the work.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// Threads that share the work, the caller's included.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
 
-    /// `out = x / √(mean x² + eps) · w` for each row of `w.len()`.
-    ///
-    /// # Panics
-    /// If `out` and `x` differ in length or are not whole rows.
-    pub fn rms_norm(&self, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
-        out.copy_from_slice(x);
-        self.rms_norm_inplace(out, w, eps);
-    }
-
-    /// [`Self::rms_norm`] where `x` stands. Heads are rows too: `x [heads, head_dim]`, `w [head_dim]`.
+    /// `x = x / √(mean x² + eps) · w` for each row of `w.len()`. Heads are rows too: `x [heads, head_dim]`, `w [head_dim]`.
     ///
     /// # Panics
     /// If `x` is not whole rows.
@@ -96,12 +97,25 @@ impl Engine {
         (self.kernels.rms_norm_f32)(x, w, eps);
     }
 
-    /// `gate = silu(gate) · up`.
+    /// Runs `f(i, row i of a, row i of b)` for every row of two matrices of as many rows, in parallel when there are many.
     ///
     /// # Panics
-    /// If the two differ in length.
-    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
-        (self.kernels.silu_mul_f32)(gate, up);
+    /// If a matrix is not whole rows, or `f` panics.
+    pub(crate) fn for_each_row(
+        &self,
+        (a, a_len): (&mut [f32], usize),
+        (b, b_len): (&mut [f32], usize),
+        f: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
+    ) {
+        assert_eq!(a.len() / a_len, b.len() / b_len, "as many rows");
+        let block = if a.len() + b.len() < PARALLEL_VALUES { a.len() / a_len } else { ROW_BLOCK }.max(1);
+        // A vector of nothings takes no memory.
+        let mut none = vec![(); self.threads()];
+        self.pool.for_each_piece((a, block * a_len), (b, block * b_len), &mut none, &|i, a, b, ()| {
+            for (r, (a, b)) in a.chunks_exact_mut(a_len).zip(b.chunks_exact_mut(b_len)).enumerate() {
+                f(i * block + r, a, b);
+            }
+        });
     }
 
     /// `x = silu(x)`.

@@ -1,6 +1,7 @@
 use half::f16;
 
 use super::*;
+use crate::kernels::Epilogue;
 use crate::quant::{TilesI8, pack_n16k4, quantise_weight_rows, row_sums};
 
 fn wave(len: usize, step: f32) -> Vec<f32> {
@@ -49,7 +50,7 @@ fn every_set_and_thread_count_gives_the_same_bits() {
         let (x, w, bias) = (wave(m * k, 0.73), wave(n * k, 0.37), wave(n, 0.11));
         let half: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
         let tiles = Tiles::new(&w, n, k);
-        let mut scratch = LinearScratch::new(m, k);
+        let mut scratch = Activations::new(m, k, 3, ActivationKinds::Both);
         let int8 = [1, 2].map(|parts| tiles.linear(parts));
         for w in int8.into_iter().chain([Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }]) {
             let mut want = Vec::new();
@@ -57,8 +58,8 @@ fn every_set_and_thread_count_gives_the_same_bits() {
                 for threads in [1, 2, 3] {
                     let engine = Engine::new(&EngineOptions { threads, kernels: Some(set.name) }).unwrap();
                     let (mut all, mut some) = (vec![f32::NAN; m * n], vec![f32::NAN; m * (n - 42)]);
-                    engine.linear(&x, m, w, Some(&bias), &mut all, &mut scratch);
-                    engine.linear_rows(&x, m, w, 7..n - 35, &mut some, &mut scratch);
+                    engine.linear(&x, w, Some(&bias), &mut all, &mut scratch);
+                    engine.product(&scratch, w, 7..n - 35, Epilogue::default(), &mut some);
                     all.append(&mut some);
                     assert!(all.iter().all(|x| x.is_finite()));
                     if want.is_empty() {
@@ -78,10 +79,10 @@ fn int8_layer_is_near_the_float_one() {
     let (x, w, bias) = (wave(m * k, 0.73), wave(n * k, 0.37), wave(n, 0.11));
     let tiles = Tiles::new(&w, n, k);
     let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
-    let mut scratch = LinearScratch::new(m, k);
+    let mut scratch = Activations::new(m, k, 3, ActivationKinds::Both);
     let (mut int8, mut float) = (vec![0.0; m * n], vec![0.0; m * n]);
-    engine.linear(&x, m, tiles.linear(1), Some(&bias), &mut int8, &mut scratch);
-    engine.linear(&x, m, Linear::F32 { rows: &w, n, k }, Some(&bias), &mut float, &mut scratch);
+    engine.linear(&x, tiles.linear(1), Some(&bias), &mut int8, &mut scratch);
+    engine.linear(&x, Linear::F32 { rows: &w, n, k }, Some(&bias), &mut float, &mut scratch);
     for (a, b) in int8.iter().zip(&float) {
         // Each of the 2k factors is off by at most half a step of 1/127; errors add like √k, with a wide margin.
         let off = (a - b).abs();
@@ -100,7 +101,7 @@ fn a_second_part_keeps_what_the_first_one_loses() {
     stored.chunks_mut(k).enumerate().for_each(|(i, row)| tiles.linear(1).row(i, row));
     let product = |w: Linear| {
         let mut out = vec![0.0; m * n];
-        engine.linear(&x, m, w, None, &mut out, &mut LinearScratch::new(m, k));
+        engine.linear(&x, w, None, &mut out, &mut Activations::new(m, k, 3, ActivationKinds::Both));
         out
     };
     let float = product(Linear::F32 { rows: &stored, n, k });
@@ -137,18 +138,55 @@ fn poisoned_activations_reach_the_output() {
     let mut x = wave(2 * 32, 0.73);
     x[40] = f32::NAN;
     let mut out = vec![0.0; 2 * 16];
-    engine.linear(&x, 2, tiles.linear(1), None, &mut out, &mut LinearScratch::new(2, 32));
+    engine.linear(
+        &x,
+        tiles.linear(1),
+        None,
+        &mut out,
+        &mut Activations::new(2, 32, 1, ActivationKinds::Both),
+    );
     assert!(out[..16].iter().all(|x| x.is_finite()), "the other token is untouched");
     assert!(out[16..].iter().all(|x| x.is_nan()));
 }
 
 #[test]
-fn residuals_add_and_norms_copy() {
+fn activations_are_loaded_as_they_are_normed_or_gated() {
+    let (m, k) = (40, 500);
+    let (x, y, norm) = (wave(m * k, 0.73), wave(m * k, 0.21), wave(k, 0.11));
+    let identity: Vec<f32> = (0..k * k).map(|i| if i % (k + 1) == 0 { 1.0 } else { 0.0 }).collect();
+    let w = Linear::F32 { rows: &identity, n: k, k };
+    let tiles = Tiles::new(&identity, k, k);
+    for threads in [1, 3] {
+        let engine = Engine::new(&EngineOptions { threads, kernels: None }).unwrap();
+        let mut want = [x.clone(), x.clone(), x.clone()];
+        engine.rms_norm_inplace(&mut want[1], &norm, 1e-5);
+        (engine.kernels().silu_mul_f32)(&mut want[2], &y);
+        let mut a = Activations::new(m, k, threads, ActivationKinds::Both);
+        // A second part leaves 1/254 of half a step: far below what a wrong row would be off by.
+        for (w, off) in [(w, 0.0), (tiles.linear(2), 1e-3)] {
+            for (way, want) in want.iter().enumerate() {
+                match way {
+                    0 => engine.load(&x, w, &mut a),
+                    1 => engine.load_normed(&x, &norm, 1e-5, w, &mut a),
+                    _ => engine.load_gated(&x, &y, w, &mut a),
+                }
+                let mut out = vec![1.0; m * k];
+                engine.product(&a, w, 0..k, Epilogue { bias: None, residual: true }, &mut out);
+                for (&got, &want) in out.iter().zip(want) {
+                    assert!(
+                        (got - 1.0 - want).abs() <= off + 1e-6 * (1.0 + want.abs()),
+                        "{got} for 1 + {want}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn residuals_add() {
     let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
     let mut x = [1.0, 2.0];
     engine.add(&mut x, &[0.5, -2.0]);
     assert_eq!(x, [1.5, 0.0]);
-    let mut out = [0.0; 4];
-    engine.rms_norm(&[3.0, -3.0, 0.0, 0.0], &[1.0, 2.0], 0.0, &mut out[..]);
-    assert_eq!(out[..2], [1.0, -2.0]);
 }

@@ -8,18 +8,20 @@ use std::ops::Range;
 
 use half::f16;
 
+use super::attention::{DotTiles, KeyPanels, Queries, ValuePanels, instantiate_attention};
 use super::float::Dots;
-use super::{FloatRows, KV_BLOCK, ProductI8, RowsI8, check_matmul_i8, check_scores_i8, float, scalar};
+use super::{Epilogue, FloatRows, ProductI8, RowsI8, check_matmul_i8, float};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k, sum_lanes};
+use crate::threads::Columns;
 
 float::instantiate! { #[target_feature(enable = "avx2,f16c")] }
 
 /// See [`super::scalar::matmul_i8`].
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<&[f32]>, out: &mut [f32]) {
-    let m = check_matmul_i8(x, &w, &rows, bias, out);
+pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epilogue, out: Columns<f32>) {
+    let m = check_matmul_i8(x, &w, &rows, epilogue, &out);
     let groups = rows.start / TILE_N..rows.end.div_ceil(TILE_N);
-    let mut product = ProductI8 { x, w, rows, bias, out };
+    let mut product = ProductI8 { x, w, rows, epilogue, out };
     for group in groups {
         let mut i = 0;
         // 3 tokens × 16 outputs: 12 accumulators, 1 register of weights, 3 of activations, of 16.
@@ -34,33 +36,45 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<
     }
 }
 
-/// `M` tokens from `i` on against one group of 16 output rows.
+/// `M` rows from `i` on against one group of 16 outputs.
 #[target_feature(enable = "avx2,f16c")]
 fn block<const M: usize>(product: &mut ProductI8, i: usize, group: usize) {
     let k_pad = pad_k(product.w.k);
-    let tokens = &product.x.q[i * k_pad..][..M * k_pad];
     let tiles = &product.w.tiles[group * TILE_N * k_pad..][..TILE_N * k_pad];
-    // Register `part` holds, for each of four outputs, two partial sums side by side.
-    let mut acc = [[_mm256_setzero_si256(); 4]; M];
-    for (step, tiles) in tiles.chunks_exact(2 * TILE).enumerate() {
-        let mut x = [_mm_setzero_si128(); M];
-        for (r, x) in x.iter_mut().enumerate() {
-            // SAFETY: `tokens` holds M rows of k_pad bytes, and k_pad is a multiple of the 8 of a step.
-            *x = unsafe { _mm_loadl_epi64(tokens.as_ptr().add(r * k_pad + step * 2 * TILE_K).cast()) };
-        }
-        let x = x.map(|x| _mm256_castsi128_si256(_mm_cvtepi8_epi16(x)));
-        quad(&mut acc, x.map(|x| _mm256_permute4x64_epi64::<0b00_00_00_00>(x)), &tiles[..TILE]);
-        quad(&mut acc, x.map(|x| _mm256_permute4x64_epi64::<0b01_01_01_01>(x)), &tiles[TILE..]);
-    }
-    for (r, acc) in acc.into_iter().enumerate() {
-        let mut sums = [0; TILE_N];
-        for (sums, pair) in sums.chunks_exact_mut(8).zip(acc.chunks_exact(2)) {
-            // `hadd` works within halves: (0, 1, 4, 5), (2, 3, 6, 7) until the middle quarters change places.
-            let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(pair[0], pair[1]));
-            // SAFETY: `sums` is eight elements.
-            unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), both) };
-        }
+    // SAFETY: `Avx2` needs the features that are enabled here.
+    let sums: [_; M] = unsafe { Avx2::dot_tiles(&product.x.q[i * k_pad..], k_pad, tiles) };
+    for (r, sums) in sums.into_iter().enumerate() {
         product.store(i + r, group, sums);
+    }
+}
+
+impl DotTiles for Avx2 {
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn dot_tiles<const M: usize>(x: &[i8], stride: usize, tiles: &[i8]) -> [[i32; TILE_N]; M] {
+        assert!(x.len() >= (M - 1) * stride + tiles.len() / TILE_N);
+        // Register `part` holds, for each of four outputs, two partial sums side by side.
+        let mut acc = [[_mm256_setzero_si256(); 4]; M];
+        for (step, tiles) in tiles.chunks_exact(2 * TILE).enumerate() {
+            let mut rows = [_mm_setzero_si128(); M];
+            for (r, row) in rows.iter_mut().enumerate() {
+                // SAFETY: `x` holds M rows, `stride` apart, of a quarter of the tiles' inputs each, which are a multiple of 8.
+                *row = unsafe { _mm_loadl_epi64(x.as_ptr().add(r * stride + step * 2 * TILE_K).cast()) };
+            }
+            let rows = rows.map(|row| _mm256_castsi128_si256(_mm_cvtepi8_epi16(row)));
+            quad(&mut acc, rows.map(|x| _mm256_permute4x64_epi64::<0b00_00_00_00>(x)), &tiles[..TILE]);
+            quad(&mut acc, rows.map(|x| _mm256_permute4x64_epi64::<0b01_01_01_01>(x)), &tiles[TILE..]);
+        }
+        let mut sums = [[0; TILE_N]; M];
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            for (sums, pair) in sums.chunks_exact_mut(8).zip(acc.chunks_exact(2)) {
+                // `hadd` works within halves: (0, 1, 4, 5), (2, 3, 6, 7) until the middle quarters change places.
+                let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(pair[0], pair[1]));
+                // SAFETY: `sums` is eight elements.
+                unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), both) };
+            }
+        }
+        sums
     }
 }
 
@@ -77,47 +91,7 @@ fn quad<const M: usize>(acc: &mut [[__m256i; 4]; M], x: [__m256i; M], tile: &[i8
     }
 }
 
-/// See [`super::scalar::scores_i8`]. A whole block of keys in steps of 16 bytes; anything else goes the scalar way.
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn scores_i8(q: &[i8], q_scale: f32, k: &[i8], k_scale: &[f32], out: &mut [f32]) {
-    let (steps, tail) = q.as_chunks::<16>();
-    if !tail.is_empty() || out.len() != KV_BLOCK {
-        return scalar::scores_i8(q, q_scale, k, k_scale, out);
-    }
-    check_scores_i8(q, k, k_scale, out);
-    let head_dim = q.len();
-    for j in (0..KV_BLOCK).step_by(8) {
-        let mut acc = [_mm256_setzero_si256(); 8];
-        for (step, q) in steps.iter().enumerate() {
-            // SAFETY: `q` is 16 bytes.
-            let query = _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(q.as_ptr().cast()) });
-            for (key, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: `k` holds 16 keys of `head_dim = 16 · steps.len()` bytes (`check_scores_i8`).
-                let key = unsafe { _mm_loadu_si128(k.as_ptr().add((j + key) * head_dim + step * 16).cast()) };
-                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(_mm256_cvtepi8_epi16(key), query));
-            }
-        }
-        let sums = _mm256_cvtepi32_ps(sum_eight(acc));
-        // SAFETY: `k_scale` has 16 elements (`check_scores_i8`), of which eight from `j` on are read.
-        let scale =
-            _mm256_mul_ps(_mm256_set1_ps(q_scale), unsafe { _mm256_loadu_ps(k_scale.as_ptr().add(j)) });
-        // SAFETY: `out` has 16 elements, see the top.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(j), _mm256_mul_ps(sums, scale)) };
-    }
-}
-
-/// The sums of the lanes of each of `acc`, in order.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn sum_eight(acc: [__m256i; 8]) -> __m256i {
-    let four = |j: usize| {
-        let (a, b) = (_mm256_hadd_epi32(acc[j], acc[j + 1]), _mm256_hadd_epi32(acc[j + 2], acc[j + 3]));
-        // Low half: the four vectors' low lanes summed; high half: their high lanes.
-        let both = _mm256_hadd_epi32(a, b);
-        _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both))
-    };
-    _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(four(0)), four(4))
-}
+instantiate_attention! { Avx2, #[target_feature(enable = "avx2,f16c")] }
 
 /// See [`super::scalar::matmul_f16`].
 #[target_feature(enable = "avx2,f16c")]
@@ -125,11 +99,11 @@ pub(super) fn matmul_f16(
     x: &[f32],
     w: FloatRows<f16>,
     rows: Range<usize>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
+    epilogue: Epilogue,
+    out: Columns<f32>,
 ) {
     // SAFETY: `Avx2` needs the features that are enabled here.
-    unsafe { float::matmul::<Avx2, _, 2, 2>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<Avx2, _, 2, 2>(x, w, rows, epilogue, out) };
 }
 
 /// See [`super::scalar::matmul_f32`].
@@ -138,11 +112,11 @@ pub(super) fn matmul_f32(
     x: &[f32],
     w: FloatRows<f32>,
     rows: Range<usize>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
+    epilogue: Epilogue,
+    out: Columns<f32>,
 ) {
     // SAFETY: as above.
-    unsafe { float::matmul::<Avx2, _, 2, 2>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<Avx2, _, 2, 2>(x, w, rows, epilogue, out) };
 }
 
 /// Two registers of eight lanes for each sum; two tokens by two outputs fill half the registers.

@@ -8,54 +8,49 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::avx2::sum_eight;
+use super::attention::{KeyPanels, Queries, ValuePanels, check_scores_i8, check_weighted_sum_i8};
 use super::float::Dots;
-use super::{FloatRows, KV_BLOCK, ProductI8, RowsI8, check_matmul_i8, check_scores_i8, float, scalar};
+use super::{Epilogue, FloatRows, KV_BLOCK, ProductI8, RowsI8, check_matmul_i8, float};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k};
+use crate::threads::Columns;
 
 float::instantiate! { #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] }
 
 /// See [`super::scalar::matmul_i8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<&[f32]>, out: &mut [f32]) {
-    let m = check_matmul_i8(x, &w, &rows, bias, out);
+pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epilogue, out: Columns<f32>) {
+    let m = check_matmul_i8(x, &w, &rows, epilogue, &out);
     let mut group = rows.start / TILE_N;
     let end = rows.end.div_ceil(TILE_N);
-    let mut product = ProductI8 { x, w, rows, bias, out };
-    if m == 1 {
-        // One token: eight streams of weights, eight accumulators.
-        while group + 8 <= end {
-            product.block::<1, 8>(0, group);
-            group += 8;
-        }
-    }
-    // 8 tokens × 3 groups: 24 accumulators, 3 tiles and 1 broadcast in 32 registers.
+    let mut product = ProductI8 { x, w, rows, epilogue, out };
+    // 8 rows × 3 groups: 24 accumulators, 3 tiles and 1 broadcast in 32 registers.
     while group + 3 <= end {
-        product.column::<3>(m, group);
+        product.panel::<3>(m, group);
         group += 3;
     }
     while group < end {
-        product.column::<1>(m, group);
+        product.panel::<1>(m, group);
         group += 1;
     }
 }
 
 impl ProductI8<'_> {
-    /// All tokens against `T` groups of 16 output rows, which stay in the cache meanwhile.
+    /// All rows against `T` groups of 16 output rows, which come from memory once and stay in the cache meanwhile.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn column<const T: usize>(&mut self, m: usize, group: usize) {
-        let mut i = 0;
-        while i + 8 <= m {
+    fn panel<const T: usize>(&mut self, m: usize, group: usize) {
+        let whole = m / 8 * 8;
+        for i in (0..whole).step_by(8) {
             self.block::<8, T>(i, group);
-            i += 8;
         }
-        while i + 4 <= m {
-            self.block::<4, T>(i, group);
-            i += 4;
-        }
-        while i < m {
-            self.block::<1, T>(i, group);
-            i += 1;
+        match m - whole {
+            1 => self.block::<1, T>(whole, group),
+            2 => self.block::<2, T>(whole, group),
+            3 => self.block::<3, T>(whole, group),
+            4 => self.block::<4, T>(whole, group),
+            5 => self.block::<5, T>(whole, group),
+            6 => self.block::<6, T>(whole, group),
+            7 => self.block::<7, T>(whole, group),
+            _ => {}
         }
     }
 
@@ -103,14 +98,15 @@ impl ProductI8<'_> {
         let lanes = Lanes::of(group, self.rows.clone());
         let scale = _mm512_mul_ps(_mm512_set1_ps(self.x.scale[i]), lanes.load(self.w.scale));
         let mut y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale);
-        let width = self.rows.len();
-        let row = &mut self.out[i / self.x.parts * width..][..width];
+        let part = i % self.x.parts;
+        if let Some(bias) = self.epilogue.bias.filter(|_| part == 0) {
+            y = _mm512_add_ps(y, lanes.load(bias));
+        }
+        let row = self.out.row(i / self.x.parts);
         let at = row.as_mut_ptr().wrapping_add(lanes.first).wrapping_sub(self.rows.start);
-        if !i.is_multiple_of(self.x.parts) {
+        if part > 0 || self.epilogue.residual {
             // SAFETY: as below; masked lanes are not read.
             y = _mm512_add_ps(unsafe { _mm512_maskz_loadu_ps(lanes.mask, at) }, y);
-        } else if let Some(bias) = self.bias {
-            y = _mm512_add_ps(y, lanes.load(bias));
         }
         // SAFETY: only lanes of outputs within `rows` are written, and output `n` lies at `row[n − rows.start]`.
         unsafe { _mm512_mask_storeu_ps(at, lanes.mask, y) };
@@ -159,11 +155,11 @@ pub(super) fn matmul_f16(
     x: &[f32],
     w: FloatRows<f16>,
     rows: Range<usize>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
+    epilogue: Epilogue,
+    out: Columns<f32>,
 ) {
     // SAFETY: `Avx512` needs the features that are enabled here.
-    unsafe { float::matmul::<Avx512, _, 4, 4>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<Avx512, _, 4, 4>(x, w, rows, epilogue, out) };
 }
 
 /// See [`super::scalar::matmul_f32`].
@@ -172,11 +168,11 @@ pub(super) fn matmul_f32(
     x: &[f32],
     w: FloatRows<f32>,
     rows: Range<usize>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
+    epilogue: Epilogue,
+    out: Columns<f32>,
 ) {
     // SAFETY: as above.
-    unsafe { float::matmul::<Avx512, _, 4, 4>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<Avx512, _, 4, 4>(x, w, rows, epilogue, out) };
 }
 
 /// One register of 16 lanes for each sum.
@@ -235,36 +231,183 @@ fn sum_register(lanes: __m512) -> f32 {
 dots!(f32, |mask, p: *const f32| _mm512_maskz_loadu_ps(mask, p));
 dots!(f16, |mask, p: *const f16| _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p.cast())));
 
-/// See [`super::scalar::scores_i8`]. A whole block of keys in steps of 32 bytes; anything else goes the scalar way.
+/// See [`super::scalar::scores_i8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn scores_i8(q: &[i8], q_scale: f32, k: &[i8], k_scale: &[f32], out: &mut [f32]) {
-    let (steps, tail) = q.as_chunks::<32>();
-    if !tail.is_empty() || out.len() != KV_BLOCK {
-        return scalar::scores_i8(q, q_scale, k, k_scale, out);
-    }
-    check_scores_i8(q, k, k_scale, out);
-    // Here the keys are made unsigned, so that one correction, 128 · Σ q, serves all of them.
-    let flip = _mm256_set1_epi8(i8::MIN);
-    let mut start = _mm256_setzero_si256();
-    for q in steps {
-        // SAFETY: `q` is 32 bytes; the load is an unaligned one.
-        start = _mm256_dpbusd_epi32(start, flip, unsafe { _mm256_loadu_si256(q.as_ptr().cast()) });
-    }
-    let mut acc = [_mm256_sub_epi32(_mm256_setzero_si256(), start); KV_BLOCK];
-    for (step, q) in steps.iter().enumerate() {
-        // SAFETY: as above.
-        let query = unsafe { _mm256_loadu_si256(q.as_ptr().cast()) };
-        for (j, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: `k` holds 16 keys of `32 · steps.len()` bytes (`check_scores_i8`).
-            let key = unsafe { _mm256_loadu_si256(k.as_ptr().add((j * steps.len() + step) * 32).cast()) };
-            *acc = _mm256_dpbusd_epi32(*acc, _mm256_xor_si256(key, flip), query);
+pub(super) fn scores_i8(q: Queries, k: KeyPanels, out: &mut [f32], stride: usize) {
+    let m = check_scores_i8(q, k, out, stride);
+    for (c, pair) in k.which.chunks(2).enumerate() {
+        let out = &mut out[2 * c * KV_BLOCK..];
+        match *pair {
+            [a, b] => scores_panels(q, k, [a, b], m, out, stride),
+            [a] => scores_panels(q, k, [a], m, out, stride),
+            _ => {}
         }
     }
-    let [low, high] = [0, 8].map(|first| sum_eight(std::array::from_fn(|j| acc[first + j])));
-    let sums = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
-    // SAFETY: `k_scale` has 16 elements (`check_scores_i8`).
-    let scale = _mm512_mul_ps(_mm512_set1_ps(q_scale), unsafe { _mm512_loadu_ps(k_scale.as_ptr()) });
-    let y = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
-    // SAFETY: `out` has 16 elements, see the top.
-    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), y) };
+}
+
+/// All queries against `T` panels.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn scores_panels<const T: usize>(
+    q: Queries,
+    k: KeyPanels,
+    panels: [u32; T],
+    m: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let whole = m / 8 * 8;
+    for i in (0..whole).step_by(8) {
+        scores_block::<8, T>(q, k, panels, i, out, stride);
+    }
+    match m - whole {
+        1 => scores_block::<1, T>(q, k, panels, whole, out, stride),
+        2 => scores_block::<2, T>(q, k, panels, whole, out, stride),
+        3 => scores_block::<3, T>(q, k, panels, whole, out, stride),
+        4 => scores_block::<4, T>(q, k, panels, whole, out, stride),
+        5 => scores_block::<5, T>(q, k, panels, whole, out, stride),
+        6 => scores_block::<6, T>(q, k, panels, whole, out, stride),
+        7 => scores_block::<7, T>(q, k, panels, whole, out, stride),
+        _ => {}
+    }
+}
+
+/// `M` queries from `i` on against `T` panels; the loop of [`ProductI8::block`] with panels for groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn scores_block<const M: usize, const T: usize>(
+    q: Queries,
+    k: KeyPanels,
+    panels: [u32; T],
+    i: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let (k_pad, panel_len) = (pad_k(k.head_dim), KeyPanels::panel_len(k.head_dim));
+    let rows = &q.q[i * k_pad..][..M * k_pad];
+    let tiles = panels.map(|p| &k.tiles[p as usize * panel_len..][..panel_len]);
+    let flip = _mm512_set1_epi8(i8::MIN);
+    let start: [__m512i; T] = panels.map(|p| {
+        let sum = &k.sum[p as usize * KV_BLOCK..][..KV_BLOCK];
+        // SAFETY: `sum` is 16 elements.
+        let sum = unsafe { _mm512_loadu_si512(sum.as_ptr().cast()) };
+        _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<7>(sum))
+    });
+    let mut acc = [start; M];
+    for quad in 0..k_pad / TILE_K {
+        let mut keys = [flip; T];
+        for (keys, tiles) in keys.iter_mut().zip(tiles) {
+            // SAFETY: `quad < k_pad/4`, and `tiles` is as many tiles of 64 bytes.
+            *keys = unsafe { _mm512_loadu_si512(tiles.as_ptr().add(quad * TILE).cast()) };
+        }
+        for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: `rows` holds M rows of k_pad bytes, and four from `4 · quad` on are inside one.
+            let x = unsafe { rows.as_ptr().add(r * k_pad + quad * TILE_K).cast::<i32>().read_unaligned() };
+            let x = _mm512_xor_si512(_mm512_set1_epi32(x), flip);
+            for (acc, keys) in acc.iter_mut().zip(keys) {
+                *acc = _mm512_dpbusd_epi32(*acc, x, keys);
+            }
+        }
+    }
+    for (t, p) in panels.into_iter().enumerate() {
+        let scale = &k.scale[p as usize * KV_BLOCK..][..KV_BLOCK];
+        // SAFETY: `scale` is 16 elements.
+        let scale = unsafe { _mm512_loadu_ps(scale.as_ptr()) };
+        for (r, acc) in acc.iter().enumerate() {
+            let scale = _mm512_mul_ps(_mm512_set1_ps(q.scale[i + r]), scale);
+            let s = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[t]), scale);
+            let s = _mm512_add_ps(s, _mm512_set1_ps(q.bias[i + r]));
+            let out = &mut out[(i + r) * stride + t * KV_BLOCK..][..KV_BLOCK];
+            // SAFETY: `out` is 16 elements.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), s) };
+        }
+    }
+}
+
+/// See [`super::scalar::weighted_sum_i8`]. The weights are unsigned, so nothing has to be corrected here.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn weighted_sum_i8(p: &[i8], scale: &[f32], v: ValuePanels, out: &mut [f32]) {
+    let m = check_weighted_sum_i8(p, scale, v, out);
+    let groups = v.head_dim.div_ceil(TILE_N);
+    let mut group = 0;
+    // As many rows as leave no accumulator free: two for each group and row, 24 in all.
+    while group + 4 <= groups {
+        weighted_groups::<3, 4>(p, scale, v, m, group, out);
+        group += 4;
+    }
+    while group + 2 <= groups {
+        weighted_groups::<6, 2>(p, scale, v, m, group, out);
+        group += 2;
+    }
+    if group < groups {
+        weighted_groups::<8, 1>(p, scale, v, m, group, out);
+    }
+}
+
+/// All rows, `R` at a time, against `T` groups of 16 outputs.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn weighted_groups<const R: usize, const T: usize>(
+    p: &[i8],
+    scale: &[f32],
+    v: ValuePanels,
+    m: usize,
+    group: usize,
+    out: &mut [f32],
+) {
+    let whole = m / R * R;
+    for i in (0..whole).step_by(R) {
+        weighted_block::<R, T>(p, scale, v, i, group, out);
+    }
+    for i in whole..m {
+        weighted_block::<1, T>(p, scale, v, i, group, out);
+    }
+}
+
+/// `R` rows from `i` on against `T` groups of 16 outputs from `group` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn weighted_block<const R: usize, const T: usize>(
+    p: &[i8],
+    scale: &[f32],
+    v: ValuePanels,
+    i: usize,
+    group: usize,
+    out: &mut [f32],
+) {
+    let (keys, panel_len) = (v.which.len() * KV_BLOCK, ValuePanels::panel_len(v.head_dim));
+    let rows = &p[2 * i * keys..][..2 * R * keys];
+    let mut acc = [[[_mm512_setzero_si512(); 2]; T]; R];
+    for (c, &panel) in v.which.iter().enumerate() {
+        let tiles =
+            &v.tiles[panel as usize * panel_len + group * KV_BLOCK * TILE_N..][..T * KV_BLOCK * TILE_N];
+        for quad in 0..KV_BLOCK / TILE_K {
+            let mut values = [_mm512_setzero_si512(); T];
+            for (t, values) in values.iter_mut().enumerate() {
+                // SAFETY: `tiles` holds four tiles of 64 bytes for each of T groups.
+                *values = unsafe {
+                    _mm512_loadu_si512(tiles.as_ptr().add(t * KV_BLOCK * TILE_N + quad * TILE).cast())
+                };
+            }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for part in 0..2 {
+                    let at = (2 * r + part) * keys + c * KV_BLOCK + quad * TILE_K;
+                    // SAFETY: `rows` holds 2R rows of `keys` bytes, and four from `16c + 4 · quad` on are inside one.
+                    let x = unsafe { rows.as_ptr().add(at).cast::<i32>().read_unaligned() };
+                    let x = _mm512_set1_epi32(x);
+                    for (acc, values) in acc.iter_mut().zip(values) {
+                        acc[part] = _mm512_dpbusd_epi32(acc[part], x, values);
+                    }
+                }
+            }
+        }
+    }
+    for (r, acc) in acc.iter().enumerate() {
+        let out = &mut out[(i + r) * v.head_dim..][..v.head_dim];
+        for (t, [high, low]) in acc.iter().enumerate() {
+            let lanes = Lanes::of(group + t, 0..v.head_dim);
+            let high = _mm512_mul_ps(_mm512_cvtepi32_ps(*high), _mm512_set1_ps(128.0));
+            let y = _mm512_add_ps(high, _mm512_cvtepi32_ps(*low));
+            let y = _mm512_mul_ps(y, _mm512_set1_ps(scale[i + r]));
+            let at = out.as_mut_ptr().wrapping_add(lanes.first);
+            // SAFETY: only lanes below `head_dim` are written.
+            unsafe { _mm512_mask_storeu_ps(at, lanes.mask, y) };
+        }
+    }
 }

@@ -5,11 +5,13 @@ use std::sync::OnceLock;
 
 use half::f16;
 
-use super::{FloatRows, RowsI8, scalar};
+use super::attention::{KeyPanels, Queries, ValuePanels};
+use super::{Epilogue, FloatRows, RowsI8, scalar};
 use crate::quant::TilesI8;
+use crate::threads::Columns;
 
-/// A matrix product over float weights: activations `[m, k]`, weights, output rows, bias `[n]`, out `[m, rows.len()]`.
-type MatmulFloat<T> = fn(&[f32], FloatRows<T>, Range<usize>, Option<&[f32]>, &mut [f32]);
+/// A matrix product over float weights: activations `[m, k]`, weights, output rows, epilogue, out `[m, rows.len()]`.
+type MatmulFloat<T> = fn(&[f32], FloatRows<T>, Range<usize>, Epilogue, Columns<f32>);
 
 /// One function per kernel, all from the same instruction set. Every one checks its lengths and panics when they do not fit.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +21,8 @@ pub struct Kernels {
     pub name: &'static str,
     /// Quantises one row: `x [k]`, `q [≥ k]` (tail zeroed) → its scale. See [`crate::quant::quantise_row`].
     pub quantise_row: fn(&[f32], &mut [i8]) -> f32,
-    /// INT8 matrix product: activations, weights, output rows (any bounds), bias `[n]`, out `[m, rows.len()]`.
-    pub matmul_i8: fn(RowsI8, TilesI8, Range<usize>, Option<&[f32]>, &mut [f32]),
+    /// INT8 matrix product: activations, weights, output rows (any bounds), epilogue, out `[m, rows.len()]`.
+    pub matmul_i8: fn(RowsI8, TilesI8, Range<usize>, Epilogue, Columns<f32>),
     /// The same over half weights.
     pub matmul_f16: MatmulFloat<f16>,
     /// The same over single weights.
@@ -35,13 +37,15 @@ pub struct Kernels {
     pub silu_mul_f32: fn(&mut [f32], &[f32]),
     /// Rotates in place: `x [heads, head_dim]`, `cos`, `sin [head_dim/2]`.
     pub rope_f32: fn(&mut [f32], &[f32], &[f32]),
-    /// One query against up to 16 keys: `q [head_dim]`, its scale, `k [keys, head_dim]`, `k_scale [keys]`, out `[keys]`.
-    pub scores_i8: fn(&[i8], f32, &[i8], &[f32], &mut [f32]),
-    /// The same in floats: `q [head_dim]`, `k [keys, head_dim]`, out `[keys]`.
+    /// Queries against panels of keys; scores of row `i` go to `out[i · stride..]`. See [`super::attention`].
+    pub scores_i8: fn(Queries, KeyPanels, &mut [f32], usize),
+    /// Scores `[keys]` (used up), scales of the values `[keys]` and their factor → weights `[2, keys]` and the sum of exponentials.
+    pub softmax_u14: fn(&mut [f32], &[f32], f32, &mut [i8]) -> f32,
+    /// Weights `[m, 2, keys]`, scale of each row, panels of values → out `[m, head_dim]`.
+    pub weighted_sum_i8: fn(&[i8], &[f32], ValuePanels, &mut [f32]),
+    /// One query against up to 16 keys in floats: `q [head_dim]`, `k [keys, head_dim]`, out `[keys]`.
     pub scores_f32: fn(&[f32], &[f32], &mut [f32]),
-    /// Adds up to 16 weighted values: `p [keys]`, `v [keys, head_dim]`, `v_scale [keys]`, out `[head_dim]`, accumulated.
-    pub weighted_sum_i8: fn(&[f32], &[i8], &[f32], &mut [f32]),
-    /// The same in floats: `p [keys]`, `v [keys, head_dim]`, out `[head_dim]`, accumulated.
+    /// Adds up to 16 weighted values in floats: `p [keys]`, `v [keys, head_dim]`, out `[head_dim]`, accumulated.
     pub weighted_sum_f32: fn(&[f32], &[f32], &mut [f32]),
 }
 
@@ -50,17 +54,18 @@ macro_rules! detected_set {
     ($name:literal, $module:ident) => {
         detected_set!(@ $name, $module,
             quantise_row(x, q),
-            matmul_i8(x, w, rows, bias, out),
-            matmul_f16(x, w, rows, bias, out),
-            matmul_f32(x, w, rows, bias, out),
+            matmul_i8(x, w, rows, epilogue, out),
+            matmul_f16(x, w, rows, epilogue, out),
+            matmul_f32(x, w, rows, epilogue, out),
             rms_norm_f32(x, w, eps),
             softmax_f32(x),
             silu_f32(x),
             silu_mul_f32(gate, up),
             rope_f32(x, cos, sin),
-            scores_i8(q, q_scale, k, k_scale, out),
+            scores_i8(q, k, out, stride),
+            softmax_u14(s, v_scale, c, p),
+            weighted_sum_i8(p, scale, v, out),
             scores_f32(q, k, out),
-            weighted_sum_i8(p, v, v_scale, out),
             weighted_sum_f32(p, v, out),
         )
     };
@@ -87,8 +92,9 @@ impl Kernels {
         silu_mul_f32: scalar::silu_mul_f32,
         rope_f32: scalar::rope_f32,
         scores_i8: scalar::scores_i8,
-        scores_f32: scalar::scores_f32,
+        softmax_u14: scalar::softmax_u14,
         weighted_sum_i8: scalar::weighted_sum_i8,
+        scores_f32: scalar::scores_f32,
         weighted_sum_f32: scalar::weighted_sum_f32,
     };
 

@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::{FloatRows, KV_BLOCK, check_matmul_float};
+use super::{Epilogue, FloatRows, KV_BLOCK, check_matmul_float};
 use crate::quant::{LANES, exp_f32, f16_to_f32, fold_lanes, silu, sum_lanes};
+use crate::threads::Columns;
 
 /// Stamps the float kernels into a kernel set: `instantiate! { #[target_feature(enable = "…")] }`.
 macro_rules! instantiate {
@@ -46,8 +47,8 @@ macro_rules! instantiate {
             super::float::weighted_sum(p, v, out);
         }
         $(#[$attribute])*
-        pub(super) fn weighted_sum_i8(p: &[f32], v: &[i8], v_scale: &[f32], out: &mut [f32]) {
-            super::float::weighted_sum_i8(p, v, v_scale, out);
+        pub(super) fn softmax_u14(s: &mut [f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
+            super::float::softmax_u14(s, v_scale, c, p)
         }
     };
 }
@@ -62,7 +63,7 @@ pub(super) trait Dots<T> {
     unsafe fn dots<const M: usize, const N: usize>(x: [&[f32]; M], w: [&[T]; N]) -> [[f32; N]; M];
 }
 
-/// `x · wᵀ + bias`, `MR` tokens by `NR` output rows at a time; the blocking does not change the order within a sum.
+/// `x · wᵀ`, then the epilogue, `MR` tokens by `NR` output rows at a time; the blocking does not change the order within a sum.
 ///
 /// # Safety
 /// The CPU must have the features of `S`.
@@ -70,18 +71,20 @@ pub(super) unsafe fn matmul<S: Dots<T>, T, const MR: usize, const NR: usize>(
     x: &[f32],
     w: FloatRows<T>,
     rows: Range<usize>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
+    epilogue: Epilogue,
+    mut out: Columns<f32>,
 ) {
-    let m = check_matmul_float(x, &w, &rows, bias, out);
+    let m = check_matmul_float(x, &w, &rows, epilogue, &out);
     let (tokens, weights) =
         (|i: usize| &x[i * w.k..(i + 1) * w.k], |n: usize| &w.rows[n * w.k..(n + 1) * w.k]);
     for n in rows.clone().step_by(NR) {
         // At the edges a block repeats its last row; repeated results are not stored.
         let block = std::array::from_fn(|j| weights((n + j).min(rows.end - 1)));
         let mut store = |i: usize, sums: [f32; NR]| {
-            for (n, sum) in (n..rows.end).zip(sums) {
-                out[i * rows.len() + n - rows.start] = bias.map_or(sum, |bias| sum + bias[n]);
+            let out = out.row(i)[n - rows.start..].iter_mut();
+            for ((n, sum), out) in (n..rows.end).zip(sums).zip(out) {
+                let y = epilogue.bias.map_or(sum, |bias| sum + bias[n]);
+                *out = if epilogue.residual { *out + y } else { y };
             }
         };
         if m < MR {
@@ -175,6 +178,32 @@ pub(super) fn softmax(x: &mut [f32]) {
     }
 }
 
+/// The weights of [`super::attention`] from scores: `e = e^(s − max)`, `t = round(e · v_scale · c) = 128 · high + low`; returns
+/// `Σ e`. The scores are used up. A NaN among the scores makes the sum NaN.
+///
+/// Shapes: `s, v_scale [keys] f32`, a multiple of 16, `p [2, keys] i8`, high parts first.
+#[inline(always)]
+pub(super) fn softmax_u14(s: &mut [f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
+    const ROUND: f32 = 8_388_608.0; // 2²³: a sum with it has no bits for a fraction
+    let keys = s.len();
+    assert!(keys.is_multiple_of(LANES) && v_scale.len() == keys && p.len() == 2 * keys, "weights of {keys}");
+    let max = maximum(s);
+    let (high, low) = p.split_at_mut(keys);
+    let mut lanes = [0.0; LANES];
+    let values = s.as_chunks_mut::<LANES>().0.iter_mut().zip(v_scale.as_chunks::<LANES>().0);
+    let parts = high.as_chunks_mut::<LANES>().0.iter_mut().zip(low.as_chunks_mut::<LANES>().0);
+    for ((s, v), (high, low)) in values.zip(parts) {
+        for lane in 0..LANES {
+            let e = exp_f32(s[lane] - max);
+            lanes[lane] += e;
+            let t = (e * v[lane] * c + ROUND).to_bits();
+            high[lane] = (t >> 7 & 127) as i8;
+            low[lane] = (t & 127) as i8;
+        }
+    }
+    sum_lanes(lanes)
+}
+
 #[inline(always)]
 pub(super) fn silu_inplace(x: &mut [f32]) {
     for x in x {
@@ -223,32 +252,6 @@ pub(super) fn weighted_sum(p: &[f32], v: &[f32], out: &mut [f32]) {
     for (&p, v) in p.iter().zip(v.chunks_exact(out.len().max(1))) {
         for (out, &v) in out.iter_mut().zip(v) {
             *out += p * v;
-        }
-    }
-}
-
-/// `out += Σ (p[j] · v_scale[j]) · v[j]`, j ascending.
-#[inline(always)]
-pub(super) fn weighted_sum_i8(p: &[f32], v: &[i8], v_scale: &[f32], out: &mut [f32]) {
-    assert!(p.len() <= KV_BLOCK && v.len() == p.len() * out.len(), "{} values of {}", p.len(), out.len());
-    assert_eq!(v_scale.len(), p.len());
-    let head_dim = out.len();
-    let (out_chunks, out_tail) = out.as_chunks_mut::<LANES>();
-    for (c, out) in out_chunks.iter_mut().enumerate() {
-        let mut acc = *out;
-        for (j, (&p, &scale)) in p.iter().zip(v_scale).enumerate() {
-            let v = &v[j * head_dim + c * LANES..][..LANES];
-            let p = p * scale;
-            for (acc, &v) in acc.iter_mut().zip(v) {
-                *acc += p * f32::from(v);
-            }
-        }
-        *out = acc;
-    }
-    let tail = head_dim - out_tail.len();
-    for (j, (&p, &scale)) in p.iter().zip(v_scale).enumerate() {
-        for (out, &v) in out_tail.iter_mut().zip(&v[j * head_dim + tail..]) {
-            *out += p * scale * f32::from(v);
         }
     }
 }

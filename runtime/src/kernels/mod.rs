@@ -9,8 +9,8 @@
 //! | `softmax_f32` | `e^(x − max) / Σ` | attention, sampling |
 //! | `silu_f32`, `silu_mul_f32` | `x · sigmoid(x)`, and times a second operand | convolution nets, SwiGLU |
 //! | `rope_f32` | rotates the pairs `(i, i + head_dim/2)` | queries and keys |
-//! | `scores_i8`, `scores_f32` | one query · up to 16 keys | attention |
-//! | `weighted_sum_i8`, `weighted_sum_f32` | `out += Σ p · v` over up to 16 values | attention |
+//! | `scores_i8`, `softmax_u14`, `weighted_sum_i8` | `q · kᵀ`, `e^(s − max)` in 14 bits, `Σ p · v` over 16-token panels | attention |
+//! | `scores_f32`, `weighted_sum_f32` | one query · up to 16 keys, `out += Σ p · v` | attention of float bundles |
 //!
 //! Integer kernels of all sets agree bit for bit because integers do; the float ones because every set is
 //! compiled from the bodies in `float.rs`, whose order of operations is that of [`crate::quant`].
@@ -28,7 +28,9 @@
 use std::ops::Range;
 
 use crate::quant::{TILE_N, TilesI8, pad_k};
+use crate::threads::Columns;
 
+pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -70,36 +72,41 @@ pub struct FloatRows<'a, T> {
     pub k: usize,
 }
 
+/// What happens to a product on its way to memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// `[n] f32`, added to the product.
+    pub bias: Option<&'a [f32]>,
+    /// Whether the result is added to what stands in the output instead of replacing it.
+    pub residual: bool,
+}
+
 /// An INT8 matrix product in progress; its lengths are those that [`check_matmul_i8`] asks for.
 struct ProductI8<'a> {
     x: RowsI8<'a>,
     w: TilesI8<'a>,
     rows: Range<usize>,
-    bias: Option<&'a [f32]>,
-    out: &'a mut [f32],
+    epilogue: Epilogue<'a>,
+    out: Columns<'a, f32>,
 }
 
 impl ProductI8<'_> {
     /// Scales the accumulators of row `i` and one group of outputs back, and stores those that were asked for: the first part of
-    /// a token with the bias, the others added to it, so the parts must come in order.
+    /// a token with the epilogue, the others added to it, so the parts must come in order.
     #[inline(always)]
     fn store(&mut self, i: usize, group: usize, acc: [i32; TILE_N]) {
         let first = group * TILE_N;
         let wanted = self.rows.start.max(first)..self.rows.end.min(first + TILE_N);
-        let at = i / self.x.parts * self.rows.len() + wanted.start - self.rows.start;
-        let out = self.out[at..][..wanted.len()].iter_mut();
-        let acc = &acc[wanted.start - first..wanted.end - first];
-        let scaled = acc.iter().zip(&self.w.scale[wanted.clone()]);
-        let scaled = scaled.map(|(&acc, w_scale)| acc as f32 * (self.x.scale[i] * w_scale));
-        if !i.is_multiple_of(self.x.parts) {
-            out.zip(scaled).for_each(|(out, y)| *out += y);
-            return;
-        }
-        out.zip(scaled).for_each(|(out, y)| *out = y);
-        if let Some(bias) = self.bias {
-            for (out, bias) in self.out[at..].iter_mut().zip(&bias[wanted]) {
-                *out += bias;
+        let (part, x_scale) = (i % self.x.parts, self.x.scale[i]);
+        let out = &mut self.out.row(i / self.x.parts)[wanted.start - self.rows.start..];
+        let bias = self.epilogue.bias.filter(|_| part == 0);
+        let adds = part > 0 || self.epilogue.residual;
+        for (out, n) in out.iter_mut().zip(wanted) {
+            let mut y = acc[n - first] as f32 * (x_scale * self.w.scale[n]);
+            if let Some(bias) = bias {
+                y += bias[n];
             }
+            *out = if adds { *out + y } else { y };
         }
     }
 }
@@ -108,12 +115,18 @@ impl ProductI8<'_> {
 ///
 /// # Panics
 /// If a length does not fit.
-fn check_matmul_i8(x: RowsI8, w: &TilesI8, rows: &Range<usize>, bias: Option<&[f32]>, out: &[f32]) -> usize {
+fn check_matmul_i8(
+    x: RowsI8,
+    w: &TilesI8,
+    rows: &Range<usize>,
+    epilogue: Epilogue,
+    out: &Columns<f32>,
+) -> usize {
     w.assert_shapes();
     let m = x.scale.len();
     assert!(x.parts > 0 && m.is_multiple_of(x.parts), "{m} rows in tokens of {} parts", x.parts);
     assert_eq!(x.q.len(), m * pad_k(w.k), "activations of {m} rows for {} inputs", w.k);
-    check_output(m / x.parts, w.n, rows, bias, out);
+    check_output(m / x.parts, w.n, rows, epilogue, out);
     m
 }
 
@@ -125,29 +138,20 @@ fn check_matmul_float<T>(
     x: &[f32],
     w: &FloatRows<T>,
     rows: &Range<usize>,
-    bias: Option<&[f32]>,
-    out: &[f32],
+    epilogue: Epilogue,
+    out: &Columns<f32>,
 ) -> usize {
     assert_eq!(w.rows.len(), w.n * w.k, "weights of {} × {}", w.n, w.k);
     assert!(w.k > 0 && x.len().is_multiple_of(w.k), "activations of {} for {} inputs", x.len(), w.k);
     let m = x.len() / w.k;
-    check_output(m, w.n, rows, bias, out);
+    check_output(m, w.n, rows, epilogue, out);
     m
 }
 
-/// What every `scores_i8` asks of its arguments.
-///
-/// # Panics
-/// If a length does not fit.
-fn check_scores_i8(q: &[i8], k: &[i8], k_scale: &[f32], out: &[f32]) {
-    assert!(out.len() <= KV_BLOCK && k.len() == out.len() * q.len(), "{} keys of {}", out.len(), q.len());
-    assert_eq!(k_scale.len(), out.len(), "one scale per key");
-}
-
-fn check_output(m: usize, n: usize, rows: &Range<usize>, bias: Option<&[f32]>, out: &[f32]) {
+fn check_output(m: usize, n: usize, rows: &Range<usize>, epilogue: Epilogue, out: &Columns<f32>) {
     assert!(rows.start <= rows.end && rows.end <= n, "output rows {rows:?} of {n}");
-    assert!(bias.is_none_or(|bias| bias.len() == n), "one bias per output row");
-    assert_eq!(out.len(), m * rows.len(), "output of {m} × {}", rows.len());
+    assert!(epilogue.bias.is_none_or(|bias| bias.len() == n), "one bias per output row");
+    assert_eq!((out.rows(), out.width()), (m, rows.len()), "output of {m} × {}", rows.len());
 }
 
 #[cfg(test)]

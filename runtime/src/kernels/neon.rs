@@ -9,18 +9,20 @@ use std::ops::Range;
 
 use half::f16;
 
+use super::attention::{DotTiles, KeyPanels, Queries, ValuePanels, instantiate_attention};
 use super::float::{Dots, Widen};
-use super::{FloatRows, KV_BLOCK, ProductI8, RowsI8, check_matmul_i8, check_scores_i8, float, scalar};
+use super::{Epilogue, FloatRows, ProductI8, RowsI8, check_matmul_i8, float};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k, sum_lanes};
+use crate::threads::Columns;
 
 float::instantiate! { #[target_feature(enable = "neon")] }
 
 /// See [`super::scalar::matmul_i8`].
 #[target_feature(enable = "neon")]
-pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<&[f32]>, out: &mut [f32]) {
-    let m = check_matmul_i8(x, &w, &rows, bias, out);
+pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epilogue, out: Columns<f32>) {
+    let m = check_matmul_i8(x, &w, &rows, epilogue, &out);
     let groups = rows.start / TILE_N..rows.end.div_ceil(TILE_N);
-    let mut product = ProductI8 { x, w, rows, bias, out };
+    let mut product = ProductI8 { x, w, rows, epilogue, out };
     for group in groups {
         let mut i = 0;
         // 2 tokens × 16 outputs: 16 accumulators, 2 registers of activations, 1 of weights, 2 of products, of 32.
@@ -35,67 +37,53 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<
     }
 }
 
-/// `M` tokens from `i` on against one group of 16 output rows.
+/// `M` rows from `i` on against one group of 16 outputs.
 #[target_feature(enable = "neon")]
 fn block<const M: usize>(product: &mut ProductI8, i: usize, group: usize) {
     let k_pad = pad_k(product.w.k);
-    let tokens = &product.x.q[i * k_pad..][..M * k_pad];
     let tiles = &product.w.tiles[group * TILE_N * k_pad..][..TILE_N * k_pad];
-    // Register `part` holds, for each of two outputs, two partial sums side by side.
-    let mut acc = [[vdupq_n_s32(0); 8]; M];
-    for (quad, tile) in tiles.chunks_exact(TILE).enumerate() {
-        let mut x = [vdup_n_s8(0); M];
-        for (r, x) in x.iter_mut().enumerate() {
-            // SAFETY: `tokens` holds M rows of k_pad bytes, and four from `4 · quad` on are inside one.
-            let four =
-                unsafe { tokens.as_ptr().add(r * k_pad + quad * TILE_K).cast::<i32>().read_unaligned() };
-            *x = vreinterpret_s8_s32(vdup_n_s32(four));
-        }
-        for (part, rows) in tile.chunks_exact(8).enumerate() {
-            // SAFETY: `rows` is 8 bytes.
-            let rows = unsafe { vld1_s8(rows.as_ptr()) };
-            for (acc, x) in acc.iter_mut().zip(x) {
-                acc[part] = vpadalq_s16(acc[part], vmull_s8(rows, x));
-            }
-        }
-    }
-    for (r, acc) in acc.into_iter().enumerate() {
-        let mut sums = [0; TILE_N];
-        for (sums, pair) in sums.chunks_exact_mut(4).zip(acc.chunks_exact(2)) {
-            // SAFETY: `sums` is four elements.
-            unsafe { vst1q_s32(sums.as_mut_ptr(), vpaddq_s32(pair[0], pair[1])) };
-        }
+    // SAFETY: `Neon` needs no more than what is enabled here.
+    let sums: [_; M] = unsafe { Neon::dot_tiles(&product.x.q[i * k_pad..], k_pad, tiles) };
+    for (r, sums) in sums.into_iter().enumerate() {
         product.store(i + r, group, sums);
     }
 }
 
-/// See [`super::scalar::scores_i8`]. A whole block of keys in steps of 16 bytes; anything else goes the scalar way.
-#[target_feature(enable = "neon")]
-pub(super) fn scores_i8(q: &[i8], q_scale: f32, k: &[i8], k_scale: &[f32], out: &mut [f32]) {
-    if !q.len().is_multiple_of(16) || out.len() != KV_BLOCK {
-        return scalar::scores_i8(q, q_scale, k, k_scale, out);
-    }
-    check_scores_i8(q, k, k_scale, out);
-    let head_dim = q.len();
-    for j in (0..KV_BLOCK).step_by(4) {
-        let mut acc = [vdupq_n_s32(0); 4];
-        for at in (0..head_dim).step_by(16) {
-            // SAFETY: `head_dim` is a multiple of 16, so 16 bytes from `at` on are inside `q`.
-            let query = unsafe { vld1q_s8(q.as_ptr().add(at)) };
-            for (key, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: `k` holds 16 keys of `head_dim` bytes (`check_scores_i8`).
-                let key = unsafe { vld1q_s8(k.as_ptr().add((j + key) * head_dim + at)) };
-                *acc = vpadalq_s16(*acc, vmull_s8(vget_low_s8(query), vget_low_s8(key)));
-                *acc = vpadalq_s16(*acc, vmull_high_s8(query, key));
+impl DotTiles for Neon {
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn dot_tiles<const M: usize>(x: &[i8], stride: usize, tiles: &[i8]) -> [[i32; TILE_N]; M] {
+        assert!(x.len() >= (M - 1) * stride + tiles.len() / TILE_N);
+        // Register `part` holds, for each of two outputs, two partial sums side by side.
+        let mut acc = [[vdupq_n_s32(0); 8]; M];
+        for (quad, tile) in tiles.chunks_exact(TILE).enumerate() {
+            let mut rows = [vdup_n_s8(0); M];
+            for (r, row) in rows.iter_mut().enumerate() {
+                // SAFETY: `x` holds M rows, `stride` apart, of as many inputs as the tiles, and four from `4 · quad` on are inside.
+                let four =
+                    unsafe { x.as_ptr().add(r * stride + quad * TILE_K).cast::<i32>().read_unaligned() };
+                *row = vreinterpret_s8_s32(vdup_n_s32(four));
+            }
+            for (part, weights) in tile.chunks_exact(8).enumerate() {
+                // SAFETY: `weights` is 8 bytes.
+                let weights = unsafe { vld1_s8(weights.as_ptr()) };
+                for (acc, row) in acc.iter_mut().zip(rows) {
+                    acc[part] = vpadalq_s16(acc[part], vmull_s8(weights, row));
+                }
             }
         }
-        let sums = vpaddq_s32(vpaddq_s32(acc[0], acc[1]), vpaddq_s32(acc[2], acc[3]));
-        // SAFETY: `k_scale` has 16 elements (`check_scores_i8`), of which four from `j` on are read.
-        let scale = vmulq_n_f32(unsafe { vld1q_f32(k_scale.as_ptr().add(j)) }, q_scale);
-        // SAFETY: `out` has 16 elements, see the top.
-        unsafe { vst1q_f32(out.as_mut_ptr().add(j), vmulq_f32(vcvtq_f32_s32(sums), scale)) };
+        let mut sums = [[0; TILE_N]; M];
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            for (sums, pair) in sums.chunks_exact_mut(4).zip(acc.chunks_exact(2)) {
+                // SAFETY: `sums` is four elements.
+                unsafe { vst1q_s32(sums.as_mut_ptr(), vpaddq_s32(pair[0], pair[1])) };
+            }
+        }
+        sums
     }
 }
+
+instantiate_attention! { Neon, #[target_feature(enable = "neon")] }
 
 /// See [`super::scalar::matmul_f16`].
 #[target_feature(enable = "neon")]
@@ -103,11 +91,11 @@ pub(super) fn matmul_f16(
     x: &[f32],
     w: FloatRows<f16>,
     rows: Range<usize>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
+    epilogue: Epilogue,
+    out: Columns<f32>,
 ) {
     // SAFETY: `Neon` needs no more than what is enabled here.
-    unsafe { float::matmul::<Neon, _, 2, 2>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<Neon, _, 2, 2>(x, w, rows, epilogue, out) };
 }
 
 /// See [`super::scalar::matmul_f32`].
@@ -116,11 +104,11 @@ pub(super) fn matmul_f32(
     x: &[f32],
     w: FloatRows<f32>,
     rows: Range<usize>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
+    epilogue: Epilogue,
+    out: Columns<f32>,
 ) {
     // SAFETY: as above.
-    unsafe { float::matmul::<Neon, _, 2, 2>(x, w, rows, bias, out) };
+    unsafe { float::matmul::<Neon, _, 2, 2>(x, w, rows, epilogue, out) };
 }
 
 /// Four registers of four lanes for each sum; two tokens by two outputs fill half the registers.

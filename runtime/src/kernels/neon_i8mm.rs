@@ -10,17 +10,18 @@ use std::ops::Range;
 use super::neon_dotprod;
 pub(super) use super::neon_dotprod::{
     matmul_f16, matmul_f32, quantise_row, rms_norm_f32, rope_f32, scores_f32, scores_i8, silu_f32,
-    silu_mul_f32, softmax_f32, weighted_sum_f32, weighted_sum_i8,
+    silu_mul_f32, softmax_f32, softmax_u14, weighted_sum_f32, weighted_sum_i8,
 };
-use super::{ProductI8, RowsI8, check_matmul_i8};
+use super::{Epilogue, ProductI8, RowsI8, check_matmul_i8};
 use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, pad_k};
+use crate::threads::Columns;
 
 /// See [`super::scalar::matmul_i8`].
 #[target_feature(enable = "neon,dotprod,i8mm")]
-pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, bias: Option<&[f32]>, out: &mut [f32]) {
-    let m = check_matmul_i8(x, &w, &rows, bias, out);
+pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epilogue, out: Columns<f32>) {
+    let m = check_matmul_i8(x, &w, &rows, epilogue, &out);
     let groups = rows.start / TILE_N..rows.end.div_ceil(TILE_N);
-    let mut product = ProductI8 { x, w, rows, bias, out };
+    let mut product = ProductI8 { x, w, rows, epilogue, out };
     for group in groups {
         let mut i = 0;
         // 4 tokens × 16 outputs: 16 accumulators, 2 registers of activations, 2 of weights, of 32.

@@ -2,8 +2,9 @@
 
 use half::f16;
 
+use super::attention::{KeyPanels, Queries, ValuePanels, WEIGHT_MAX};
 use super::*;
-use crate::quant::{MAX_K, pack_n16k4, row_sums};
+use crate::quant::{MAX_K, pack_n16k4, pad_n, row_sums, tile_index};
 
 mod compare;
 mod definition;
@@ -69,4 +70,39 @@ impl Weights {
 /// Lays `[m, k]` activations out with padded rows.
 fn pad_rows(q: &[i8], k: usize) -> Vec<i8> {
     q.chunks(k).flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0, pad_k(k) - k))).collect()
+}
+
+/// Panels of 16 keys or values, laid out both ways.
+struct Panels {
+    keys: Vec<i8>,
+    sum: Vec<i32>,
+    values: Vec<i8>,
+    head_dim: usize,
+}
+
+impl Panels {
+    fn new(panels: usize, head_dim: usize) -> Self {
+        let tokens = panels * KV_BLOCK;
+        let (keys, values) = (vec![0; tokens * pad_k(head_dim)], vec![0; tokens * pad_n(head_dim)]);
+        Self { keys, sum: vec![0; tokens], values, head_dim }
+    }
+
+    /// Stores one key or value.
+    fn set(&mut self, panel: usize, lane: usize, x: &[i8]) {
+        assert_eq!(x.len(), self.head_dim);
+        let (k_pad, n_pad) = (pad_k(x.len()), pad_n(x.len()));
+        for (i, &x) in x.iter().enumerate() {
+            self.keys[panel * KV_BLOCK * k_pad + tile_index(lane, i, k_pad)] = x;
+            self.values[panel * KV_BLOCK * n_pad + tile_index(i, lane, KV_BLOCK)] = x;
+        }
+        self.sum[panel * KV_BLOCK + lane] = x.iter().map(|&x| i32::from(x)).sum();
+    }
+
+    fn keys<'a>(&'a self, scale: &'a [f32], which: &'a [u32]) -> KeyPanels<'a> {
+        KeyPanels { tiles: &self.keys, scale, sum: &self.sum, which, head_dim: self.head_dim }
+    }
+
+    fn values<'a>(&'a self, which: &'a [u32]) -> ValuePanels<'a> {
+        ValuePanels { tiles: &self.values, which, head_dim: self.head_dim }
+    }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{Segment, Session};
 use crate::block::{Net, Own, Step, Visible};
 use crate::config::Modality;
+use crate::kernels::Epilogue;
 
 /// One input row: a token of the vocabulary, or a learned vector.
 #[derive(Clone, Copy)]
@@ -103,9 +104,10 @@ impl Session {
         let (e, w, net, c) =
             (self.model.engine(), self.model.weights(), self.model.net(), self.model.config());
         let x = &self.x[row * c.d_model..][..c.d_model];
-        e.rms_norm(x, net.norm.get(w), c.norm_eps, &mut self.normed);
+        let (embed, a) = (net.embed.get(w), &mut self.scratch.activations);
+        e.load_normed(x, net.norm.get(w), c.norm_eps, embed, a);
         let rows = range.start as usize..range.end as usize;
         let out = &mut self.logits[..rows.len()];
-        e.linear_rows(&self.normed, 1, net.embed.get(w), rows, out, &mut self.scratch.linear);
+        e.product(a, embed, rows, Epilogue::default(), out);
     }
 }

@@ -10,7 +10,8 @@ fn runs_every_part_once_whatever_the_number_of_threads() {
         for parts in [0, 1, 2, 3, 64] {
             for _ in 0..50 {
                 let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(parts, &|i| {
+                pool.run(parts, &|thread, i| {
+                    assert!(thread < pool.threads());
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(
@@ -23,17 +24,40 @@ fn runs_every_part_once_whatever_the_number_of_threads() {
 }
 
 #[test]
-fn cuts_slices_into_pieces_that_cover_it() {
+fn cuts_slices_into_pieces_that_cover_them() {
     let pool = Pool::new(3).unwrap();
-    for (len, chunk_len) in [(0, 4), (1, 4), (8, 4), (9, 4), (100, 7)] {
-        let mut data = vec![0usize; len];
-        pool.for_each_chunk(&mut data, chunk_len, &|i, piece| {
-            for (j, x) in piece.iter_mut().enumerate() {
-                *x += i * chunk_len + j + 1;
+    for (len, piece) in [(0, 4), (1, 4), (8, 4), (9, 4), (100, 7)] {
+        let (mut a, mut b) = (vec![0usize; len], vec![0usize; 2 * len]);
+        let mut counts = vec![0usize; 3];
+        pool.for_each_piece((&mut a, piece), (&mut b, 2 * piece), &mut counts, &|i, a, b, count| {
+            a.iter_mut().enumerate().for_each(|(j, x)| *x += i * piece + j + 1);
+            b.iter_mut().enumerate().for_each(|(j, x)| *x += 2 * i * piece + j + 1);
+            *count += 1;
+        });
+        assert!(a.iter().enumerate().all(|(i, &x)| x == i + 1), "{len} in pieces of {piece}");
+        assert!(b.iter().enumerate().all(|(i, &x)| x == i + 1), "{len} in pieces of {piece}");
+        assert_eq!(counts.iter().sum::<usize>(), len.div_ceil(piece), "each piece counted with one scratch");
+    }
+}
+
+#[test]
+fn cuts_matrices_into_columns_that_cover_them() {
+    let pool = Pool::new(3).unwrap();
+    for (rows, width, piece) in [(0, 5, 2), (1, 1, 1), (3, 7, 3), (4, 6, 2), (2, 5, 9)] {
+        let mut out = vec![0usize; rows * width];
+        pool.for_each_columns(&mut out, (rows, width), piece, &|columns, mut part| {
+            assert_eq!((part.rows(), part.width()), (rows, columns.len()));
+            for i in 0..rows {
+                for (x, column) in part.row(i).iter_mut().zip(columns.clone()) {
+                    *x += i * width + column + 1;
+                }
             }
         });
-        assert!(data.iter().enumerate().all(|(i, &x)| x == i + 1), "{len} in pieces of {chunk_len}");
+        assert!(out.iter().enumerate().all(|(i, &x)| x == i + 1), "{rows} × {width} in pieces of {piece}");
     }
+    let mut out = [0; 6];
+    let outcome = catch_unwind(AssertUnwindSafe(|| Columns::of(&mut out, 2, 3).row(2).fill(1)));
+    assert!(outcome.is_err(), "there are two rows");
 }
 
 #[test]
@@ -43,7 +67,7 @@ fn wakes_workers_that_sleep() {
         std::thread::sleep(SPIN * 20);
         // Both parts wait for each other, so this only ends if the worker takes one.
         let barrier = std::sync::Barrier::new(2);
-        pool.run(2, &|_| {
+        pool.run(2, &|_, _| {
             barrier.wait();
         });
     }
@@ -53,8 +77,8 @@ fn wakes_workers_that_sleep() {
 fn a_second_caller_does_its_work_alone() {
     let pool = Pool::new(2).unwrap();
     let inner = AtomicUsize::new(0);
-    pool.run(2, &|_| {
-        pool.run(4, &|_| {
+    pool.run(2, &|_, _| {
+        pool.run(4, &|_, _| {
             inner.fetch_add(1, Ordering::Relaxed);
         });
     });
@@ -67,7 +91,7 @@ fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
     for bad in 0..4 {
         let done = AtomicUsize::new(0);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            pool.run(4, &|i| {
+            pool.run(4, &|_, i| {
                 assert_ne!(i, bad, "on purpose");
                 done.fetch_add(1, Ordering::Relaxed);
             });
@@ -75,5 +99,5 @@ fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         assert!(outcome.is_err(), "part {bad}");
         assert_eq!(done.load(Ordering::Relaxed), 3, "the other parts were done");
     }
-    pool.run(4, &|_| ());
+    pool.run(4, &|_, _| ());
 }

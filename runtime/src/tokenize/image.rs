@@ -58,7 +58,7 @@ impl ImageTokenizer {
             codebook,
             distances: vec![0.0; image.codebook_size],
             maps: [vec![0.0; largest], vec![0.0; largest], vec![0.0; largest]],
-            scratch: ConvScratch::new(convs(net).map(Conv::k).max().unwrap_or(1)),
+            scratch: ConvScratch::new(convs(net).map(Conv::k).max().unwrap_or(1), model.engine()),
         }
     }
 

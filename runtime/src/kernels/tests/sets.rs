@@ -15,12 +15,16 @@ fn compare_i8(set: &Kernels, w: &Weights, q: &[i8], scale: &[f32], rows: Range<u
     let padded = pad_rows(q, w.k);
     for parts in [1, 2].into_iter().filter(|&parts| scale.len().is_multiple_of(parts)) {
         let (m, x) = (scale.len() / parts, RowsI8 { q: &padded, scale, parts });
-        let mut want = vec![1.0; m * rows.len()];
-        let mut got = vec![f32::NAN; m * rows.len()];
-        scalar::matmul_i8(x, w.tiles(), rows.clone(), bias, &mut want);
-        (set.matmul_i8)(x, w.tiles(), rows.clone(), bias, &mut got);
-        let (n, k) = (w.n, w.k);
-        assert_same(&got, &want, &format!("{} m {m} parts {parts} n {n} k {k} rows {rows:?}", set.name));
+        for residual in [false, true] {
+            // With a residual both begin with the same numbers, without they must not look at them.
+            let mut want = vec![1.0; m * rows.len()];
+            let mut got = vec![if residual { 1.0 } else { f32::NAN }; m * rows.len()];
+            let epilogue = Epilogue { bias, residual };
+            scalar::matmul_i8(x, w.tiles(), rows.clone(), epilogue, Columns::of(&mut want, m, rows.len()));
+            (set.matmul_i8)(x, w.tiles(), rows.clone(), epilogue, Columns::of(&mut got, m, rows.len()));
+            let what = format!("{} m {m} parts {parts} n {} k {} rows {rows:?}", set.name, w.n, w.k);
+            assert_same(&got, &want, &what);
+        }
     }
 }
 
@@ -45,6 +49,21 @@ fn int8_products_of_every_token_count() {
             compare_i8(set, &w, &q, &scale, 0..n, Some(&bias));
             let (a, b) = (random.below(n + 1), random.below(n + 1));
             compare_i8(set, &w, &q, &scale, a.min(b)..a.max(b), Some(&bias));
+        }
+    });
+}
+
+/// 10,000 shapes; 500 on Arm, where the tests mostly run under emulation.
+#[test]
+fn int8_products_of_random_shapes() {
+    let shapes = if cfg!(target_arch = "aarch64") { 500 } else { 10_000 };
+    each_set(|set| {
+        let mut random = Random(17);
+        for _ in 0..shapes {
+            let (m, n, k) = (1 + random.below(40), 1 + random.below(96), 1 + random.below(320));
+            let w = Weights::new(random.i8s(n * k), random.f32s(n), k);
+            let (q, scale, bias) = (random.i8s(m * k), random.f32s(m), random.f32s(n));
+            compare_i8(set, &w, &q, &scale, 0..n, (k % 2 == 0).then_some(&bias[..]));
         }
     });
 }
@@ -136,12 +155,14 @@ fn float_products_have_the_same_bits() {
                 let what = format!("{} m {m} n {n} k {k} {range:?}", set.name);
                 let (mut got, mut want) = (vec![f32::NAN; m * range.len()], vec![0.0; m * range.len()]);
                 let w = FloatRows { rows: &rows[..], n, k };
-                (set.matmul_f32)(&x, w, range.clone(), bias, &mut got);
-                scalar::matmul_f32(&x, w, range.clone(), bias, &mut want);
+                let epilogue = Epilogue { bias, residual: false };
+                (set.matmul_f32)(&x, w, range.clone(), epilogue, Columns::of(&mut got, m, range.len()));
+                scalar::matmul_f32(&x, w, range.clone(), epilogue, Columns::of(&mut want, m, range.len()));
                 assert_same(&got, &want, &what);
                 let w = FloatRows { rows: &halves[..], n, k };
-                (set.matmul_f16)(&x, w, range.clone(), bias, &mut got);
-                scalar::matmul_f16(&x, w, range.clone(), bias, &mut want);
+                let epilogue = Epilogue { bias, residual: true };
+                (set.matmul_f16)(&x, w, range.clone(), epilogue, Columns::of(&mut got, m, range.len()));
+                scalar::matmul_f16(&x, w, range.clone(), epilogue, Columns::of(&mut want, m, range.len()));
                 assert_same(&got, &want, &what);
             }
         }
@@ -156,8 +177,9 @@ fn every_half_multiplies_alike() {
         for k in [1, 16] {
             let (x, w) = (vec![1.0; k], FloatRows { rows: &halves[..], n: halves.len() / k, k });
             let (mut got, mut want) = (vec![0.0; w.n], vec![1.0; w.n]);
-            (set.matmul_f16)(&x, w, 0..w.n, None, &mut got);
-            scalar::matmul_f16(&x, w, 0..w.n, None, &mut want);
+            let none = Epilogue::default();
+            (set.matmul_f16)(&x, w, 0..w.n, none, Columns::of(&mut got, 1, w.n));
+            scalar::matmul_f16(&x, w, 0..w.n, none, Columns::of(&mut want, 1, w.n));
             assert_same(&got, &want, set.name);
         }
     });
@@ -206,32 +228,92 @@ fn attention_kernels_have_the_same_bits() {
     each_set(|set| {
         let mut random = Random(16);
         for head_dim in [1, 15, 16, 17, 31, 32, 33, 48, 64, 80, 96, 128, 256] {
+            let (mut k, mut v) = (Panels::new(6, head_dim), Panels::new(6, head_dim));
+            for token in 0..6 * KV_BLOCK {
+                k.set(token / KV_BLOCK, token % KV_BLOCK, &random.i8s(head_dim));
+                v.set(token / KV_BLOCK, token % KV_BLOCK, &random.i8s(head_dim));
+            }
+            let k_scale = random.f32s(6 * KV_BLOCK);
+            for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17] {
+                let which: Vec<u32> = (0..random.below(6)).map(|_| random.below(6) as u32).collect();
+                let (keys, what) = (
+                    which.len() * KV_BLOCK,
+                    format!("{} m {m} head_dim {head_dim} panels {which:?}", set.name),
+                );
+                let (q, scale, bias) =
+                    (pad_rows(&random.i8s(m * head_dim), head_dim), random.f32s(m), random.f32s(m));
+                let queries = Queries { q: &q, scale: &scale, bias: &bias };
+                let (mut got, mut want) = (vec![7.0; m * (keys + 3)], vec![7.0; m * (keys + 3)]);
+                (set.scores_i8)(queries, k.keys(&k_scale, &which), &mut got, keys + 3);
+                scalar::scores_i8(queries, k.keys(&k_scale, &which), &mut want, keys + 3);
+                assert_same(&got, &want, &what);
+
+                let p: Vec<i8> = (0..2 * m * keys).map(|_| random.below(128) as i8).collect();
+                let (mut got, mut want) = (vec![f32::NAN; m * head_dim], vec![0.0; m * head_dim]);
+                (set.weighted_sum_i8)(&p, &scale, v.values(&which), &mut got);
+                scalar::weighted_sum_i8(&p, &scale, v.values(&which), &mut want);
+                assert_same(&got, &want, &what);
+            }
             for keys in 0..=KV_BLOCK {
                 let what = format!("{} head_dim {head_dim} keys {keys}", set.name);
-                let (q, k, scale) = (random.i8s(head_dim), random.i8s(keys * head_dim), random.f32s(keys));
+                let (q, k, p) = (random.f32s(head_dim), random.f32s(keys * head_dim), random.f32s(keys));
                 let (mut got, mut want) = (vec![f32::NAN; keys], vec![0.0; keys]);
-                (set.scores_i8)(&q, 0.37, &k, &scale, &mut got);
-                scalar::scores_i8(&q, 0.37, &k, &scale, &mut want);
-                assert_same(&got, &want, &what);
-                let (qf, kf, p) = (random.f32s(head_dim), random.f32s(keys * head_dim), random.f32s(keys));
-                (set.scores_f32)(&qf, &kf, &mut got);
-                scalar::scores_f32(&qf, &kf, &mut want);
+                (set.scores_f32)(&q, &k, &mut got);
+                scalar::scores_f32(&q, &k, &mut want);
                 assert_same(&got, &want, &what);
                 let mut got = random.f32s(head_dim);
                 let mut want = got.clone();
-                (set.weighted_sum_i8)(&p, &k, &scale, &mut got);
-                scalar::weighted_sum_i8(&p, &k, &scale, &mut want);
-                assert_same(&got, &want, &what);
-                (set.weighted_sum_f32)(&p, &kf, &mut got);
-                scalar::weighted_sum_f32(&p, &kf, &mut want);
+                (set.weighted_sum_f32)(&p, &k, &mut got);
+                scalar::weighted_sum_f32(&p, &k, &mut want);
                 assert_same(&got, &want, &what);
             }
         }
-        for x in [127, -127, -128] {
+    });
+}
+
+#[test]
+fn attention_of_extreme_values_has_the_same_bits() {
+    each_set(|set| {
+        let (mut k, scale) = (Panels::new(1, 128), [1.0; 16]);
+        for (x, y) in [(127, 127), (127, -127), (-127, -127), (-128, -127)] {
+            (0..16).for_each(|token| k.set(0, token, &[y; 128]));
+            let q = Queries { q: &[x; 128], scale: &[1.0], bias: &[0.0] };
             let (mut got, mut want) = ([f32::NAN; 16], [0.0; 16]);
-            (set.scores_i8)(&[x; 128], 1.0, &[-127; 16 * 128], &[1.0; 16], &mut got);
-            scalar::scores_i8(&[x; 128], 1.0, &[-127; 16 * 128], &[1.0; 16], &mut want);
+            (set.scores_i8)(q, k.keys(&scale, &[0]), &mut got, 16);
+            scalar::scores_i8(q, k.keys(&scale, &[0]), &mut want, 16);
             assert_same(&got, &want, set.name);
+            let (mut got, mut want) = ([f32::NAN; 128], [0.0; 128]);
+            (set.weighted_sum_i8)(&[127; 32], &[1.0], k.values(&[0]), &mut got);
+            scalar::weighted_sum_i8(&[127; 32], &[1.0], k.values(&[0]), &mut want);
+            assert_same(&got, &want, set.name);
+        }
+    });
+}
+
+#[test]
+fn attention_weights_have_the_same_bits() {
+    each_set(|set| {
+        let mut random = Random(18);
+        for panels in 0..20 {
+            let keys = panels * KV_BLOCK;
+            let v: Vec<f32> = random.f32s(keys).into_iter().map(f32::abs).collect();
+            for special in [1.0, 1e30, f32::NEG_INFINITY, 0.0] {
+                let mut s = random.f32s(keys);
+                if keys > 0 {
+                    s[random.below(keys)] = special;
+                }
+                let (mut other, c) = (s.clone(), WEIGHT_MAX / 2.0);
+                let (mut got, mut want) = (vec![-1; 2 * keys], vec![-2; 2 * keys]);
+                let sum = (set.softmax_u14)(&mut s, &v, c, &mut got);
+                assert_same(&[sum], &[scalar::softmax_u14(&mut other, &v, c, &mut want)], set.name);
+                assert_eq!(got, want, "{} {keys} keys", set.name);
+            }
+            if keys > 0 {
+                let mut s = random.f32s(keys);
+                s[random.below(keys)] = f32::NAN;
+                let sum = (set.softmax_u14)(&mut s, &v, 1.0, &mut vec![0; 2 * keys]);
+                assert!(sum.is_nan(), "{}: a NaN reaches the sum", set.name);
+            }
         }
     });
 }

@@ -1,0 +1,303 @@
+//! Grouped-query attention over the arena.
+//!
+//! A step's rows are cut into units of a few rows; in a unit, the query heads that share a key head are rows of one matrix product.
+//! Scores of all visible keys, softmax, weighted sum: whole rows at a time, since the arena bounds how long they get.
+//!
+//! Source: Ainslie et al. 2023 (arXiv:2305.13245), with a learned bias per head and pair of modalities.
+
+use std::ops::Range;
+
+use crate::block::{Net, Own, Step};
+use crate::config::{Modality, ModelConfig};
+use crate::kernels::KV_BLOCK;
+use crate::kernels::attention::{Queries, WEIGHT_MAX};
+use crate::kv::{BlockId, Chain, KvArena, KvView};
+use crate::quant::pad_k;
+
+/// Queries that a unit multiplies at a time, about.
+const UNIT_QUERIES: usize = 16;
+
+/// Buffers of attention, allocated once.
+pub(crate) struct AttentionScratch {
+    /// Blocks of every visible segment, one after the other.
+    blocks: Vec<BlockId>,
+    /// One for each thread.
+    units: Vec<UnitScratch>,
+}
+
+/// What one unit needs.
+struct UnitScratch {
+    /// `[max_blocks]`, the panels of one key head.
+    panels: Vec<u32>,
+    /// `[head_dim]`, a query turned towards one segment.
+    turned: Vec<f32>,
+    /// `[queries, pad_k(head_dim)]`
+    q: Vec<i8>,
+    /// `[queries]`
+    scale: Vec<f32>,
+    /// `[queries]`
+    bias: Vec<f32>,
+    /// `[queries, keys]`
+    scores: Vec<f32>,
+    /// `[keys]`
+    value_scale: Vec<f32>,
+    /// `[queries, 2, keys]`
+    weights: Vec<i8>,
+    /// `[queries, head_dim]`
+    out: Vec<f32>,
+}
+
+impl AttentionScratch {
+    pub(crate) fn new(c: &ModelConfig, max_blocks: usize, threads: usize) -> Self {
+        let queries = unit_rows(c) * c.n_heads / c.n_kv_heads;
+        let keys = max_blocks * KV_BLOCK;
+        let unit = || UnitScratch {
+            panels: vec![0; max_blocks],
+            turned: vec![0.0; c.head_dim],
+            q: vec![0; queries * pad_k(c.head_dim)],
+            scale: vec![0.0; queries],
+            bias: vec![0.0; queries],
+            scores: vec![0.0; queries * keys],
+            value_scale: vec![0.0; keys],
+            weights: vec![0; queries * 2 * keys],
+            out: vec![0.0; queries * c.head_dim],
+        };
+        Self { blocks: Vec::with_capacity(max_blocks), units: (0..threads).map(|_| unit()).collect() }
+    }
+
+    /// The blocks of one chain, as a slice.
+    pub(crate) fn blocks_of(&mut self, kv: &KvArena, chain: &Chain) -> &[BlockId] {
+        self.blocks.clear();
+        self.blocks.extend(kv.blocks(chain));
+        &self.blocks
+    }
+}
+
+/// Rows of a unit: as many as make [`UNIT_QUERIES`] queries, at least one.
+fn unit_rows(c: &ModelConfig) -> usize {
+    (UNIT_QUERIES * c.n_kv_heads / c.n_heads).max(1)
+}
+
+/// Attention of one step's rows over one layer of the arena.
+pub(crate) struct Attention<'a> {
+    pub(crate) net: Net<'a>,
+    pub(crate) layer: usize,
+    pub(crate) step: &'a Step<'a>,
+    /// `[n_heads, modalities of the query, modalities of the key]`
+    pub(crate) bias: &'a [f32],
+    pub(crate) kv: &'a KvArena,
+}
+
+impl Attention<'_> {
+    /// Shapes: `q, out [rows, n_heads · head_dim] f32`.
+    pub(crate) fn forward(&self, q: &[f32], out: &mut [f32], s: &mut AttentionScratch) {
+        let (c, step) = (self.net.config, self.step);
+        let heads = c.n_heads * c.head_dim;
+        s.blocks.clear();
+        for segment in step.context.iter().chain([&step.own]) {
+            s.blocks.extend(self.kv.blocks(&segment.chain));
+        }
+        let blocks = &s.blocks;
+        let pool = self.net.engine.pool();
+        if step.rows == 1 {
+            // One row: the threads share its key heads.
+            let group = heads / c.n_kv_heads;
+            pool.for_each_piece((out, group), (&mut [(); 0], 0), &mut s.units, &|head, out, _, t| {
+                self.unit(q, 0..1, head, blocks, out, t);
+            });
+            return;
+        }
+        let unit = unit_rows(c);
+        pool.for_each_piece((out, unit * heads), (&mut [(); 0], 0), &mut s.units, &|i, out, _, t| {
+            let rows = i * unit..step.rows.min((i + 1) * unit);
+            for head in 0..c.n_kv_heads {
+                self.unit(q, rows.clone(), head, blocks, out, t);
+            }
+        });
+    }
+
+    /// The query heads of key head `kv_head` in `rows`; `out` begins with the first row (or, for one row, with the first head).
+    fn unit(
+        &self,
+        q: &[f32],
+        rows: Range<usize>,
+        kv_head: usize,
+        blocks: &[BlockId],
+        out: &mut [f32],
+        t: &mut UnitScratch,
+    ) {
+        let (c, step) = (self.net.config, self.step);
+        let (hd, group) = (c.head_dim, c.n_heads / c.n_kv_heads);
+        // Later rows' blocks of the own segment are invisible to all of these.
+        let own_blocks = step.own.chain.len.div_ceil(KV_BLOCK);
+        let context_blocks = blocks.len() - own_blocks;
+        let visible = context_blocks + (step.offset + rows.end - 1) / KV_BLOCK + 1;
+        for (panel, &block) in t.panels.iter_mut().zip(&blocks[..visible]) {
+            *panel = self.kv.panel(self.layer, block, kv_head);
+        }
+        let first_head = kv_head * group;
+        let query =
+            |i: usize| &q[((rows.start + i / group) * c.n_heads + first_head + i % group) * hd..][..hd];
+        match self.kv.view(&[]) {
+            KvView::I8 { .. } => self.unit_i8(query, rows.clone(), first_head, (context_blocks, visible), t),
+            KvView::F32 { .. } => {
+                self.unit_f32(query, rows.clone(), first_head, (context_blocks, visible), t)
+            }
+        }
+        let row_len = if step.rows == 1 { group * hd } else { c.n_heads * hd };
+        let first = if step.rows == 1 { 0 } else { first_head * hd };
+        for (out, row) in out.chunks_mut(row_len).zip(t.out.chunks_exact(group * hd)) {
+            out[first..first + group * hd].copy_from_slice(row);
+        }
+    }
+
+    fn unit_i8<'q>(
+        &self,
+        query: impl Fn(usize) -> &'q [f32],
+        rows: Range<usize>,
+        first_head: usize,
+        (context_blocks, visible): (usize, usize),
+        t: &mut UnitScratch,
+    ) {
+        let (e, kernels, c) = (self.net.engine, self.net.engine.kernels(), self.net.config);
+        let (hd, k_pad, group) = (c.head_dim, pad_k(c.head_dim), c.n_heads / c.n_kv_heads);
+        let (queries, keys) = (rows.len() * group, visible * KV_BLOCK);
+        let root = root(hd);
+        let UnitScratch { panels, turned, q, scale, bias, scores, value_scale, weights, out } = t;
+        let panels = &panels[..visible];
+
+        // Scores, segment by segment: the queries are turned by their distance to its first token.
+        let mut block = 0;
+        for segment in self.step.context.iter().chain([&self.step.own]) {
+            let blocks = segment.chain.len.div_ceil(KV_BLOCK).min(visible - block);
+            for i in 0..queries {
+                turned.copy_from_slice(query(i));
+                self.net.rope.rotate(e, turned, self.pos(rows.start + i / group) - segment.base);
+                scale[i] = (kernels.quantise_row)(turned, &mut q[i * k_pad..][..k_pad]) * root;
+                bias[i] = self.bias(first_head + i % group, segment.modality);
+            }
+            let q = Queries { q: &q[..queries * k_pad], scale: &scale[..queries], bias: &bias[..queries] };
+            let KvView::I8 { keys: k, value_scale: v_scale, .. } =
+                self.kv.view(&panels[block..block + blocks])
+            else {
+                unreachable!("an arena is of one kind")
+            };
+            let first = block * KV_BLOCK;
+            (kernels.scores_i8)(q, k, &mut scores[first..], keys);
+            for (i, &panel) in k.which.iter().enumerate() {
+                let at = first + i * KV_BLOCK;
+                value_scale[at..at + KV_BLOCK]
+                    .copy_from_slice(&v_scale[panel as usize * KV_BLOCK..][..KV_BLOCK]);
+            }
+            // What lies behind a segment's last token is somebody else's, or was.
+            let (len, end) = (first + segment.chain.len, (block + blocks) * KV_BLOCK);
+            for at in len.min(end)..end {
+                (0..queries).for_each(|i| scores[i * keys + at] = f32::NEG_INFINITY);
+                value_scale[at] = 0.0;
+            }
+            block += blocks;
+        }
+
+        let context_keys = context_blocks * KV_BLOCK;
+        let context_amax = amax(&value_scale[..context_keys], 0.0);
+        let mut row_amax = 0.0;
+        for i in 0..queries {
+            let scores = &mut scores[i * keys..][..keys];
+            let seen = self.mask(rows.start + i / group, &mut scores[context_keys..]);
+            if i % group == 0 {
+                // Of what this row sees alone, so that rows do not depend on what comes after them.
+                row_amax =
+                    amax(&value_scale[context_keys + seen.start..context_keys + seen.end], context_amax);
+            }
+            let c = if row_amax > 0.0 { (WEIGHT_MAX / row_amax).min(f32::MAX) } else { 0.0 };
+            let weights = &mut weights[i * 2 * keys..][..2 * keys];
+            let sum = (kernels.softmax_u14)(scores, &value_scale[..keys], c, weights);
+            scale[i] = row_amax / WEIGHT_MAX / sum;
+        }
+        let KvView::I8 { values, .. } = self.kv.view(panels) else { unreachable!("an arena is of one kind") };
+        let weights = &weights[..queries * 2 * keys];
+        (kernels.weighted_sum_i8)(weights, &scale[..queries], values, &mut out[..queries * hd]);
+    }
+
+    fn unit_f32<'q>(
+        &self,
+        query: impl Fn(usize) -> &'q [f32],
+        rows: Range<usize>,
+        first_head: usize,
+        (context_blocks, visible): (usize, usize),
+        t: &mut UnitScratch,
+    ) {
+        let (e, kernels, c) = (self.net.engine, self.net.engine.kernels(), self.net.config);
+        let (hd, group) = (c.head_dim, c.n_heads / c.n_kv_heads);
+        let keys = visible * KV_BLOCK;
+        let KvView::F32 { keys: k, values: v } = self.kv.view(&[]) else {
+            unreachable!("an arena is of one kind")
+        };
+        let panel = |x: &'_ [f32], panel: u32| -> Range<usize> {
+            let at = panel as usize * KV_BLOCK * hd;
+            debug_assert!(at < x.len());
+            at..at + KV_BLOCK * hd
+        };
+        for i in 0..rows.len() * group {
+            let scores = &mut t.scores[..keys];
+            let mut block = 0;
+            for segment in self.step.context.iter().chain([&self.step.own]) {
+                t.turned.copy_from_slice(query(i));
+                self.net.rope.rotate(e, &mut t.turned, self.pos(rows.start + i / group) - segment.base);
+                let bias = self.bias(first_head + i % group, segment.modality);
+                let blocks = segment.chain.len.div_ceil(KV_BLOCK).min(visible - block);
+                for at in 0..blocks {
+                    let scores = &mut scores[(block + at) * KV_BLOCK..][..KV_BLOCK];
+                    (kernels.scores_f32)(&t.turned, &k[panel(k, t.panels[block + at])], scores);
+                    for (lane, score) in scores.iter_mut().enumerate() {
+                        let live = at * KV_BLOCK + lane < segment.chain.len;
+                        *score = if live { *score * root(hd) + bias } else { f32::NEG_INFINITY };
+                    }
+                }
+                block += blocks;
+            }
+            self.mask(rows.start + i / group, &mut scores[context_blocks * KV_BLOCK..]);
+            (kernels.softmax_f32)(scores);
+            let out = &mut t.out[i * hd..][..hd];
+            out.fill(0.0);
+            for (&at, p) in t.panels.iter().zip(scores.chunks_exact(KV_BLOCK)) {
+                (kernels.weighted_sum_f32)(p, &v[panel(v, at)], out);
+            }
+        }
+    }
+
+    /// Position of a row.
+    fn pos(&self, row: usize) -> usize {
+        self.step.own.base + self.step.offset + row
+    }
+
+    /// What a head adds to its scores of keys of some modality.
+    fn bias(&self, head: usize, modality: Modality) -> f32 {
+        let modalities = Modality::ALL.len();
+        self.bias[(head * modalities + self.step.own.modality.index()) * modalities + modality.index()]
+    }
+
+    /// Hides from a row what it must not see of its own segment, whose `scores` these are; returns what it sees.
+    fn mask(&self, row: usize, scores: &mut [f32]) -> Range<usize> {
+        let offset = self.step.offset + row;
+        let seen = match self.step.own_rule {
+            Own::Causal => 0..offset + 1,
+            Own::Itself => offset..offset + 1,
+        };
+        scores[..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..].fill(f32::NEG_INFINITY);
+        seen
+    }
+}
+
+/// `1/√head_dim`.
+#[allow(clippy::cast_precision_loss)] // head_dim ≤ 1024
+fn root(head_dim: usize) -> f32 {
+    1.0 / (head_dim as f32).sqrt()
+}
+
+/// The largest of `from` and some magnitudes; NaN if one of them is.
+fn amax(scale: &[f32], from: f32) -> f32 {
+    // As in `quantise_row`: magnitudes order as their bits do, NaN above all.
+    f32::from_bits(scale.iter().fold(from.to_bits(), |amax, x| amax.max(x.to_bits() & 0x7fff_ffff)))
+}
