@@ -1,9 +1,9 @@
 //! One conversion: plan, write under another name, let the runtime open the result, rename.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 
 use saccade::config::{
     BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, Quantisation, TOKENIZER_FILE, WEIGHTS_FILE,
@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{ConvertError, Result, io};
+use crate::place::Place;
 use crate::progress::Progress;
 use crate::store;
 
@@ -76,10 +77,10 @@ pub fn convert(
     progress: &mut Progress,
 ) -> Result<Plan> {
     let plan = plan(checkpoint, dtype)?;
-    let folder = PartFolder::create(out, force)?;
-    let weights = write_weights(checkpoint, &folder.part, dtype, progress)?;
+    let folder = Place::start(out, force)?;
+    let weights = write_weights(checkpoint, folder.path(), dtype, progress)?;
     let tokenizer = checkpoint.tokenizer.as_bytes();
-    write_durably(&folder.part.join(TOKENIZER_FILE), tokenizer)?;
+    write_durably(&folder.path().join(TOKENIZER_FILE), tokenizer)?;
 
     let files = [
         (WEIGHTS_FILE, weights.bytes, weights.blake3),
@@ -105,11 +106,11 @@ pub fn convert(
             .collect(),
         self_blake3: String::new(),
     };
-    let path = folder.part.join(CONFIG_FILE);
+    let path = folder.path().join(CONFIG_FILE);
     let json = config.to_json().map_err(|source| saccade::Error::Config { path: path.clone(), source })?;
     write_durably(&path, &json)?;
 
-    opens(&folder.part)?;
+    opens(folder.path())?;
     folder.publish()?;
     Ok(plan)
 }
@@ -173,101 +174,4 @@ fn provenance(checkpoint: &Checkpoint) -> Result<serde_json::Map<String, serde_j
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create_new(path).map_err(io(path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io(path))
-}
-
-/// `OUT.part` in the making: removed when dropped, unless it was published as `OUT`.
-struct PartFolder {
-    out: PathBuf,
-    part: PathBuf,
-    published: bool,
-}
-
-impl PartFolder {
-    fn create(out: &Path, force: bool) -> Result<Self> {
-        // Without a trailing slash, so that a suffix can be appended.
-        let out: PathBuf = out.components().collect();
-        if out.file_name().is_none() {
-            return Err(ConvertError::NotReplaced { path: out });
-        }
-        let parent = parent(&out);
-        if !parent.is_dir() {
-            let reason = "this folder does not exist; create it first or choose another place for the bundle";
-            return Err(ConvertError::Refused { path: parent.into(), reason: reason.into() });
-        }
-        match fs::symlink_metadata(&out) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(io(&out)(e)),
-            Ok(_) if !force => return Err(ConvertError::Exists { path: out }),
-            Ok(found) if found.is_dir() && out.join(CONFIG_FILE).is_file() => {}
-            Ok(_) => return Err(ConvertError::NotReplaced { path: out }),
-        }
-        let part = suffixed(&out, ".part");
-        remove_leftover(&part)?;
-        fs::create_dir(&part).map_err(io(&part))?;
-        Ok(Self { out, part, published: false })
-    }
-
-    /// Gives the folder its final name. A bundle that has it already steps aside first and is removed last.
-    fn publish(mut self) -> Result<()> {
-        let sync = |folder: &Path| File::open(folder).and_then(|f| f.sync_all()).map_err(io(folder));
-        sync(&self.part)?;
-        let old = suffixed(&self.out, ".replaced.part");
-        remove_leftover(&old)?;
-        let replaces = self.out.exists();
-        if replaces {
-            fs::rename(&self.out, &old).map_err(io(&self.out))?;
-        }
-        if let Err(e) = fs::rename(&self.part, &self.out) {
-            if replaces {
-                fs::rename(&old, &self.out).map_err(io(&old))?;
-            }
-            return Err(io(&self.out)(e));
-        }
-        self.published = true;
-        sync(parent(&self.out))?;
-        if replaces {
-            fs::remove_dir_all(&old).map_err(io(&old))?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for PartFolder {
-    fn drop(&mut self) {
-        if !self.published {
-            // Best effort: the reason for stopping is already on its way to the caller.
-            let _ = fs::remove_dir_all(&self.part);
-        }
-    }
-}
-
-/// Removes what a killed run left: only a folder of our suffix with nothing but bundle files in it.
-fn remove_leftover(part: &Path) -> Result<()> {
-    let entries = match fs::read_dir(part) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(io(part))?,
-    };
-    for entry in entries {
-        let name = entry.map_err(io(part))?.file_name();
-        let name = name.to_string_lossy();
-        let ours = [WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE].contains(&name.trim_end_matches(".part"));
-        if !ours {
-            let reason = format!(
-                "it is in the way and holds `{}`, which is no bundle's file; remove it",
-                name.escape_debug()
-            );
-            return Err(ConvertError::Refused { path: part.into(), reason });
-        }
-    }
-    fs::remove_dir_all(part).map_err(io(part))
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn suffixed(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }

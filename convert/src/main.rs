@@ -14,6 +14,7 @@ use saccade_convert::bundle::{self, Plan};
 use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::compare::compare;
 use saccade_convert::inspect::inspect;
+use saccade_convert::place::Place;
 use saccade_convert::progress::Progress;
 use saccade_convert::verify::verify;
 
@@ -55,14 +56,18 @@ fn convert(
 ) -> anyhow::Result<()> {
     let mut checkpoint = Checkpoint::open(checkpoint)?;
     let plan = bundle::plan(&checkpoint, dtype)?;
-    if !dry_run {
+    let verb = if !dry_run {
         let mut progress = Progress::new("convert", plan.weights_bytes);
         bundle::convert(&mut checkpoint, out, dtype, force, &mut progress)?;
-    }
+        "is"
+    } else if Place::look(out, force)?.replaces {
+        "would be replaced by"
+    } else {
+        "would be"
+    };
     let Plan { parameters, tensors, weights_bytes, peak_bytes, .. } = plan;
-    let verb = if dry_run { "would be" } else { "is" };
     print(&format!(
-        "{} {verb} a {dtype:?} bundle: {parameters} parameters in {tensors} tensors, {weights_bytes} bytes of weights, \
+        "{} {verb} a bundle in {dtype:?}: {parameters} parameters in {tensors} tensors, {weights_bytes} bytes of weights, \
          at most {peak_bytes} bytes of memory for one tensor\n",
         out.display(),
     ))

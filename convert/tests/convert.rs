@@ -78,6 +78,72 @@ fn a_dry_run_writes_nothing() {
 }
 
 #[test]
+fn a_dry_run_refuses_the_places_that_the_real_run_refuses() {
+    let shop = Workshop::new();
+    shop.succeeds(&["convert", "tiny.safetensors", "out"]);
+    fs::create_dir_all(shop.path("photos.part")).unwrap();
+    fs::create_dir(shop.path("photos")).unwrap();
+    fs::write(shop.path("photos.part/cat.jpg"), "not yours").unwrap();
+    for (args, words) in [
+        (&["out"][..], &["out exists", "--force"][..]),
+        (&["none/out"], &["none", "does not exist"]),
+        (&["photos", "--force"], &["photos is no bundle"]),
+        (&["tiny.safetensors", "--force"], &["is no bundle"]),
+        (&["..", "--force"], &["is no bundle"]),
+    ] {
+        let args = [&["convert", "tiny.safetensors"], args].concat();
+        let real = shop.refuses(&args, words);
+        assert_eq!(shop.refuses(&[&args[..], &["--dry-run"]].concat(), words), real);
+    }
+    fs::remove_dir(shop.path("photos")).unwrap();
+    shop.refuses(&["convert", "tiny.safetensors", "photos", "--dry-run"], &["photos.part", "cat.jpg"]);
+
+    let before = shop.listing();
+    let text = shop.succeeds(&["convert", "tiny.safetensors", "out", "--force", "--dry-run"]);
+    assert!(text.contains("out would be replaced by a bundle in Int8"), "{text}");
+    assert_eq!(shop.listing(), before);
+}
+
+/// As a run leaves it that was killed after the old bundle had stepped aside, before the new one took its place.
+fn killed_while_replacing() -> Workshop {
+    let shop = Workshop::new();
+    shop.succeeds(&["convert", "tiny.safetensors", "out", "--dtype", "f16"]);
+    fs::rename(shop.path("out"), shop.path("out.replaced.part")).unwrap();
+    shop.succeeds(&["convert", "tiny.safetensors", "new"]);
+    fs::rename(shop.path("new"), shop.path("out.part")).unwrap();
+    shop
+}
+
+#[test]
+fn a_run_killed_between_two_renames_is_healed_by_the_next_one() {
+    let shop = killed_while_replacing();
+    let text = shop.succeeds(&["convert", "tiny.safetensors", "out", "--force", "--dry-run"]);
+    assert!(text.contains("would be replaced"), "{text}");
+    assert!(shop.path("out.replaced.part").is_dir(), "a dry run changes nothing");
+    shop.succeeds(&["convert", "tiny.safetensors", "out", "--force"]);
+    assert!(shop.succeeds(&["verify", "out"]).contains("Int8"));
+    assert_eq!(fs::read_dir(shop.dir.path()).unwrap().count(), 2, "nothing stays beside it");
+
+    // Without --force the old bundle comes back, and is refused to be replaced.
+    let shop = killed_while_replacing();
+    shop.refuses(&["convert", "tiny.safetensors", "out", "--dry-run"], &["out exists"]);
+    let output = shop.run(&["convert", "tiny.safetensors", "out"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && stderr.contains("out exists") && stderr.contains("put back"),
+        "{stderr}"
+    );
+    assert!(shop.succeeds(&["verify", "out"]).contains("F16"));
+
+    // A conversion that fails leaves the old bundle where it belongs.
+    let shop = killed_while_replacing();
+    shop.changed("bad.safetensors", |c| c.tensor("norm.weight").1[..2].fill(0x7e));
+    assert!(!shop.run(&["convert", "bad.safetensors", "out", "--force"]).status.success());
+    assert!(shop.succeeds(&["verify", "out"]).contains("F16"));
+    assert!(!shop.path("out.part").exists() && !shop.path("out.replaced.part").exists());
+}
+
+#[test]
 fn an_existing_folder_is_replaced_only_when_asked_and_only_a_bundle() {
     let shop = Workshop::new();
     shop.succeeds(&["convert", "tiny.safetensors", "out"]);
