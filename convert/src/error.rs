@@ -89,6 +89,17 @@ pub enum ConvertError {
         /// What the runtime refused.
         source: saccade::Error,
     },
+    /// A model whose logits are NaN or infinite, which no share and no mean may hide.
+    #[error(
+        "{path}: the {model} gives logits that are no finite numbers, so nothing can be compared; verify the bundle, and if \
+         the float model does this, train again"
+    )]
+    NotANumber {
+        /// The episode's file.
+        path: PathBuf,
+        /// Which of the two.
+        model: &'static str,
+    },
     /// A bundle and a checkpoint that do not belong together.
     #[error(
         "{bundle} was not made from {reference}: {reason}; compare a bundle with the checkpoint it was converted from"

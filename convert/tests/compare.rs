@@ -7,6 +7,7 @@ mod support;
 use std::fs;
 
 use image::RgbImage;
+use saccade::format::{Rules, read_file_header};
 use saccade_convert::random::write_checkpoint;
 use serde_json::{Value, json};
 use support::{Workshop, tiny};
@@ -79,6 +80,23 @@ fn an_int8_bundle_is_close_and_the_report_says_how_close() {
 }
 
 #[test]
+fn a_bundle_that_answers_nan_or_infinity_is_refused() {
+    let shop = with_episodes(1);
+    for (value, out) in [(f32::NAN, "nan"), (f32::MAX, "huge")] {
+        shop.succeeds(&["convert", "tiny.safetensors", out, "--dtype", "f32"]);
+        let weights = format!("{out}/weights.safetensors");
+        let header = read_file_header(&shop.path(&weights), Rules::Bundle).unwrap();
+        let norm = header.find("norm.weight").unwrap();
+        let (from, bytes) = (usize::try_from(norm.offset).unwrap(), usize::try_from(norm.bytes).unwrap());
+        shop.edit(&weights, |file| {
+            file[from..][..bytes].as_chunks_mut::<4>().0.fill(value.to_le_bytes());
+        });
+        let args = ["compare", out, "--reference", "tiny.safetensors", "--data", "data", "--json"];
+        shop.refuses(&args, &["0.json", "the bundle gives logits that are no finite numbers"]);
+    }
+}
+
+#[test]
 fn refuses_what_does_not_belong_together() {
     let shop = with_episodes(1);
     shop.succeeds(&["convert", "tiny.safetensors", "int8"]);
@@ -118,6 +136,19 @@ fn refuses_damaged_episodes() {
         ("\"caption\"", "\"legend\"", &["1.json", "caption"][..]),
         ("[0.1,-0.2,0.3,0.9]", "[0.1,-0.2,0.3]", &["1.json", "state", "3"]),
         ("[0.1,-0.2,0.3,0.9]", "[]", &["1.json", "state", "0"]),
+        (
+            "\"chunk\":[[0.1,0.0,-0.1,1.0],",
+            "\"chunk\":[",
+            &["1.json", "step 0", "`chunk` has 7 actions", "8"],
+        ),
+        ("\"chunk\":[[0.1,", "\"chunk\":[[", &["1.json", "action of `chunk` has 3 numbers", "4"]),
+        ("\"chunk\":[[0.1,", "\"chunk\":[[1e300,", &["1.json", "no finite number", "heldout.py"]),
+        ("\"executed\":[[0.1,", "\"executed\":[[", &["1.json", "action of `executed` has 3 numbers"]),
+        (
+            "\"executed\":[",
+            "\"executed\":[[0.1,0.0,-0.1,1.0],",
+            &["1.json", "`executed` has 5 actions", "at most 4"],
+        ),
     ] {
         assert!(text.contains(from));
         fs::write(shop.path("data/1.json"), text.replace(from, to)).unwrap();

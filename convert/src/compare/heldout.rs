@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use image::{ImageReader, Limits, RgbImage};
+use saccade::config::ModelConfig;
 use saccade::tokenize::Picture;
 use serde::Deserialize;
 
@@ -15,6 +16,8 @@ use crate::error::{ConvertError, Result, io};
 /// One episode.
 #[derive(Debug)]
 pub struct Episode {
+    /// Its `.json` file.
+    pub path: PathBuf,
     /// What the robot was told.
     pub instruction: String,
     /// Its decision steps, oldest first; at least one.
@@ -53,12 +56,18 @@ impl Episode {
         })
     }
 
-    fn read(json: &Path) -> Result<Self> {
+    fn read(json: &Path, model: &ModelConfig) -> Result<Self> {
         let refuse = |path: &Path, reason: String| ConvertError::Refused { path: path.into(), reason };
         let text = std::fs::read(json).map_err(io(json))?;
         let RawEpisode { instruction, steps } = serde_json::from_slice(&text).map_err(|e| {
             refuse(json, format!("not a held-out episode: {e}; make the folder again with heldout.py"))
         })?;
+        for (at, step) in steps.iter().enumerate() {
+            step.check(model).map_err(|reason| {
+                let hint = "make the folder again with heldout.py or name another with --data";
+                refuse(json, format!("step {at}: {reason}; {hint}"))
+            })?;
+        }
 
         let png = json.with_extension("png");
         let mut reader = ImageReader::open(&png).map_err(io(&png))?;
@@ -77,15 +86,53 @@ impl Episode {
             return Err(refuse(&png, reason));
         }
         let frame = |i| image::imageops::crop_imm(&strip, i * side, 0, side, side).to_image();
-        Ok(Self { instruction, steps, frames: (0..count).map(frame).collect() })
+        Ok(Self { path: json.into(), instruction, steps, frames: (0..count).map(frame).collect() })
     }
 }
 
-/// The files of the episodes in `dir`, by name.
+impl Step {
+    /// Whether the numbers are as many as the model takes, and numbers at all.
+    fn check(&self, model: &ModelConfig) -> std::result::Result<(), String> {
+        let (state_dims, action) = (model.state.low.len(), &model.action);
+        if self.state.len() != state_dims {
+            return Err(format!("`state` has {} numbers, the model takes {state_dims}", self.state.len()));
+        }
+        if self.chunk.len() != action.steps {
+            return Err(format!(
+                "`chunk` has {} actions, the model predicts {}",
+                self.chunk.len(),
+                action.steps
+            ));
+        }
+        if self.executed.len() > action.executed {
+            let (found, most) = (self.executed.len(), action.executed);
+            return Err(format!("`executed` has {found} actions, the model takes at most {most}"));
+        }
+        let rows = [("chunk", &self.chunk), ("executed", &self.executed)];
+        for (name, row) in rows.into_iter().flat_map(|(name, rows)| rows.iter().map(move |row| (name, row))) {
+            let (found, dims) = (row.len(), action.low.len());
+            if found != dims {
+                return Err(format!("an action of `{name}` has {found} numbers, the model's have {dims}"));
+            }
+        }
+        let numbers = [&self.chunk, &self.executed].into_iter().flatten().chain([&self.state]);
+        match numbers.flatten().find(|v| !v.is_finite()) {
+            Some(v) => Err(format!("{v} is no finite number")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads all episodes in `dir`, by name, for a model.
 ///
 /// # Errors
-/// [`ConvertError`] when the folder cannot be read or holds none.
-pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+/// [`ConvertError`] with the file and what is wrong with it: no folder, no episodes, damaged, or of other shapes than the
+/// model's.
+pub fn read_all(dir: &Path, model: &ModelConfig) -> Result<Vec<Episode>> {
+    files(dir)?.iter().map(|json| Episode::read(json, model)).collect()
+}
+
+fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     if !dir.is_dir() {
         let reason = "there is no such folder of held-out episodes; name one with --data";
         return Err(ConvertError::Refused { path: dir.into(), reason: reason.into() });
@@ -103,12 +150,4 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
-}
-
-/// Reads one episode.
-///
-/// # Errors
-/// [`ConvertError`] with the file and what is wrong with it.
-pub fn read(json: &Path) -> Result<Episode> {
-    Episode::read(json)
 }

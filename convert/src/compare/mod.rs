@@ -76,10 +76,10 @@ pub struct Comparison {
 /// # Errors
 /// [`ConvertError`]: a bundle, checkpoint or episode that cannot be used, or two that do not belong together.
 pub fn compare(bundle: &Path, reference: &Path, data: &Path) -> Result<Comparison> {
-    let files = heldout::files(data)?;
     let mut checkpoint = Checkpoint::open(reference)?;
     let candidate = Model::open(bundle, &EngineOptions::default())?;
     check_same_model(bundle, &candidate, &checkpoint)?;
+    let episodes = heldout::read_all(data, &checkpoint.model)?;
     let (size_ratio_f32, size_ratio_linear) = size_ratios(bundle, &candidate)?;
 
     let scratch = tempfile::tempdir().map_err(io(&std::env::temp_dir()))?;
@@ -88,11 +88,14 @@ pub fn compare(bundle: &Path, reference: &Path, data: &Path) -> Result<Compariso
     let base = Model::open(&float, &EngineOptions::default())?;
 
     let mut pair = Pair::new(&base, &candidate)?;
-    let mut progress = Progress::counted("compare", files.len() as u64);
-    for file in &files {
-        let episode = heldout::read(file)?;
-        pair.episode(&episode).map_err(|source| ConvertError::Episode { path: file.clone(), source })?;
-        progress.advance(1, &file.file_stem().unwrap_or_default().to_string_lossy());
+    let mut progress = Progress::counted("compare", episodes.len() as u64);
+    for episode in &episodes {
+        let path = &episode.path;
+        pair.episode(episode).map_err(|fault| match fault {
+            Fault::Runtime(source) => ConvertError::Episode { path: path.clone(), source },
+            Fault::NotANumber(model) => ConvertError::NotANumber { path: path.clone(), model },
+        })?;
+        progress.advance(1, &path.file_stem().unwrap_or_default().to_string_lossy());
     }
     drop(progress);
 
@@ -112,7 +115,7 @@ pub fn compare(bundle: &Path, reference: &Path, data: &Path) -> Result<Compariso
         size_ratio_linear,
         action_mse: pair.squared_error[1] / as_f64(pair.bins_seen),
         action_mse_base: pair.squared_error[0] / as_f64(pair.bins_seen),
-        episodes: files.len(),
+        episodes: episodes.len(),
         frames: pair.frames,
         all,
         answer,
@@ -160,8 +163,24 @@ fn size_ratios(dir: &Path, model: &Model) -> Result<(f64, f64)> {
     Ok((4.0 * ratio(parameters, header.file_bytes), 4.0 * ratio(linear, linear_bytes)))
 }
 
+/// Why an episode could not be compared.
+enum Fault {
+    /// The runtime refused it.
+    Runtime(saccade::Error),
+    /// A model, by its name in the sentence, gave logits that are NaN or infinite.
+    NotANumber(&'static str),
+}
+
+impl From<saccade::Error> for Fault {
+    fn from(error: saccade::Error) -> Self {
+        Self::Runtime(error)
+    }
+}
+
 /// One of the two models at work.
 struct Side {
+    /// Its name in a sentence.
+    name: &'static str,
     session: Session,
     images: ImageTokenizer,
     codes: Vec<u16>,
@@ -169,8 +188,9 @@ struct Side {
 }
 
 impl Side {
-    fn new(model: &Arc<Model>) -> saccade::Result<Self> {
+    fn new(name: &'static str, model: &Arc<Model>) -> saccade::Result<Self> {
         Ok(Self {
+            name,
             session: Session::new(model, &SessionOptions::default())?,
             images: ImageTokenizer::new(model),
             codes: Vec::new(),
@@ -208,8 +228,8 @@ impl Pair {
         let n_bins = u16::try_from(c.tokens.bins[1] - c.tokens.bins[0]).unwrap_or(u16::MAX);
         Ok(Self {
             model: Arc::clone(base),
-            base: Side::new(base)?,
-            candidate: Side::new(candidate)?,
+            base: Side::new("float model", base)?,
+            candidate: Side::new("bundle", candidate)?,
             expert: Bins::new("chunk", &c.action.low, &c.action.high, n_bins),
             logits: Vec::new(),
             answer: Positions::default(),
@@ -224,22 +244,34 @@ impl Pair {
         })
     }
 
-    /// Runs `call` on both and adds each position to `positions`, with its true token from `targets`.
-    fn score(&mut self, targets: &[usize], call: Scoring<'_>) -> saccade::Result<Positions> {
+    /// Runs `call` on both and collects each position, with its true token from `targets`.
+    fn score(&mut self, targets: &[usize], call: Scoring<'_>) -> std::result::Result<Positions, Fault> {
         let Self { base, candidate, logits, .. } = self;
         let mut positions = Positions::default();
+        let mut finite = true;
         logits.clear();
-        call(base, &mut |_, row| logits.extend_from_slice(row))?;
-        call(candidate, &mut |at, row| {
-            let base = &logits[at * row.len()..][..row.len()];
-            if let Some(&target) = targets.get(at) {
-                positions.add(base, row, target);
-            }
-        })?;
+        let scored = call(base, &mut |_, row| {
+            finite &= row.iter().all(|v| v.is_finite());
+            logits.extend_from_slice(row);
+        });
+        // Before the runtime's own error, which does not say which of the two it was.
+        if !finite {
+            return Err(Fault::NotANumber(base.name));
+        }
+        scored?;
+        let scored = call(candidate, &mut |at, row| {
+            finite &= row.iter().all(|v| v.is_finite());
+            positions.add(&logits[at * row.len()..][..row.len()], row, targets[at]);
+        });
+        if !finite {
+            return Err(Fault::NotANumber(candidate.name));
+        }
+        scored?;
+        assert_eq!(positions.len(), targets.len(), "a position for each target");
         Ok(positions)
     }
 
-    fn episode(&mut self, episode: &Episode) -> saccade::Result<()> {
+    fn episode(&mut self, episode: &Episode) -> std::result::Result<(), Fault> {
         let instruction = self.model.text()?.encode(&episode.instruction)?;
         for side in [&mut self.base, &mut self.candidate] {
             side.session.begin(TASK, &instruction)?;
@@ -273,7 +305,7 @@ impl Pair {
     }
 
     /// The caption and some of the questions.
-    fn questions(&mut self, at: usize, step: &heldout::Step) -> saccade::Result<()> {
+    fn questions(&mut self, at: usize, step: &heldout::Step) -> std::result::Result<(), Fault> {
         let model = Arc::clone(&self.model);
         let (text, c) = (model.text()?, model.config());
         let turn = (at * QUESTIONS_PER_STEP).checked_rem(step.qa.len()).unwrap_or(0);
@@ -295,7 +327,7 @@ impl Pair {
     }
 
     /// The predicted chunk, against the expert's.
-    fn actions(&mut self, step: &heldout::Step) -> saccade::Result<()> {
+    fn actions(&mut self, step: &heldout::Step) -> std::result::Result<(), Fault> {
         let truth = step.chunk.concat();
         let mut bins = Vec::new();
         self.expert.encode(&truth, &mut bins)?;

@@ -28,15 +28,23 @@ impl Positions {
             let (b, c) = (f64::from(b) - norm_base, f64::from(c) - norm_candidate);
             kl += b.exp() * (b - c);
         }
-        // Rounding can leave a divergence of nothing a little below zero. (`f64::max` would turn NaN into zero.)
-        self.kl.push(if kl < 0.0 { 0.0 } else { kl });
-        self.same_top += u64::from(top(base) == top(candidate));
+        // Rounding can leave a divergence of nothing a little below zero. A NaN may carry a minus, which sorts first: here
+        // it must be the largest. (`f64::max` would turn it into zero.)
+        self.kl.push(if kl.is_nan() { f64::NAN } else { kl.max(0.0) });
+        self.same_top += u64::from(top(base).is_some_and(|best| top(candidate) == Some(best)));
         let (b, c) = (f64::from(base[target]) - norm_base, f64::from(candidate[target]) - norm_candidate);
         self.nll_base -= b;
         self.nll_candidate -= c;
         let delta = c.exp() - b.exp();
         self.delta += delta;
         self.delta_squared += delta * delta;
+    }
+
+    /// How many there are.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> usize {
+        self.kl.len()
     }
 
     /// Adds everything that `other` collected.
@@ -128,9 +136,9 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
     max + logits.iter().map(|&v| (f64::from(v) - max).exp()).sum::<f64>().ln()
 }
 
-/// The index of the largest; the first of equals. A distribution with NaN has none.
+/// The index of the largest; the first of equals. Logits that are not all finite have none.
 fn top(logits: &[f32]) -> Option<usize> {
-    if logits.iter().any(|v| v.is_nan()) {
+    if logits.iter().any(|v| !v.is_finite()) {
         return None;
     }
     let mut best = 0;
@@ -185,10 +193,22 @@ mod tests {
     }
 
     #[test]
-    fn a_candidate_of_nan_does_not_pass() {
-        let rows = rows(&[1.0, 0.0], &[f32::NAN, 0.0], 0);
-        assert_eq!(rows.same_top, 0.0);
-        assert!(rows.kl_mean.is_nan() && rows.kl_max.is_nan() && rows.delta_p_rms.is_nan(), "{rows:?}");
+    fn logits_that_are_no_numbers_do_not_pass() {
+        const GOOD: [f32; 2] = [1.0, 0.0];
+        for bad in [[f32::NAN, 0.0], [f32::NAN; 2], [f32::INFINITY, 0.0], [f32::INFINITY; 2]] {
+            for (base, candidate) in [(GOOD, bad), (bad, GOOD), (bad, bad)] {
+                let mut positions = Positions::default();
+                positions.add(&GOOD, &GOOD, 0);
+                positions.add(&base, &candidate, 0);
+                let rows = positions.rows();
+                assert!(
+                    !rows.kl_mean.is_finite() && !rows.kl_max.is_finite(),
+                    "{base:?} {candidate:?}: {rows:?}"
+                );
+                assert!(!(rows.ppl_ratio - 1.0).is_finite(), "{base:?} {candidate:?}: {rows:?}");
+                assert_eq!(rows.same_top, 0.5, "{base:?} {candidate:?}");
+            }
+        }
     }
 
     #[test]
