@@ -115,12 +115,12 @@ pub(crate) struct EvalArgs {
     /// The bundle's folder.
     #[arg(long, default_value = "examples/models/nano")]
     pub(crate) bundle: PathBuf,
-    /// Held-out episodes.
+    /// The folder of held-out episodes, as in `saccade-convert compare`.
     #[arg(long, default_value = "examples/heldout")]
-    pub(crate) held_out: PathBuf,
-    /// Folder with `easy-vqa`, the unpacked wheel.
-    #[arg(long, default_value_os_t = cache())]
     pub(crate) data: PathBuf,
+    /// Folder with `easy-vqa`; what is missing there is fetched with pip.
+    #[arg(long, default_value_os_t = cache())]
+    pub(crate) cache: PathBuf,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

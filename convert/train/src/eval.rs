@@ -13,8 +13,8 @@ use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer as _};
 use saccade_convert::compare::heldout::{self, Episode};
 use serde::Serialize;
 
-use crate::data::SIDE_PX;
 use crate::data::pictures::{Pictures, Question, easy_vqa, easy_vqa_questions};
+use crate::data::{SIDE_PX, fetch};
 use crate::error::Result;
 
 /// All results; shares are of 1.
@@ -122,16 +122,16 @@ impl Bench {
     }
 }
 
-/// Measures `bundle` on the held-out episodes in `held_out` and on easy-VQA under `vqa`.
+/// Measures `bundle` on the held-out episodes in `data` and on easy-VQA, which is fetched into `cache` when it is missing.
 ///
 /// # Errors
 /// If the bundle or a data set cannot be read.
-pub fn evaluate(bundle: &Path, held_out: &Path, vqa: &Path) -> Result<Report> {
+pub fn evaluate(bundle: &Path, data: &Path, cache: &Path) -> Result<Report> {
     let mut bench = Bench::open(bundle)?;
-    let files = heldout::files(held_out)?;
-    let episodes = files.iter().map(|f| heldout::read(f)).collect::<std::result::Result<Vec<_>, _>>()?;
-    let test = easy_vqa(vqa, "test")?;
-    let train = easy_vqa_questions(vqa, "train")?;
+    let episodes = heldout::read_all(data, bench.model.config())?;
+    let vqa = fetch::easy_vqa(cache, "python3")?;
+    let test = easy_vqa(&vqa, "test")?;
+    let train = easy_vqa_questions(&vqa, "train")?;
     let easy_vqa = measure_easy_vqa(&mut bench, &test, &train)?;
     let mut given = Robot::default();
     let mut bare = Robot::default();
@@ -148,7 +148,7 @@ pub fn evaluate(bundle: &Path, held_out: &Path, vqa: &Path) -> Result<Report> {
         caption: captions(&given.captions),
         caption_pixels_only: captions(&bare.captions),
         questions: questions(&given.answers),
-        action: actions(&given.chunks),
+        action: actions(&given.values, given.chunks),
     })
 }
 
@@ -216,7 +216,8 @@ struct Robot {
     captions: Vec<(String, String)>,
     /// Question, answered and true.
     answers: Vec<(String, String, String)>,
-    chunks: Vec<ActionPair>,
+    values: Vec<ActionPair>,
+    chunks: usize,
 }
 
 /// Questions asked at each held-out step: a few of the many, different ones from step to step.
@@ -251,12 +252,13 @@ fn run_episode(bench: &mut Bench, episode: &Episode, context: Context, out: &mut
             out.answers.push((q.clone(), bench.ask(q)?, a.clone()));
         }
         bench.session.act(&mut chunk)?;
+        out.chunks += 1;
         let expert = step.chunk.concat();
         for (i, ((&bin, &value), &expert)) in chunk.bins.iter().zip(&chunk.values).zip(&expert).enumerate() {
             let dim = i % config.low.len();
-            out.chunks.push(ActionPair { dim, bin, expert_bin: bins.bin(dim, expert), value, expert });
+            out.values.push(ActionPair { dim, bin, expert_bin: bins.bin(dim, expert), value, expert });
         }
-        let executed: Vec<f32> = step.executed.iter().take(config.executed).flatten().copied().collect();
+        let executed = step.executed.concat();
         if !executed.is_empty() {
             bench.session.push_action(&executed)?;
         }
@@ -294,7 +296,7 @@ fn questions(answers: &[(String, String, String)]) -> Questions {
     Questions { accuracy: share(right, n), question_only: share(best, n), questions: n }
 }
 
-fn actions(pairs: &[ActionPair]) -> Actions {
+fn actions(pairs: &[ActionPair], chunks: usize) -> Actions {
     let n = pairs.len();
     let dims = pairs.iter().map(|p| p.dim + 1).max().unwrap_or(0);
     let (mut chance_bins, mut chance_square) = (0, 0.0);
@@ -310,7 +312,7 @@ fn actions(pairs: &[ActionPair]) -> Actions {
         chance_bin_accuracy: share(chance_bins, n),
         mse: square / n.max(1) as f64,
         chance_mse: chance_square / n.max(1) as f64,
-        chunks: n / 32,
+        chunks,
     }
 }
 
@@ -339,12 +341,13 @@ mod tests {
     #[test]
     fn action_errors_and_their_chance_are_computed_by_dimension() {
         let pair = |dim, bin, expert_bin, value, expert| ActionPair { dim, bin, expert_bin, value, expert };
-        let a = actions(&[
+        let pairs = [
             pair(0, 1, 1, 0.5, 0.5),
             pair(0, 2, 1, 1.0, 0.5),
             pair(1, 0, 0, 0.0, 1.0),
             pair(1, 5, 9, 2.0, 3.0),
-        ]);
+        ];
+        let a = actions(&pairs, 2);
         assert_eq!((a.bin_accuracy, a.chance_bin_accuracy), (0.5, 0.75));
         assert_eq!(a.mse, (0.0 + 0.25 + 1.0 + 1.0) / 4.0);
         assert_eq!(a.chance_mse, (0.0 + 0.0 + 1.0 + 1.0) / 4.0);

@@ -14,7 +14,7 @@
 //! cargo xtask train tune --steps 250 --tokens 5600 --tau 3           # stage three: under fake INT8
 //! cargo xtask train export
 //! cargo run --release -p saccade-convert -- convert examples/models/nano-f16.safetensors examples/models/nano --force
-//! cargo run --release -p saccade-train -- eval --bundle examples/models/nano --json   # needs no framework
+//! cargo run --release -p saccade-train -- eval --bundle examples/models/nano --json   # needs no framework, fetches easy-VQA
 //! ```
 //!
 //! **Architecture Invariant:** without a framework feature (`flex`, `tch`, `cuda`) nothing of burn is compiled; evaluation

@@ -43,12 +43,13 @@ enum Verb {
     Eval(EvalArgs),
 }
 
+#[expect(clippy::print_stderr, reason = "the one place where a refusal is said, whatever the log level")]
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("{error:#}");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -76,7 +77,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "the result is what the program is asked for")]
 fn eval(args: EvalArgs) -> anyhow::Result<()> {
-    let report = saccade_train::eval::evaluate(&args.bundle, &args.held_out, &args.data.join("easy-vqa"))?;
+    let report = saccade_train::eval::evaluate(&args.bundle, &args.data, &args.cache)?;
     let text =
         if args.json { serde_json::to_string(&report)? } else { serde_json::to_string_pretty(&report)? };
     println!("{text}");

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "train")]
 pub mod episodes;
+pub mod fetch;
 pub mod pictures;
 
 use std::path::Path;

@@ -52,12 +52,17 @@ fn easy_vqa_folder(root: &Path, part: &str) -> PathBuf {
     if inner.is_dir() { inner } else { root.join(part) }
 }
 
+/// The file with the questions of a part.
+pub(super) fn easy_vqa_list(root: &Path, part: &str) -> PathBuf {
+    easy_vqa_folder(root, part).join("questions.json")
+}
+
 /// The questions of the `train` or `test` part of easy-VQA 1.0 under `root` (the unpacked wheel).
 ///
 /// # Errors
 /// If the folder is not there or not complete.
 pub fn easy_vqa_questions(root: &Path, part: &str) -> Result<Vec<Question>> {
-    let list = easy_vqa_folder(root, part).join("questions.json");
+    let list = easy_vqa_list(root, part);
     let raw = std::fs::read(&list).map_err(Error::file(&list))?;
     let rows: Vec<(String, String, usize)> =
         serde_json::from_slice(&raw).map_err(|e| Error::content(&list, e.to_string()))?;
