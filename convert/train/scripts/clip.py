@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from beside import replacing
 from simulator import FPS, STRIDE, Simulator
 
 FIRST_SEED = 920_000
@@ -54,15 +55,13 @@ def main() -> None:
     if len(frames) < MIN_FRAMES:
         sys.exit(f"the clip has {len(frames)} frames, fewer than {MIN_FRAMES}; add a task to TASKS")
     raw = b"".join(pixels)
-    part = out.with_name(out.name + ".part")
-    quality = next((q for q in QUALITIES if encode(raw, q, part) <= LIMIT_BYTES), None)
-    if quality is None:
-        part.unlink()
-        sys.exit(f"the clip stays above {LIMIT_BYTES} bytes; take a task out of TASKS")
-    part.replace(out)
     lines = ",\n".join(json.dumps(frame, separators=(",", ":")) for frame in frames)
     head = f'{{"fps":{FPS // STRIDE},"width":{SIDE_PX},"height":{SIDE_PX},"frames":[\n'
-    out.with_suffix(".json").write_text(f"{head}{lines}\n]}}\n")
+    with replacing(out, out.with_suffix(".json")) as (part, truth):
+        quality = next((q for q in QUALITIES if encode(raw, q, part) <= LIMIT_BYTES), None)
+        if quality is None:
+            sys.exit(f"the clip stays above {LIMIT_BYTES} bytes; take a task out of TASKS")
+        truth.write_text(f"{head}{lines}\n]}}\n")
     print(f"{out}: {len(frames)} frames, {out.stat().st_size} bytes, -q:v {quality}", file=sys.stderr)
 
 

@@ -13,12 +13,14 @@ actions from this frame on. The seeds are used nowhere else.
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from beside import replacing
 from simulator import STRIDE, Episode, Simulator
 from tasks import TASKS
 
@@ -67,21 +69,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out.expanduser()
-    out.mkdir(parents=True, exist_ok=True)
-    for old in [*out.glob("*.png"), *out.glob("*.json")]:
-        old.unlink()
-    number = steps = 0
-    for position, task in enumerate(TASKS):
-        simulator = Simulator(task.name)
-        first = FIRST_SEED + SEEDS_PER_TASK * position
-        for kept, episode in enumerate(simulator.episodes(first, EPISODES_PER_TASK)):
-            steps += write_episode(out / f"{number:02d}-{task.name}", episode, noise=kept % 2 == 1)
-            number += 1
-        simulator.close()
-        print(f"{task.name}: {number} episodes, {steps} steps so far", file=sys.stderr, flush=True)
-    total = sum(f.stat().st_size for f in [*out.glob("*.png"), *out.glob("*.json")])
-    if total > LIMIT_BYTES:
-        sys.exit(f"{out} has {total} bytes, more than {LIMIT_BYTES}; lower EPISODES_PER_TASK")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as (part,):
+        part.mkdir()
+        for other in out.iterdir() if out.is_dir() else ():
+            if other.suffix not in (".png", ".json"):
+                shutil.copy2(other, part)
+        number = steps = 0
+        for position, task in enumerate(TASKS):
+            simulator = Simulator(task.name)
+            first = FIRST_SEED + SEEDS_PER_TASK * position
+            for kept, episode in enumerate(simulator.episodes(first, EPISODES_PER_TASK)):
+                steps += write_episode(part / f"{number:02d}-{task.name}", episode, noise=kept % 2 == 1)
+                number += 1
+            simulator.close()
+            print(f"{task.name}: {number} episodes, {steps} steps so far", file=sys.stderr, flush=True)
+        total = sum(f.stat().st_size for f in [*part.glob("*.png"), *part.glob("*.json")])
+        if total > LIMIT_BYTES:
+            sys.exit(f"{out} would have {total} bytes, more than {LIMIT_BYTES}; lower EPISODES_PER_TASK")
     print(f"{out}: {number} episodes, {steps} steps, {total} bytes", file=sys.stderr)
 
 
