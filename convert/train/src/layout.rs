@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use saccade::config::ModelConfig;
 use serde::Serialize;
 
 /// Token ids of the specials; they come first in the text range.
@@ -123,28 +124,36 @@ pub struct ImageDims {
 }
 
 impl Dims {
-    /// The shipped size.
-    pub fn nano() -> Dims {
+    /// The sizes of a model that the runtime describes.
+    pub fn of(model: &ModelConfig) -> Dims {
+        // The decimal that was written: a cast would make 1e-5 to 9.99999974…e-6.
+        let written = |v: f32| v.to_string().parse().unwrap_or_else(|_| f64::from(v));
+        let tokens = &model.tokens;
         Dims {
-            d_model: 192,
-            n_layers: 6,
-            n_heads: 6,
-            n_kv_heads: 2,
-            head_dim: 32,
-            d_ff: 512,
-            n_text: 2112,
-            n_bins: 256,
-            rope_theta: 10_000.0,
-            norm_eps: 1e-5,
+            d_model: model.d_model,
+            n_layers: model.n_layers,
+            n_heads: model.n_heads,
+            n_kv_heads: model.n_kv_heads,
+            head_dim: model.head_dim,
+            d_ff: model.d_ff,
+            n_text: (tokens.text[1] - tokens.text[0]) as usize,
+            n_bins: (tokens.bins[1] - tokens.bins[0]) as usize,
+            rope_theta: written(model.rope_theta),
+            norm_eps: written(model.norm_eps),
             image: ImageDims {
-                side_px: 64,
-                code_dim: 16,
-                codebook_size: 1024,
-                channels: [32, 64, 96],
-                res_hidden: 48,
-                n_res: 2,
+                side_px: model.image.width,
+                code_dim: model.image.code_dim,
+                codebook_size: model.image.codebook_size,
+                channels: model.image.encoder_channels,
+                res_hidden: model.image.res_hidden,
+                n_res: model.image.n_res,
             },
         }
+    }
+
+    /// The shipped size, as the runtime has it.
+    pub fn nano() -> Dims {
+        Dims::of(&saccade::config::nano())
     }
 
     /// The size of the golden tensors and of quick tests: the same grid and slots, little else.
@@ -187,5 +196,40 @@ impl Dims {
     /// Rows of the tied embedding.
     pub fn vocab_size(&self) -> usize {
         self.image_codes().end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use saccade::config::nano;
+
+    #[test]
+    fn the_layout_is_the_runtimes() {
+        let (dims, model) = (Dims::nano(), nano());
+        assert_eq!(dims.vocab_size(), model.vocab_size);
+        let range = |[from, to]: [u32; 2]| from as usize..to as usize;
+        let tokens = &model.tokens;
+        assert_eq!(
+            [dims.text(), dims.bins(), dims.image_codes()],
+            [tokens.text, tokens.bins, tokens.image].map(range)
+        );
+        assert_eq!((dims.norm_eps, dims.rope_theta), (1e-5, 1e4));
+        assert_eq!(model.modalities.iter().map(|m| m.window).collect::<Vec<_>>(), WINDOWS);
+        assert_eq!((PREFIX_LEN, N_TASKS), (model.task_prefix_len, model.tasks.len()));
+        assert_eq!(N_CODES, model.image.grid.iter().product::<usize>());
+        assert_eq!((STATE_DIM, ACTION_DIM), (model.state.low.len(), model.action.low.len()));
+        assert_eq!((CHUNK_STEPS, EXECUTED_STEPS), (model.action.steps, model.action.executed));
+        let special = model.special;
+        assert_eq!(
+            [ids::PAD, ids::EOS, ids::IMG, ids::IMG_END],
+            [special.pad, special.eos, special.img, special.img_end]
+        );
+        assert_eq!(
+            [ids::STATE, ids::ACT, ids::ASK, ids::ANS],
+            [special.state, special.act, special.ask, special.ans]
+        );
+        let mirrored: Vec<_> = dims.image.channels.into_iter().rev().collect();
+        assert_eq!(mirrored, model.image.decoder_channels);
     }
 }
