@@ -29,18 +29,18 @@ pub(crate) fn cache() -> PathBuf {
 
 #[cfg(feature = "train")]
 /// Options of stage one.
-#[derive(Args)]
+#[derive(Debug, Args)]
 pub(crate) struct TokenizerArgs {
     #[command(flatten)]
     pub(crate) folders: Folders,
     /// Optimiser steps.
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 1500, value_parser = at_least_one)]
     pub(crate) steps: usize,
     /// Frames a step.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
     pub(crate) batch: usize,
     /// Peak learning rate.
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = 1e-3, value_parser = positive)]
     pub(crate) lr: f64,
 }
 
@@ -62,27 +62,27 @@ pub(crate) struct BpeArgs {
 
 #[cfg(feature = "train")]
 /// Options of stages two and three.
-#[derive(Args)]
+#[derive(Debug, Args)]
 pub(crate) struct LmArgs {
     #[command(flatten)]
     pub(crate) folders: Folders,
     /// Optimiser steps.
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one)]
     pub(crate) steps: usize,
     /// Tokens of one packed batch.
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 3000, value_parser = at_least_one)]
     pub(crate) tokens: usize,
     /// Packed batches a step.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub(crate) accumulate: usize,
     /// Peak learning rate.
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     pub(crate) lr: Option<f64>,
     /// Temperature of the mixture.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 2.0, value_parser = positive)]
     pub(crate) tau: f64,
     /// Steps between validations.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = at_least_one)]
     pub(crate) validate_every: usize,
 }
 
@@ -124,4 +124,70 @@ pub(crate) struct EvalArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A count of something that must happen.
+#[cfg(feature = "train")]
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("it must be a whole number of at least 1".into()),
+    }
+}
+
+/// A rate or a temperature.
+#[cfg(feature = "train")]
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|v: &f64| v.is_finite() && *v > 0.0)
+        .ok_or("it must be a finite number above 0".into())
+}
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Lm {
+        #[command(flatten)]
+        args: LmArgs,
+    }
+
+    #[derive(Debug, Parser)]
+    struct Vq {
+        #[command(flatten)]
+        args: TokenizerArgs,
+    }
+
+    #[test]
+    fn options_that_cannot_work_are_refused_in_a_sentence() {
+        for (option, values, words) in [
+            ("--steps", &["0", "x", "1.5"][..], "at least 1"),
+            ("--tokens", &["0"], "at least 1"),
+            ("--accumulate", &["0"], "at least 1"),
+            ("--validate-every", &["0"], "at least 1"),
+            ("--lr", &["0", "nan", "inf", "1e999", "", "x"], "finite number above 0"),
+            ("--tau", &["0", "NaN", "inf"], "finite number above 0"),
+        ] {
+            for value in values {
+                let mut line = vec!["train", option, value];
+                if option != "--steps" {
+                    line.extend(["--steps", "3"]);
+                }
+                let sentence = Lm::try_parse_from(line).unwrap_err().to_string();
+                assert!(
+                    sentence.contains(option) && sentence.contains(words),
+                    "{option} {value}: {sentence}"
+                );
+            }
+        }
+        for option in ["--steps", "--batch"] {
+            let sentence = Vq::try_parse_from(["train", option, "0"]).unwrap_err().to_string();
+            assert!(sentence.contains(option) && sentence.contains("at least 1"), "{sentence}");
+        }
+        assert_eq!(Vq::try_parse_from(["train", "--lr", "0.5", "--steps", "1"]).unwrap().args.lr, 0.5);
+    }
 }
