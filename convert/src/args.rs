@@ -39,9 +39,9 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Checks every hash and rule of a bundle folder, or the rules of one .safetensors file
+    /// Checks every hash and rule of a bundle folder, or the rules of one .safetensors or .gguf file
     Verify {
-        /// The bundle folder or .safetensors file
+        /// The bundle folder, .safetensors file or .gguf file
         path: PathBuf,
     },
     /// Measures how far a bundle is from its float checkpoint on held-out episodes

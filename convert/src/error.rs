@@ -17,6 +17,14 @@ pub enum ConvertError {
     /// The runtime refused a container, a configuration, a tensor, or a whole bundle.
     #[error(transparent)]
     Runtime(#[from] saccade::Error),
+    /// A GGUF file that breaks a rule of its container.
+    #[error("{path}")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The rule.
+        source: crate::gguf::GgufError,
+    },
     /// A safetensors file that no trainer of ours wrote.
     #[error(
         "{path} is a safetensors file but no Saccade checkpoint: {reason}; convert takes the file that saccade-train writes"

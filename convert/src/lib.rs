@@ -5,6 +5,7 @@
 //! | [`checkpoint`] | what a trainer's checkpoint must hold; reads it tensor by tensor |
 //! | [`store`] | how each tensor is stored in a bundle of a given type |
 //! | [`bundle`] | one conversion: plan, write under another name, let the runtime open it, rename |
+//! | [`gguf`] | what a GGUF file must look like; reads everything in it but the weights |
 //! | [`place`] | where a bundle goes, and what may be replaced there |
 //! | [`inspect`] | what a bundle holds |
 //! | [`verify`] | whether a bundle or a weights file is what it claims to be |
@@ -21,6 +22,7 @@ pub mod bundle;
 pub mod checkpoint;
 pub mod compare;
 pub mod error;
+pub mod gguf;
 pub mod inspect;
 pub mod place;
 pub mod progress;

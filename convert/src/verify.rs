@@ -10,13 +10,14 @@ use saccade::format::{Rules, read_file_header};
 use crate::bundle::opens;
 use crate::checkpoint::hash_file;
 use crate::error::{ConvertError, Result, io};
+use crate::gguf::{self, Gguf};
 use crate::inspect::read_config;
 use crate::progress::Progress;
 
 /// Verifies what lies at `path` and says what was found.
 ///
 /// A folder is a bundle: the size and BLAKE3 of every file, then everything the runtime checks when it opens one.
-/// A file is a safetensors container and is judged by its format's rules alone.
+/// A file is a GGUF or a safetensors container and is judged by its format's rules alone.
 ///
 /// # Errors
 /// [`ConvertError`] with the first thing that is wrong.
@@ -30,9 +31,14 @@ pub fn verify(path: &Path) -> Result<String> {
         File::open(path).and_then(|file| file.take(4).read_to_end(&mut magic)).map_err(io(path))?;
     }
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-    if magic == b"GGUF" || extension == "gguf" {
-        let reason = "GGUF files cannot be verified yet; verify takes a bundle folder or a .safetensors file";
-        return Err(ConvertError::Refused { path: path.into(), reason: reason.into() });
+    if magic == gguf::MAGIC || extension == "gguf" {
+        let Gguf { version, metadata, tensors, file_bytes } = gguf::read_file(path)?;
+        return Ok(format!(
+            "{}: GGUF version {version}, {} tensors, {} metadata entries, {file_bytes} bytes, every rule of the container holds",
+            path.display(),
+            tensors.len(),
+            metadata.len(),
+        ));
     }
     let header = read_file_header(path, Rules::Foreign)?;
     Ok(format!(

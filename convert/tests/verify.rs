@@ -78,8 +78,12 @@ fn names_the_file_whose_hash_differs() {
 fn verifies_single_files_by_the_rules_of_their_container() {
     let shop = Workshop::new();
     assert!(shop.succeeds(&["verify", "tiny.safetensors"]).contains("tensors"));
-    fs::write(shop.path("model.gguf"), b"GGUF\x03\0\0\0").unwrap();
-    shop.refuses(&["verify", "model.gguf"], &["GGUF", "model.gguf"]);
+    fs::write(shop.path("model.gguf"), [&b"GGUF\x03\0\0\0"[..], &[0; 16]].concat()).unwrap();
+    assert!(shop.succeeds(&["verify", "model.gguf"]).contains("GGUF version 3, 0 tensors"));
+    shop.edit("model.gguf", |bytes| bytes.truncate(20));
+    shop.refuses(&["verify", "model.gguf"], &["model.gguf", "offset 16", "fetch it again"]);
+    fs::copy(shop.path("tiny.safetensors"), shop.path("renamed.gguf")).unwrap();
+    shop.refuses(&["verify", "renamed.gguf"], &["renamed.gguf", "no GGUF file"]);
     fs::write(shop.path("notes.txt"), "Dear reader, this is prose.").unwrap();
     shop.refuses(&["verify", "notes.txt"], &["notes.txt", "not a safetensors file"]);
     shop.edit("tiny.safetensors", |bytes| bytes.truncate(bytes.len() - 2));
