@@ -30,7 +30,7 @@ pub enum EngineError {
         available: String,
     },
     /// A worker thread could not be started.
-    #[error("could not start worker thread {index} of {threads}: {source}; ask for fewer threads")]
+    #[error("worker thread {index} of {threads} does not start; ask for fewer threads")]
     Threads {
         /// Which one.
         index: usize,

@@ -66,12 +66,12 @@ pub enum SourceError {
         path: PathBuf,
     },
     /// A file or device could not be read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {reason}", path = path.display())]
     Io {
         /// The file concerned.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A folder or glob without a picture.
     #[error("{path}: no picture matches; put .jpg, .jpeg or .png files there, or give another path", path = path.display())]
@@ -251,12 +251,12 @@ impl SourceError {
     }
 
     /// An error of the system about a path; a missing file gets its own sentence.
-    pub(super) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+    pub(super) fn io(path: impl Into<PathBuf>, reason: io::Error) -> Self {
         let path = path.into();
-        if source.kind() == io::ErrorKind::NotFound {
+        if reason.kind() == io::ErrorKind::NotFound {
             Self::NotFound { path }
         } else {
-            Self::Io { path, source }
+            Self::Io { path, reason }
         }
     }
 }
@@ -350,6 +350,6 @@ pub enum AviError {
     #[error("the AVI file ends inside its header; copy or record it again")]
     Truncated,
     /// The file could not be read.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
 }

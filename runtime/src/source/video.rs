@@ -52,7 +52,7 @@ impl Recording for MjpegAvi {
             }
             Ok(AviFrame::Cut) => Ok(Next::Bad(FrameError::NoEnd)),
             Ok(AviFrame::End) => Ok(Next::End),
-            Err(AviError::Io(source)) => Err(SourceError::Io { path: self.path.clone(), source }),
+            Err(AviError::Io(reason)) => Err(SourceError::Io { path: self.path.clone(), reason }),
             Err(reason) => Err(SourceError::Avi { path: self.path.clone(), reason }),
         }
     }
