@@ -21,15 +21,15 @@ pub use nano::nano;
 #[non_exhaustive]
 pub enum ConfigError {
     /// Not JSON, a field of another type, or a field this version does not know.
-    #[error("saccade.json: {0}; the bundle may be damaged or made by a newer converter")]
+    #[error("saccade.json does not say what this version reads; it is damaged, or of a newer converter")]
     Json(#[from] serde_json::Error),
     /// More bytes than any honest configuration has.
     #[error("saccade.json has {found} bytes, more than the {limit} that are accepted")]
     TooLarge {
         /// Bytes found.
-        found: usize,
+        found: u64,
         /// Bytes accepted.
-        limit: usize,
+        limit: u64,
     },
     /// Another format version.
     #[error(
@@ -295,6 +295,12 @@ impl ModelConfig {
     #[must_use]
     pub const fn image_codes(&self) -> usize {
         self.image.grid[0] * self.image.grid[1]
+    }
+
+    /// Number of bins of a state or action value.
+    #[must_use]
+    pub fn n_bins(&self) -> u16 {
+        u16::try_from(self.tokens.bins[1] - self.tokens.bins[0]).unwrap_or(u16::MAX)
     }
 
     /// Number of values in an action chunk: steps × dimensions.

@@ -86,7 +86,7 @@ impl BundleConfig {
     /// [`ConfigError`]: too large, not JSON, changed after it was written, or a value that contradicts another.
     pub fn from_json(bytes: &[u8]) -> Result<Self, ConfigError> {
         if bytes.len() > MAX_CONFIG_BYTES {
-            return Err(ConfigError::TooLarge { found: bytes.len(), limit: MAX_CONFIG_BYTES });
+            return Err(ConfigError::TooLarge { found: bytes.len() as u64, limit: MAX_CONFIG_BYTES as u64 });
         }
         // The version comes first: a newer format may have fields that this one does not know.
         #[derive(Deserialize)]

@@ -65,6 +65,8 @@ impl ModelConfig {
                 ));
             }
         }
+        let [from, to] = self.tokens.bins;
+        within("model.tokens.bins", (to - from) as usize, 2, u16::MAX.into())?;
         for (i, (field, a)) in ranges.iter().enumerate() {
             if let Some((_, b)) = ranges[i + 1..].iter().find(|(_, b)| a[0] < b[1] && b[0] < a[1]) {
                 return Err(invalid(field, format!("{a:?} overlaps {b:?}")));
@@ -111,7 +113,7 @@ impl ModelConfig {
             ("model.image.width", image.grid[1], image.width),
         ] {
             within(field, pixels, 8, 4096)?;
-            if grid * 8 != pixels {
+            if pixels % 8 != 0 || grid != pixels / 8 {
                 return Err(invalid(field, format!("{pixels} is not 8 times the {grid} of the code grid")));
             }
         }
@@ -151,9 +153,13 @@ fn check_bins(field: &'static str, names: &[String], low: &[f32], high: &[f32]) 
             format!("{} names, {} low and {} high values", names.len(), low.len(), high.len()),
         ));
     }
-    for (low, high) in low.iter().zip(high) {
-        if !(low.is_finite() && high.is_finite() && low < high) {
-            return Err(invalid(field, format!("low {low} must be below high {high}")));
+    for ((name, low), high) in names.iter().zip(low).zip(high) {
+        // Their difference, too: it is what values are divided by.
+        if !(low < high && (high - low).is_finite()) {
+            return Err(invalid(
+                field,
+                format!("`{name}`: low {low} and high {high} must be numbers, low below high"),
+            ));
         }
     }
     Ok(())

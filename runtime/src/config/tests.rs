@@ -57,41 +57,158 @@ fn refuses_an_unknown_field() {
     let mut value = serde_json::to_value(nano()).unwrap();
     value["d_modle"] = 3.into();
     let error = ModelConfig::from_json(&value.to_string()).unwrap_err();
-    assert!(error.to_string().contains("d_modle"), "{error}");
+    let reason = std::error::Error::source(&error).unwrap().to_string();
+    assert!(reason.contains("d_modle"), "{reason}");
+    assert!(!error.to_string().contains(&reason), "the reason is said once: {error}");
 }
 
 #[test]
-fn refuses_a_path_among_the_files() {
+fn refuses_more_bytes_than_any_configuration_has() {
+    let error = BundleConfig::from_json(&vec![b' '; MAX_CONFIG_BYTES + 1]).unwrap_err();
+    assert!(error.to_string().contains("4194305 bytes, more than the 4194304"), "{error}");
+}
+
+#[test]
+fn refuses_to_write_what_it_would_not_read() {
     let mut config = bundle();
-    config.files.insert("../x".into(), FileEntry { bytes: 1, blake3: "b".repeat(64) });
-    let error = BundleConfig::from_json(&config.to_json().unwrap()).unwrap_err();
-    assert!(error.to_string().contains("../x"), "{error}");
+    config.model.d_model = 0;
+    let error = config.to_json().unwrap_err();
+    assert!(error.to_string().contains("model.d_model"), "{error}");
 }
 
-/// Each entry breaks one rule; the message must name the field.
+/// Each entry breaks one rule of the list of files.
 #[test]
-fn each_broken_rule_names_its_field() {
-    type Break = fn(&mut ModelConfig);
-    let cases: [(&str, Break); 14] = [
-        ("d_model", |c| c.d_model = 0),
-        ("n_kv_heads", |c| c.n_kv_heads = 4),
-        ("head_dim", |c| c.head_dim = 31),
-        ("d_ff", |c| c.d_ff = MAX_K + 1),
-        ("rope_theta", |c| c.rope_theta = f32::NAN),
-        ("norm_eps", |c| c.norm_eps = 0.0),
-        ("tokens.image", |c| c.tokens.image = [2368, 9999]),
-        ("tokens.text", |c| c.tokens.text = [0, 2200]),
-        ("special", |c| c.special.ans = c.special.ask),
-        ("modalities", |c| c.modalities.swap(0, 1)),
-        ("window", |c| c.modalities[1].window = Some(0)),
-        ("image.width", |c| c.image.width = 65),
-        ("codebook_size", |c| c.image.codebook_size = 1000),
-        ("action", |c| c.action.low[2] = f32::INFINITY),
-    ];
-    for (field, broken) in cases {
+fn each_broken_rule_of_the_files_names_the_file() {
+    let entry = |blake3: &str| FileEntry { bytes: 1, blake3: blake3.into() };
+    let hash = "b".repeat(64);
+    let strays =
+        ["../x", "a/b", "a\\b", ".hidden", "saccade.json"].map(|name| (name, entry(&hash), "file name"));
+    let hashes = ["", &"b".repeat(63), &"g".repeat(64)].map(|hash| ("x.onnx", entry(hash), "64 hex digits"));
+    for (name, entry, part) in strays.into_iter().chain(hashes) {
+        let mut config = bundle();
+        config.files.insert(name.into(), entry);
+        let error = BundleConfig::from_json(&config.to_json().unwrap()).unwrap_err().to_string();
+        assert!(error.contains(&format!("files: `{name}`")) && error.contains(part), "{name}: {error}");
+    }
+    for name in [WEIGHTS_FILE, TOKENIZER_FILE] {
+        let mut config = bundle();
+        config.files.remove(name);
+        let error = BundleConfig::from_json(&config.to_json().unwrap()).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{name}` is not listed")), "{error}");
+    }
+}
+
+type Break = fn(&mut ModelConfig);
+
+/// Each entry breaks one rule; the message must name the field and the reason.
+fn check_cases(cases: &[(&str, &str, Break)]) {
+    for (i, (field, reason, broken)) in cases.iter().enumerate() {
         let mut config = nano();
         broken(&mut config);
-        let error = config.check().unwrap_err().to_string();
-        assert!(error.contains(field), "{field}: {error}");
+        let error = config.check().expect_err(&format!("case {i}, {field}")).to_string();
+        assert!(error.contains(&format!("model.{field}: ")), "case {i}, {field}: {error}");
+        assert!(error.contains(reason), "case {i}, {reason}: {error}");
     }
+}
+
+#[test]
+fn each_broken_rule_of_the_sizes_names_its_field() {
+    check_cases(&[
+        ("d_model", "0 is outside 1 to", |c| c.d_model = 0),
+        ("d_model", "is outside 1 to", |c| c.d_model = MAX_K + 1),
+        ("n_layers", "0 is outside", |c| c.n_layers = 0),
+        ("n_layers", "513 is outside", |c| c.n_layers = 513),
+        ("n_heads", "0 is outside", |c| c.n_heads = 0),
+        ("n_heads", "1025 is outside", |c| c.n_heads = 1025),
+        ("n_kv_heads", "0 is outside", |c| c.n_kv_heads = 0),
+        ("n_kv_heads", "7 is outside 1 to 6", |c| c.n_kv_heads = 7),
+        ("n_kv_heads", "4 does not divide n_heads 6", |c| c.n_kv_heads = 4),
+        ("head_dim", "0 is outside", |c| c.head_dim = 0),
+        ("head_dim", "1026 is outside", |c| c.head_dim = 1026),
+        ("head_dim", "must be even", |c| c.head_dim = 31),
+        ("n_heads × head_dim", "262144 is outside", |c| (c.n_heads, c.head_dim) = (256, 1024)),
+        ("d_ff", "0 is outside", |c| c.d_ff = 0),
+        ("d_ff", "is outside", |c| c.d_ff = MAX_K + 1),
+        ("vocab_size", "0 is outside", |c| c.vocab_size = 0),
+        ("vocab_size", "is outside", |c| c.vocab_size = usize::MAX),
+        ("rope_theta", "above 1", |c| c.rope_theta = f32::NAN),
+        ("rope_theta", "above 1", |c| c.rope_theta = f32::INFINITY),
+        ("norm_eps", "between 0 and 1", |c| c.norm_eps = 0.0),
+        ("norm_eps", "between 0 and 1", |c| c.norm_eps = f32::NAN),
+        ("generation.max_new_tokens", "0 is outside", |c| c.generation.max_new_tokens = 0),
+        ("generation.max_new_tokens", "is outside", |c| c.generation.max_new_tokens = usize::MAX),
+    ]);
+}
+
+#[test]
+fn each_broken_rule_of_the_vocabulary_names_its_field() {
+    check_cases(&[
+        ("tokens.image", "[2368, 9999) is empty or leaves", |c| c.tokens.image = [2368, 9999]),
+        ("tokens.text", "[5, 5) is empty or leaves", |c| c.tokens.text = [5, 5]),
+        ("tokens.bins", "[9, 5) is empty or leaves", |c| c.tokens.bins = [9, 5]),
+        ("tokens.bins", "1 is outside 2 to 65535", |c| c.tokens.bins = [2112, 2113]),
+        ("tokens.bins", "65536 is outside 2 to 65535", |c| {
+            (c.vocab_size, c.tokens.bins) = (100_000, [3392, 3392 + 65_536]);
+        }),
+        ("tokens.text", "overlaps", |c| c.tokens.text = [0, 2200]),
+        ("special", "id 8 is used twice", |c| c.special.ans = c.special.ask),
+        ("special", "id 2112 is used twice or is no text token", |c| c.special.eos = 2112),
+        ("tasks", "0 is outside", |c| c.tasks.clear()),
+        ("tasks", "4097 is outside", |c| c.tasks = vec!["x".into(); 4097]),
+        ("task_prefix_len", "0 is outside", |c| c.task_prefix_len = 0),
+        ("task_prefix_len", "65 is outside", |c| c.task_prefix_len = 65),
+        ("modalities", "in this order", |c| c.modalities.swap(0, 1)),
+        ("modalities", "in this order", |c| c.modalities.truncate(3)),
+        ("modalities", "text has no window", |c| c.modalities[0].window = Some(4)),
+        ("modalities", "needs a window", |c| c.modalities[2].window = None),
+        ("modalities.window", "0 is outside", |c| c.modalities[1].window = Some(0)),
+        ("modalities.window", "4097 is outside", |c| c.modalities[3].window = Some(4097)),
+    ]);
+}
+
+#[test]
+fn each_broken_rule_of_the_pictures_names_its_field() {
+    check_cases(&[
+        ("image.height", "0 is outside 8 to 4096", |c| c.image.height = 0),
+        ("image.width", "100000 is outside 8 to 4096", |c| c.image.width = 100_000),
+        ("image.width", "65 is not 8 times", |c| c.image.width = 65),
+        ("image.height", "64 is not 8 times the 9", |c| c.image.grid[0] = 9),
+        // Eight times this is 64 in 64 bits.
+        ("image.height", "64 is not 8 times", |c| c.image.grid[0] = (1 << 61) + 8),
+        ("image.code_dim", "0 is outside", |c| c.image.code_dim = 0),
+        ("image.code_dim", "4097 is outside", |c| c.image.code_dim = 4097),
+        ("image.codebook_size", "0 is outside", |c| c.image.codebook_size = 0),
+        ("image.codebook_size", "65537 is outside", |c| c.image.codebook_size = 65_537),
+        ("image.codebook_size", "1000 codes, but 1024 image tokens", |c| c.image.codebook_size = 1000),
+        ("image channels", "0 is outside", |c| c.image.encoder_channels[1] = 0),
+        ("image channels", "4097 is outside", |c| c.image.decoder_channels[2] = 4097),
+        ("image.res_hidden", "0 is outside", |c| c.image.res_hidden = 0),
+        ("image.n_res", "65 is outside", |c| c.image.n_res = 65),
+        ("image.std", "mean and std must be numbers", |c| c.image.mean = f32::NAN),
+        ("image.std", "mean and std must be numbers", |c| c.image.std = f32::INFINITY),
+        ("image.std", "std above 0", |c| c.image.std = 0.0),
+    ]);
+}
+
+#[test]
+fn each_broken_rule_of_states_and_actions_names_its_field() {
+    check_cases(&[
+        ("state", "0 is outside 1 to 256", |c| c.state.names.clear()),
+        ("action", "257 is outside 1 to 256", |c| c.action.names = vec!["x".into(); 257]),
+        ("state", "4 names, 3 low and 4 high values", |c| c.state.low.truncate(3)),
+        ("action", "4 names, 4 low and 5 high values", |c| c.action.high.push(1.0)),
+        ("state", "`hand_y`: low NaN and high 1", |c| c.state.low[1] = f32::NAN),
+        ("action", "`dz`: low inf and high 1", |c| c.action.low[2] = f32::INFINITY),
+        ("action", "`dx`: low -1 and high inf", |c| c.action.high[0] = f32::INFINITY),
+        ("action", "`dx`: low 1 and high 1", |c| c.action.low[0] = 1.0),
+        ("action", "`dx`: low 2 and high 1", |c| c.action.low[0] = 2.0),
+        // Numbers both, but their difference is none.
+        ("state", "`gripper`: low", |c| (c.state.low[3], c.state.high[3]) = (f32::MIN, f32::MAX)),
+        ("action.steps", "0 is outside", |c| c.action.steps = 0),
+        ("action.steps", "65 is outside", |c| c.action.steps = 65),
+        ("action.executed", "0 is outside", |c| c.action.executed = 0),
+        ("action.executed", "9 is outside 1 to 8", |c| c.action.executed = 9),
+        ("action.rate_hz", "positive", |c| c.action.rate_hz = 0.0),
+        ("action.rate_hz", "positive", |c| c.action.rate_hz = f32::INFINITY),
+    ]);
 }
