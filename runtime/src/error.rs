@@ -16,6 +16,18 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A folder, a pipe or a device where a file should be.
+    #[error("{path} is a folder, a pipe or a device; put a file there, or name one")]
+    NotAFile {
+        /// Where it lies.
+        path: PathBuf,
+    },
+    /// A file of a bundle is not there.
+    #[error("{path} is missing; copy the bundle again")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
     /// The folder is no bundle.
     #[error(
         "{path} has no saccade.json, so it is no bundle; make one with `saccade-convert convert CHECKPOINT {path}`"

@@ -6,16 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::f16;
 use memmap2::Mmap;
 
-use crate::config::{BundleConfig, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, WeightDtype};
+use crate::config::{
+    BundleConfig, CONFIG_FILE, ConfigError, FileEntry, MAX_CONFIG_BYTES, WEIGHTS_FILE, WeightDtype,
+};
 use crate::engine::Linear;
 use crate::family::{TensorSpec, tensors};
-use crate::format::{Dtype, Header, Rules, TensorInfo, TensorPlan, read_header};
+use crate::format::{Dtype, Header, Rules, TensorInfo, TensorPlan, open_file, read_header};
 use crate::quant::TilesI8;
 use crate::{Error, Result};
 
@@ -32,14 +35,9 @@ impl Weights {
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let config = read_config(dir)?;
         let path = dir.join(WEIGHTS_FILE);
-        let io = |source| Error::Io { path: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
-        let found = file.metadata().map_err(io)?.len();
-        let expected = config.files[WEIGHTS_FILE].bytes;
-        if found != expected {
-            return Err(Error::FileSize { path, expected, found });
-        }
-        let map = map_file(&file).map_err(io)?;
+        let file = open_listed(&path, &config.files[WEIGHTS_FILE])?;
+        let map = map_file(&file).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let found = map.len() as u64;
         let header =
             read_header(&map, found, Rules::Bundle).map_err(|rule| Error::Format(rule.in_file(&path)))?;
         let specs = tensors(&config.model);
@@ -99,7 +97,12 @@ impl Weights {
     }
 
     fn absent(&self, name: &str) -> Error {
-        Error::Tensor { path: self.dir.join(WEIGHTS_FILE), reason: format!("tensor `{name}` is missing") }
+        self.refused(format!("tensor `{name}` is missing"))
+    }
+
+    /// Something about a tensor that makes the bundle unusable.
+    pub(crate) fn refused(&self, reason: String) -> Error {
+        Error::Tensor { path: self.dir.join(WEIGHTS_FILE), reason }
     }
 }
 
@@ -189,6 +192,25 @@ impl VectorRef {
     }
 }
 
+/// Opens a file that `saccade.json` lists.
+pub(crate) fn open_listed(path: &Path, entry: &FileEntry) -> Result<File> {
+    let (file, found) = open_file(path).map_err(|error| match error {
+        Error::Io { path, source } if source.kind() == ErrorKind::NotFound => Error::Missing { path },
+        error => error,
+    })?;
+    if found != entry.bytes {
+        return Err(Error::FileSize { path: path.into(), expected: entry.bytes, found });
+    }
+    Ok(file)
+}
+
+/// What a file holds, its first `limit` bytes.
+pub(crate) fn read_at_most(file: File, limit: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Maps a whole file, read-only.
 #[allow(unsafe_code)]
 fn map_file(file: &File) -> std::io::Result<Mmap> {
@@ -199,15 +221,17 @@ fn map_file(file: &File) -> std::io::Result<Mmap> {
 
 fn read_config(dir: &Path) -> Result<BundleConfig> {
     let path = dir.join(CONFIG_FILE);
-    if !path.is_file() {
-        return Err(Error::NoBundle { path: dir.to_path_buf() });
+    let (file, found) = open_file(&path).map_err(|error| match error {
+        Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            Error::NoBundle { path: dir.into() }
+        }
+        error => error,
+    })?;
+    let limit = MAX_CONFIG_BYTES as u64;
+    if found > limit {
+        return Err(Error::Config { path, source: ConfigError::TooLarge { found, limit } });
     }
-    let io = |source| Error::Io { path: path.clone(), source };
-    let bytes = std::fs::metadata(&path).map_err(io)?.len();
-    if bytes > MAX_CONFIG_BYTES as u64 {
-        return Err(Error::FileSize { path, expected: MAX_CONFIG_BYTES as u64, found: bytes });
-    }
-    let bytes = std::fs::read(&path).map_err(io)?;
+    let bytes = read_at_most(file, limit).map_err(|source| Error::Io { path: path.clone(), source })?;
     BundleConfig::from_json(&bytes).map_err(|source| Error::Config { path, source })
 }
 

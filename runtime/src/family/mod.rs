@@ -13,8 +13,11 @@ use crate::engine::{Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::quant::{pad_k, pad_n};
 use crate::tokenize::TextTokenizer;
-use crate::weights::Weights;
+use crate::weights::{Weights, open_listed, read_at_most};
 use crate::{Error, Result};
+
+/// Largest accepted `tokenizer.json`: about four times that of the largest vocabularies in use.
+const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 
 /// How a tensor is stored, by what reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,11 +173,14 @@ impl Model {
             return Ok(text);
         }
         let path = self.weights.dir().join(TOKENIZER_FILE);
-        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let entry = &self.bundle().files[TOKENIZER_FILE];
-        if bytes.len() as u64 != entry.bytes {
-            return Err(Error::FileSize { path, expected: entry.bytes, found: bytes.len() as u64 });
+        if entry.bytes > MAX_TOKENIZER_BYTES {
+            let reason = format!("it has {} bytes, at most {MAX_TOKENIZER_BYTES} are read", entry.bytes);
+            return Err(Error::Tokenizer { path, reason });
         }
+        let file = open_listed(&path, entry)?;
+        let bytes =
+            read_at_most(file, entry.bytes).map_err(|source| Error::Io { path: path.clone(), source })?;
         let text = TextTokenizer::from_bytes(&bytes, self.config())
             .map_err(|reason| Error::Tokenizer { path, reason })?;
         Ok(self.text.get_or_init(|| text))

@@ -53,6 +53,7 @@ mod write;
 
 pub use dtype::Dtype;
 pub use error::FormatError;
+pub(crate) use read::open_file;
 pub use read::{Header, Rules, TensorInfo, read_file_header, read_header};
 pub use write::{TensorPlan, Writer, Written, plan_header};
 

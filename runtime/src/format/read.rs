@@ -110,24 +110,28 @@ pub fn read_header(bytes: &[u8], file_bytes: u64, rules: Rules) -> Result<Header
 /// Reads and checks the header of the file at `path`; reads nothing behind the header.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be read or is not a regular file, [`Error::Format`] with the path and the broken rule.
+/// [`Error::Io`] when it cannot be read, [`Error::NotAFile`] when it is a folder, a pipe or a device, [`Error::Format`] with
+/// the path and the broken rule.
 pub fn read_file_header(path: &Path, rules: Rules) -> crate::Result<Header> {
     let io = |source| Error::Io { path: path.into(), source };
-    // Asked before opening: opening a named pipe would wait for its other end.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(io(std::io::Error::new(
-            std::io::ErrorKind::InvalidInput,
-            "not a file; name a .safetensors file",
-        )));
-    }
-    let mut file = File::open(path).map_err(io)?;
-    let file_bytes = file.metadata().map_err(io)?.len();
-
+    let (mut file, file_bytes) = open_file(path)?;
     let mut bytes = Vec::new();
     file.by_ref().take(PREFIX_BYTES).read_to_end(&mut bytes).map_err(io)?;
     let header_bytes = header_len(&bytes, file_bytes).map_err(|rule| rule.in_file(path))?;
     file.take(header_bytes).read_to_end(&mut bytes).map_err(io)?;
     Ok(read_header(&bytes, file_bytes, rules).map_err(|rule| rule.in_file(path))?)
+}
+
+/// Opens a file and tells its size.
+pub(crate) fn open_file(path: &Path) -> crate::Result<(File, u64)> {
+    let io = |source| Error::Io { path: path.into(), source };
+    // Asked before opening: opening a named pipe would wait for its other end.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(Error::NotAFile { path: path.into() });
+    }
+    let file = File::open(path).map_err(io)?;
+    let bytes = file.metadata().map_err(io)?.len();
+    Ok((file, bytes))
 }
 
 /// Length of the header, which is known to lie inside the file.

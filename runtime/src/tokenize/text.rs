@@ -25,6 +25,8 @@ impl TextTokenizer {
         let text = std::str::from_utf8(bytes).map_err(|error| format!("no tokenizer: {error}"))?;
         let mut inner: HfTokenizer = text.parse().map_err(|error| format!("no tokenizer: {error}"))?;
         inner.set_encode_special_tokens(true);
+        // A text is as long as it is: padding to a length that a file asks for could take all memory.
+        inner.with_padding(None).with_truncation(None).map_err(|error| format!("no tokenizer: {error}"))?;
         let [_, limit] = config.tokens.text;
         match inner.get_vocab(true).iter().find(|(_, id)| **id >= limit) {
             Some((token, id)) => Err(format!("token {token:?} has id {id}, but text tokens end at {limit}")),
