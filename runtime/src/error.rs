@@ -67,6 +67,18 @@ pub enum Error {
         /// Which tensor, and what is wrong with it.
         reason: String,
     },
+    /// More memory is needed than this process can have.
+    #[error(
+        "{what} needs {needed_mib} MiB of memory, more than this process can have ({available_mib} MiB are available); take a smaller model or shorter texts"
+    )]
+    Memory {
+        /// What needs it.
+        what: &'static str,
+        /// How much it needs.
+        needed_mib: u128,
+        /// How much the system says is available.
+        available_mib: String,
+    },
     /// `tokenizer.json` cannot be used.
     #[error("{path}: {reason}; convert the checkpoint again")]
     Tokenizer {

@@ -62,6 +62,19 @@ pub(crate) struct ArenaShape {
     pub(crate) dtype: KvDtype,
 }
 
+impl ArenaShape {
+    /// Bytes of the keys and values.
+    pub(crate) fn bytes(&self) -> u128 {
+        let panel = match self.dtype {
+            KvDtype::I8 => {
+                KeyPanels::panel_len(self.head_dim) + ValuePanels::panel_len(self.head_dim) + 12 * KV_BLOCK
+            }
+            KvDtype::F32 => 2 * 4 * KV_BLOCK * self.head_dim,
+        };
+        (self.n_layers * self.n_kv_heads * panel) as u128 * self.n_blocks as u128
+    }
+}
+
 /// Keys and values of one session.
 pub(crate) struct KvArena {
     shape: ArenaShape,
@@ -96,10 +109,7 @@ impl KvArena {
 
     /// Bytes of a session's keys and values.
     pub(crate) fn bytes(&self) -> usize {
-        match &self.store {
-            Store::I8 { keys, key_scale, values, .. } => keys.len() + values.len() + 12 * key_scale.len(),
-            Store::F32 { keys, values } => 4 * (keys.len() + values.len()),
-        }
+        usize::try_from(self.shape.bytes()).expect("they are allocated")
     }
 
     /// Whether `tokens` more fit into `chain`.
@@ -135,6 +145,20 @@ impl KvArena {
             block = self.next[block as usize];
         }
         *chain = Chain::EMPTY;
+    }
+
+    /// Zeroes what a chain holds. A weight of zero hides the values of a free block, but no NaN among them.
+    pub(crate) fn clear(&mut self, engine: &Engine, chain: &Chain) {
+        let zeros = vec![0.0; self.shape.n_kv_heads * self.shape.head_dim];
+        let mut block = chain.head;
+        while block != NONE {
+            for layer in 0..self.shape.n_layers {
+                for lane in 0..KV_BLOCK {
+                    self.write(engine, layer, (block, lane), &zeros, &zeros);
+                }
+            }
+            block = self.next[block as usize];
+        }
     }
 
     /// Blocks that no segment holds.
@@ -228,6 +252,20 @@ mod tests {
 
     fn arena(n_blocks: usize) -> KvArena {
         KvArena::new(ArenaShape { n_layers: 1, n_kv_heads: 1, head_dim: 4, n_blocks, dtype: KvDtype::F32 })
+    }
+
+    #[test]
+    fn bytes_are_those_that_are_allocated() {
+        for (dtype, head_dim) in [(KvDtype::I8, 20), (KvDtype::I8, 64), (KvDtype::F32, 20)] {
+            let arena = KvArena::new(ArenaShape { n_layers: 3, n_kv_heads: 2, head_dim, n_blocks: 5, dtype });
+            let allocated = match &arena.store {
+                Store::I8 { keys, key_scale, key_sum, values, value_scale, .. } => {
+                    keys.len() + values.len() + 4 * (key_scale.len() + key_sum.len() + value_scale.len())
+                }
+                Store::F32 { keys, values } => 4 * (keys.len() + values.len()),
+            };
+            assert_eq!(arena.bytes(), allocated, "{dtype:?}");
+        }
     }
 
     #[test]

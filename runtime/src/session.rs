@@ -20,6 +20,7 @@ use crate::engine::ActivationKinds;
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
+use crate::memory;
 use crate::sample::Sampler;
 use crate::tokenize::{Bins, Tokenizer as _, check_codes};
 
@@ -74,7 +75,7 @@ impl Session {
     /// Allocates a session.
     ///
     /// # Errors
-    /// None today; an engine with its own memory can refuse.
+    /// If there is not enough memory.
     pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Self> {
         let c = model.config();
         let capacity = Capacity::new(c, options);
@@ -88,8 +89,7 @@ impl Session {
             n_blocks: capacity.blocks,
             dtype,
         };
-        let n_bins = c.tokens.bins[1] - c.tokens.bins[0];
-        let n_bins = u16::try_from(n_bins).unwrap_or(u16::MAX);
+        memory::check("a session on this model", capacity.bytes(c, &shape, model.engine().threads()))?;
         let kv = KvArena::new(shape);
         log::debug!("session kv_bytes={} blocks={}", kv.bytes(), capacity.blocks);
         Ok(Self {
@@ -98,8 +98,8 @@ impl Session {
             segments: Vec::with_capacity(capacity.segments),
             visible: Vec::with_capacity(capacity.segments),
             bins: [
-                Bins::new("state", &c.state.low, &c.state.high, n_bins),
-                Bins::new("action", &c.action.low, &c.action.high, n_bins),
+                Bins::new("state", &c.state.low, &c.state.high, c.n_bins()),
+                Bins::new("action", &c.action.low, &c.action.high, c.n_bins()),
             ],
             codes: Vec::with_capacity(c.chunk_len().max(c.state.names.len())),
             x: vec![0.0; capacity.rows * c.d_model],
@@ -140,7 +140,8 @@ impl Session {
     /// Starts over with a task's learned prefix and an instruction (which may be empty).
     ///
     /// # Errors
-    /// If there is no such task, or the instruction is too long or not text.
+    /// If there is no such task, or the instruction is too long or not text; the session stays as it was. If the output
+    /// is not a number; the session is empty then.
     pub fn begin(&mut self, task: &str, instruction: &[u32]) -> Result<()> {
         let c = self.model.config();
         let Some(at) = c.tasks.iter().position(|name| name == task) else {
@@ -151,7 +152,7 @@ impl Session {
         self.reset();
         let rows = prefix.map(Row::Prefix).chain(instruction.iter().map(|&id| Row::Token(id)));
         let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
-        self.extend(&mut segment, rows, Own::Causal, &mut None);
+        self.extend(&mut segment, rows, Own::Causal, &mut None)?;
         self.segments.push(segment);
         Ok(())
     }
@@ -159,7 +160,8 @@ impl Session {
     /// Appends a picture; the oldest one beyond the window goes first.
     ///
     /// # Errors
-    /// If `codes` is not one code book index per place of the grid.
+    /// If `codes` is not one code book index per place of the grid, the session was not begun, or the output is not a
+    /// number; then the picture is not kept, but the oldest one may be gone.
     pub fn push_image(&mut self, codes: &[u16]) -> Result<()> {
         self.image(codes, None)
     }
@@ -182,20 +184,21 @@ impl Session {
     }
 
     fn image(&mut self, codes: &[u16], mut score: Option<Score<'_>>) -> Result<()> {
+        self.check_begun()?;
         check_codes(codes, &self.model)?;
         let special = self.model.config().special;
         let rows = std::iter::once(Row::Token(special.img))
             .chain(codes.iter().enumerate().map(|(i, &code)| Row::Code(code, i)))
             .chain([Row::Token(special.img_end)]);
-        self.push(Modality::Image, rows, &mut score);
-        Ok(())
+        self.push(Modality::Image, rows, &mut score)
     }
 
     /// Appends the robot's state; the oldest one beyond the window goes first.
     ///
     /// # Errors
-    /// If there is not one finite value per dimension.
+    /// If there is not one finite value per dimension; otherwise as [`Self::push_image`].
     pub fn push_state(&mut self, values: &[f32]) -> Result<()> {
+        self.check_begun()?;
         let expected = self.bins[0].dims();
         if values.len() != expected {
             return Err(SessionError::Dimensions { what: "state", found: values.len(), expected }.into());
@@ -206,8 +209,10 @@ impl Session {
     /// Appends the actions executed since the last frame, `[steps, dims]`; the oldest ones beyond the window go first.
     ///
     /// # Errors
-    /// If the values are not whole steps of finite numbers, or more steps than the model was trained with.
+    /// If the values are not whole steps of finite numbers, or more steps than the model was trained with; otherwise as
+    /// [`Self::push_image`].
     pub fn push_action(&mut self, values: &[f32]) -> Result<()> {
+        self.check_begun()?;
         let most = self.model.config().action.executed * self.bins[1].dims();
         if values.len() > most {
             return Err(
@@ -223,19 +228,17 @@ impl Session {
         let first = c.tokens.bins[0];
         let mut codes = std::mem::take(&mut self.codes);
         let coded = self.bins[usize::from(modality == Modality::Action)].encode(values, &mut codes);
-        if coded.is_ok() {
-            let rows = std::iter::once(Row::Token(open))
-                .chain(codes.iter().map(|&bin| Row::Token(first + u32::from(bin))));
-            self.push(modality, rows, &mut None);
-        }
+        let rows = std::iter::once(Row::Token(open))
+            .chain(codes.iter().map(|&bin| Row::Token(first + u32::from(bin))));
+        let pushed = coded.and_then(|()| self.push(modality, rows, &mut None));
         self.codes = codes;
-        coded
+        pushed
     }
 
     /// Predicts the next chunk of actions; the session stays as it was.
     ///
     /// # Errors
-    /// If the output is not a number.
+    /// If the session was not begun, or the output is not a number.
     pub fn act(&mut self, chunk: &mut ActionChunk) -> Result<()> {
         let mut no_score = |_: usize, _: &[f32]| {};
         self.score_act(chunk, &mut no_score)
@@ -246,23 +249,19 @@ impl Session {
     /// # Errors
     /// As [`Self::act`].
     pub fn score_act(&mut self, chunk: &mut ActionChunk, on_logits: OnLogits<'_>) -> Result<()> {
+        self.check_begun()?;
         let c = self.model.config();
         let [from, to] = c.tokens.bins;
         let slots = c.chunk_len();
         chunk.bins.clear();
-        let mut numeric = true;
         let mut segment = Segment { modality: Modality::Action, chain: Chain::EMPTY };
         let mut each = |slot: usize, logits: &[f32]| {
-            let best = crate::sample::argmax(logits);
-            numeric &= best.is_some();
-            chunk.bins.push(best.and_then(|bin| u16::try_from(bin).ok()).unwrap_or(0));
+            let best = crate::sample::argmax(logits).expect("`extend` gives finite logits");
+            chunk.bins.push(u16::try_from(best).expect("bins are checked to be at most 65535"));
             on_logits(slot, logits);
         };
-        self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, &mut Some((from..to, &mut each)));
+        self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, &mut Some((from..to, &mut each)))?;
         self.kv.release(&mut segment.chain);
-        if !numeric {
-            return Err(SessionError::NumericFault.into());
-        }
         self.bins[1].decode(&chunk.bins, &mut chunk.values)
     }
 
@@ -270,7 +269,7 @@ impl Session {
     /// without `<eos>`; `on_token` sees each as it comes and stops the answer by returning `false`.
     ///
     /// # Errors
-    /// If the question is too long or not text, or the output is not a number.
+    /// If the session was not begun, the question is too long or not text, or the output is not a number.
     pub fn answer(
         &mut self,
         question: &[u32],
@@ -279,21 +278,20 @@ impl Session {
         out: &mut Vec<u32>,
         on_token: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Finish> {
+        self.check_begun()?;
         self.check_text(question)?;
         let special = self.model.config().special;
         let room = self.max_text_tokens.saturating_sub(question.len()).min(max_new_tokens);
-        let mut segment = self.ask(question);
         out.clear();
+        let mut segment = self.ask(question)?;
         let mut next = Row::Token(special.ans);
         let finish = loop {
             let mut token = None;
             let range = self.text_range();
             let mut pick = |_: usize, logits: &[f32]| token = sampler.pick(logits);
-            self.extend(&mut segment, [next], Own::Causal, &mut Some((range.clone(), &mut pick)));
-            let Some(token) = token.and_then(|at| u32::try_from(at).ok()).map(|at| range.start + at) else {
-                self.kv.release(&mut segment.chain);
-                return Err(SessionError::NumericFault.into());
-            };
+            self.extend(&mut segment, [next], Own::Causal, &mut Some((range.clone(), &mut pick)))?;
+            let token = token.expect("`extend` gives finite logits, and a sampler picks one of those");
+            let token = range.start + u32::try_from(token).expect("token ids are u32");
             if token == special.eos {
                 break Finish::Stop;
             }
@@ -314,8 +312,9 @@ impl Session {
     /// logits before it. The session stays as it was.
     ///
     /// # Errors
-    /// If question and answer are too long or not text.
+    /// If the session was not begun, question and answer are too long or not text, or the output is not a number.
     pub fn score_answer(&mut self, question: &[u32], answer: &[u32], on_logits: OnLogits<'_>) -> Result<()> {
+        self.check_begun()?;
         self.check_text(question)?;
         self.check_text(answer)?;
         if question.len() + answer.len() > self.max_text_tokens {
@@ -323,10 +322,10 @@ impl Session {
             return Err(SessionError::TooLong { tokens, room: self.max_text_tokens }.into());
         }
         let ans = self.model.config().special.ans;
-        let mut segment = self.ask(question);
+        let mut segment = self.ask(question)?;
         let rows = std::iter::once(ans).chain(answer.iter().copied()).map(Row::Token);
         let range = self.text_range();
-        self.extend(&mut segment, rows, Own::Causal, &mut Some((range, on_logits)));
+        self.extend(&mut segment, rows, Own::Causal, &mut Some((range, on_logits)))?;
         self.kv.release(&mut segment.chain);
         Ok(())
     }
@@ -337,12 +336,16 @@ impl Session {
     }
 
     /// Opens a branch with `<ask>` and the question.
-    fn ask(&mut self, question: &[u32]) -> Segment {
+    fn ask(&mut self, question: &[u32]) -> Result<Segment> {
         let ask = self.model.config().special.ask;
         let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
         let rows = std::iter::once(ask).chain(question.iter().copied()).map(Row::Token);
-        self.extend(&mut segment, rows, Own::Causal, &mut None);
-        segment
+        self.extend(&mut segment, rows, Own::Causal, &mut None)?;
+        Ok(segment)
+    }
+
+    fn check_begun(&self) -> Result<()> {
+        if self.segments.is_empty() { Err(SessionError::NotBegun.into()) } else { Ok(()) }
     }
 
     fn check_text(&self, ids: &[u32]) -> Result<()> {
@@ -364,7 +367,7 @@ impl Session {
         modality: Modality,
         rows: impl IntoIterator<Item = Row>,
         score: &mut Option<Score<'_>>,
-    ) {
+    ) -> Result<()> {
         if let Some(window) = self.model.config().window(modality) {
             let live = self.segments.iter().filter(|s| s.modality == modality).count();
             if live >= window
@@ -375,8 +378,9 @@ impl Session {
             }
         }
         let mut segment = Segment { modality, chain: Chain::EMPTY };
-        self.extend(&mut segment, rows, Own::Causal, score);
+        self.extend(&mut segment, rows, Own::Causal, score)?;
         self.segments.push(segment);
+        Ok(())
     }
 }
 

@@ -7,20 +7,13 @@ mod oracle;
 
 use std::sync::Arc;
 
-use oracle::bundle::write_bundle;
+use oracle::bundle::model;
 use oracle::{Input, Oracle, Segment, Tensors, random_tensors, tiny};
 use saccade::config::{Modality, ModelConfig, WeightDtype};
-use saccade::engine::EngineOptions;
 use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
 use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer};
-
-fn model(c: &ModelConfig, t: &Tensors, dtype: WeightDtype) -> Arc<Model> {
-    let dir = tempfile::tempdir().unwrap();
-    write_bundle(dir.path(), c, t, dtype);
-    Model::open(dir.path(), &EngineOptions { threads: 2, kernels: None }).unwrap()
-}
 
 /// Fails on NaN, on a difference above `tolerance` of the largest expected value, and on unequal lengths.
 fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
@@ -272,76 +265,6 @@ fn nothing_drifts() {
 }
 
 #[test]
-fn the_image_tokenizer_equals_plain_convolutions() {
-    let c = tiny();
-    let t = random_tensors(&c, 6);
-    let oracle = Oracle { c: &c, t: &t };
-    let rgb: Vec<u8> = (0..16 * 16 * 3).map(|i| u8::try_from((i * 89 + i / 7) % 256).unwrap()).collect();
-    let at = |y: usize, x: usize, ch: usize| f64::from(rgb[(y * 16 + x) * 3 + ch]) / 127.5 - 1.0;
-    let silu =
-        |m: &mut Vec<Vec<Vec<f64>>>| m.iter_mut().flatten().flatten().for_each(|v| *v /= 1.0 + (-*v).exp());
-    let res = |x: Vec<Vec<Vec<f64>>>, stem: &str| {
-        let mut h = x.clone();
-        silu(&mut h);
-        let mut h = oracle.conv(&format!("{stem}.conv1"), &h, 1, 1);
-        silu(&mut h);
-        let mut y = oracle.conv(&format!("{stem}.conv2"), &h, 1, 0);
-        y.iter_mut().flatten().flatten().zip(x.iter().flatten().flatten()).for_each(|(y, x)| *y += x);
-        y
-    };
-    let mut x: Vec<Vec<Vec<f64>>> =
-        (0..16).map(|y| (0..16).map(|x| (0..3).map(|ch| at(y, x, ch)).collect()).collect()).collect();
-    for i in 0..3 {
-        x = oracle.conv(&format!("image.encoder.{i}"), &x, 2, 1);
-        if i < 2 {
-            silu(&mut x);
-        }
-    }
-    for i in 0..2 {
-        x = res(x, &format!("image.encoder.res.{i}"));
-    }
-    silu(&mut x);
-    let z = oracle.conv("image.encoder.out", &x, 1, 0);
-    let book: Vec<&[f32]> = t["image.codebook.weight"].1.chunks_exact(6).collect();
-    let distance =
-        |z: &[f64], e: &[f32]| z.iter().zip(e).map(|(z, &e)| (z - f64::from(e)).powi(2)).sum::<f64>();
-    let nearest = |z: &Vec<f64>| {
-        (0..64).min_by(|&a, &b| distance(z, book[a]).total_cmp(&distance(z, book[b]))).unwrap()
-    };
-    let expected: Vec<u16> = z.iter().flatten().map(|z| u16::try_from(nearest(z)).unwrap()).collect();
-
-    let model = model(&c, &t, WeightDtype::F32);
-    let mut images = ImageTokenizer::new(&model);
-    let mut codes = vec![];
-    images.encode(Picture { rgb: &rgb, width: 16, height: 16 }, &mut codes).unwrap();
-    assert_eq!(codes, expected);
-
-    let mut x: Vec<Vec<Vec<f64>>> = codes
-        .chunks(2)
-        .map(|r| r.iter().map(|&c| book[usize::from(c)].iter().map(|&v| f64::from(v)).collect()).collect())
-        .collect();
-    x = oracle.conv("image.decoder.in", &x, 1, 1);
-    for i in 0..2 {
-        x = res(x, &format!("image.decoder.res.{i}"));
-    }
-    for i in 0..3 {
-        let (h, w) = (x.len(), x[0].len());
-        x = (0..2 * h).map(|y| (0..2 * w).map(|z| x[y / 2][z / 2].clone()).collect()).collect();
-        x = oracle.conv(&format!("image.decoder.up.{i}"), &x, 1, 1);
-        if i < 2 {
-            silu(&mut x);
-        }
-    }
-    let mut pixels = vec![];
-    images.decode(&codes, &mut pixels).unwrap();
-    for (found, expected) in pixels.iter().zip(x.iter().flatten().flatten()) {
-        let expected = (expected * 127.5 + 127.5).clamp(0.0, 255.0);
-        assert!((f64::from(*found) - expected).abs() <= 0.51, "found {found}, expected {expected}");
-    }
-    assert_eq!(pixels.len(), rgb.len());
-}
-
-#[test]
 fn every_misuse_is_one_sentence() {
     let c = tiny();
     let t = random_tensors(&c, 7);
@@ -350,6 +273,7 @@ fn every_misuse_is_one_sentence() {
     let mut images = ImageTokenizer::new(&model);
     let mut out = vec![];
     let greedy = &mut Sampler::greedy();
+    session.begin("robot", &[]).unwrap();
     let cases = [
         (session.begin("fly", &[]), "robot, vqa, text"),
         (session.begin("robot", &[999]), "999"),
@@ -371,6 +295,49 @@ fn every_misuse_is_one_sentence() {
         let sentence = result.expect_err(&format!("case {i}")).sentence();
         assert!(sentence.contains(part), "case {i}: {sentence}");
     }
-    session.begin("robot", &[]).unwrap();
     session.push_image(&codes(1)).unwrap();
+}
+
+#[test]
+fn every_call_before_begin_is_refused() {
+    let c = tiny();
+    let t = random_tensors(&c, 7);
+    let model = model(&c, &t, WeightDtype::Int8);
+    let mut session = Session::new(&model, &SessionOptions::default()).unwrap();
+    let (greedy, mut chunk, mut out) = (&mut Sampler::greedy(), ActionChunk::default(), vec![]);
+    let mut check = |session: &mut Session| {
+        let results = [
+            session.push_image(&codes(0)),
+            session.score_image(&codes(0), &mut |_, _| {}),
+            session.push_state(&value(0)),
+            session.push_action(&value(0)),
+            session.act(&mut chunk),
+            session.score_act(&mut chunk, &mut |_, _| {}),
+            session.answer(&QUESTION, 4, greedy, &mut out, &mut |_| true).map(drop),
+            session.score_answer(&QUESTION, &ANSWER, &mut |_, _| {}),
+        ];
+        for (i, result) in results.into_iter().enumerate() {
+            let sentence = result.expect_err(&format!("case {i}")).sentence();
+            assert!(sentence.contains("call `begin` first"), "case {i}: {sentence}");
+        }
+        assert_eq!(session.live_tokens(), 0);
+    };
+    check(&mut session);
+    session.begin("robot", &[]).unwrap();
+    session.push_image(&codes(0)).unwrap();
+    session.reset();
+    check(&mut session);
+}
+
+#[test]
+fn a_session_larger_than_memory_is_refused_before_it_is_made() {
+    let c = tiny();
+    let t = random_tensors(&c, 7);
+    let model = model(&c, &t, WeightDtype::Int8);
+    for max_text_tokens in [1 << 40, 1 << 60, usize::MAX - 1, usize::MAX] {
+        let error = Session::new(&model, &SessionOptions { max_text_tokens }).unwrap_err();
+        let sentence = error.sentence();
+        assert!(sentence.starts_with("a session on this model needs"), "{sentence}");
+        assert!(sentence.contains("MiB are available"), "{sentence}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::config::{Modality, ModelConfig};
 use crate::kernels::KV_BLOCK;
+use crate::kv::ArenaShape;
 
 /// How much a session can hold.
 #[derive(Clone, Debug)]
@@ -35,12 +36,12 @@ impl Capacity {
         let action = 1 + c.action.executed * c.action.names.len();
         let blocks = |tokens: usize| tokens.div_ceil(KV_BLOCK);
         let window = |m| c.window(m).unwrap_or(0);
-        let trunk = blocks(c.task_prefix_len + options.max_text_tokens)
+        let trunk = blocks(c.task_prefix_len.saturating_add(options.max_text_tokens))
             + window(Modality::Image) * blocks(image)
             + window(Modality::State) * blocks(state)
             + window(Modality::Action) * blocks(action);
         // One branch at a time: `<ask>` question `<ans>` answer, or the slots of a chunk.
-        let branch = blocks(2 + options.max_text_tokens).max(blocks(c.chunk_len()));
+        let branch = blocks(options.max_text_tokens.saturating_add(2)).max(blocks(c.chunk_len()));
         let len = |[from, to]: [u32; 2]| (to - from) as usize;
         Self {
             segments: 1 + window(Modality::Image) + window(Modality::State) + window(Modality::Action),
@@ -48,5 +49,45 @@ impl Capacity {
             rows: image.max(c.chunk_len()).max(64),
             logits: len(c.tokens.text).max(len(c.tokens.bins)).max(len(c.tokens.image)),
         }
+    }
+
+    /// Bytes of the arena and of the buffers that grow with the model or the options: in 128 bits, where nothing that a
+    /// checked model or an option can ask for overflows.
+    pub(super) fn bytes(&self, c: &ModelConfig, arena: &ArenaShape, threads: usize) -> u128 {
+        let (heads, kv_heads) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+        let widest = c.d_model.max(c.d_ff).max(heads);
+        let row = c.d_model + 2 * (heads + kv_heads + c.d_ff + widest);
+        // Rotary angles, and of each thread the scores of some queries: 16, or those of one key head.
+        let key = c.head_dim + 2 * threads * (c.n_heads / c.n_kv_heads).max(16);
+        let floats = self.blocks as u128 * (KV_BLOCK * key) as u128 + (self.rows * row + self.logits) as u128;
+        arena.bytes() + 4 * floats
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::nano;
+    use crate::kv::KvDtype;
+
+    #[test]
+    fn the_largest_sizes_do_not_overflow() {
+        let mut c = nano();
+        (c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim) = (512, 130, 130, 1024);
+        (c.image.width, c.image.height, c.image.grid) = (4096, 4096, [512, 512]);
+        c.modalities[1].window = Some(4096);
+        c.check().unwrap();
+        let capacity = Capacity::new(&c, &SessionOptions { max_text_tokens: usize::MAX });
+        let arena = ArenaShape {
+            n_layers: c.n_layers,
+            n_kv_heads: c.n_kv_heads,
+            head_dim: c.head_dim,
+            n_blocks: capacity.blocks,
+            dtype: KvDtype::F32,
+        };
+        // Two texts of 2⁶⁴ tokens, keys and values of 4 bytes.
+        let texts = 2 * 4 * (c.n_layers * c.n_kv_heads * c.head_dim) as u128 * (2 << 64);
+        let bytes = capacity.bytes(&c, &arena, 2);
+        assert!(texts < bytes && bytes < texts + texts / 1000, "{bytes}, of which the texts are {texts}");
     }
 }

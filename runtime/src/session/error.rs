@@ -4,6 +4,9 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
+    /// A call that needs what [`Session::begin`](super::Session::begin) puts first.
+    #[error("the session has no task yet; call `begin` first, and again after a `reset`")]
+    NotBegun,
     /// A token id outside its range.
     #[error("{what} {id} is outside 0 to {}", limit - 1)]
     Token {

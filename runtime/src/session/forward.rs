@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{Segment, Session};
+use super::{Segment, Session, SessionError};
+use crate::Result;
 use crate::block::{Net, Own, Step, Visible};
 use crate::config::Modality;
 use crate::kernels::Epilogue;
@@ -25,13 +26,31 @@ pub(super) type Score<'a> = (Range<u32>, OnLogits<'a>);
 
 impl Session {
     /// Computes `rows` at the end of `segment`, which sees every live segment, in steps of at most `max_rows`.
+    ///
+    /// # Errors
+    /// If a result is not a number; the segment is empty then, and nothing of it is left in the arena.
     pub(super) fn extend(
         &mut self,
         segment: &mut Segment,
         rows: impl IntoIterator<Item = Row>,
         own_rule: Own,
         score: &mut Option<Score<'_>>,
-    ) {
+    ) -> Result<()> {
+        let computed = self.compute(segment, rows, own_rule, score);
+        if computed.is_err() {
+            self.kv.clear(self.model.engine(), &segment.chain);
+            self.kv.release(&mut segment.chain);
+        }
+        computed
+    }
+
+    fn compute(
+        &mut self,
+        segment: &mut Segment,
+        rows: impl IntoIterator<Item = Row>,
+        own_rule: Own,
+        score: &mut Option<Score<'_>>,
+    ) -> Result<()> {
         let base = self.look();
         let mut rows = rows.into_iter().peekable();
         let mut done = 0;
@@ -46,14 +65,18 @@ impl Session {
             self.kv.extend(&mut segment.chain, n);
             let own = Visible { chain: segment.chain, base, modality: segment.modality };
             self.decoder(&Step { rows: n, offset, own, own_rule, context: &[] });
+            // A row sees its own key and value, so whatever of them is not finite has reached its output.
+            check_finite(&self.x[..n * self.model.config().d_model])?;
             if let Some((range, on_logits)) = score {
                 for row in 0..n {
                     self.head(row, range);
+                    check_finite(&self.logits[..range.len()])?;
                     on_logits(done + row, &self.logits[..range.len()]);
                 }
             }
             done += n;
         }
+        Ok(())
     }
 
     /// Lays out what is live and returns the position after it.
@@ -110,4 +133,8 @@ impl Session {
         let out = &mut self.logits[..rows.len()];
         e.product(a, embed, rows, Epilogue::default(), out);
     }
+}
+
+fn check_finite(x: &[f32]) -> Result<()> {
+    if x.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(SessionError::NumericFault.into()) }
 }

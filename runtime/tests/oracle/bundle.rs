@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use half::f16;
 use saccade::config::{
     BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, ModelConfig, Quantisation, TOKENIZER_FILE,
     WEIGHTS_FILE, WeightDtype,
 };
-use saccade::family::tensors;
+use saccade::engine::EngineOptions;
+use saccade::family::{Model, tensors};
 use saccade::format::{Dtype, Rules, Writer};
 use saccade::quant::{pack_n16k4, quantise_weight_rows, row_sums};
 
@@ -61,6 +63,13 @@ pub fn write_bundle(dir: &Path, model: &ModelConfig, values: &Tensors, dtype: We
     };
     std::fs::write(dir.join(CONFIG_FILE), config.to_json().unwrap()).unwrap();
     config
+}
+
+/// The model of a bundle with these tensors.
+pub fn model(c: &ModelConfig, t: &Tensors, dtype: WeightDtype) -> Arc<Model> {
+    let dir = tempfile::tempdir().unwrap();
+    write_bundle(dir.path(), c, t, dtype);
+    Model::open(dir.path(), &EngineOptions { threads: 2, kernels: None }).unwrap()
 }
 
 /// A convolution's rows in the order `(kh, kw, in)`; everything else as it is.

@@ -1,8 +1,8 @@
 //! The `unimodal` family once more, in double precision, straight from its definition: dense attention over a whole
 //! sequence, the mask and every position written out, no cache, no engine. Slow and obvious; the runtime is tested against it.
 
-// A module of tests: everything in it is for the test files that include it.
-#![allow(unreachable_pub, clippy::needless_range_loop)]
+// A module of tests: everything in it is for the test files that include it, none of which uses all.
+#![allow(dead_code, unreachable_pub, clippy::needless_range_loop)]
 
 pub mod bundle;
 
