@@ -29,6 +29,11 @@ pub(crate) struct ConvScratch {
 }
 
 impl ConvScratch {
+    /// Bytes of a scratch for `max_k` inputs a row: patches, and as much again for what the linear layer makes of them.
+    pub(crate) fn bytes(max_k: usize) -> u128 {
+        2 * 4 * (ROWS * max_k) as u128
+    }
+
     /// For convolutions of at most `max_k` inputs a row (`kh · kw · in`).
     pub(crate) fn new(max_k: usize, e: &Engine) -> Self {
         let activations = Activations::new(ROWS, max_k, e.threads(), ActivationKinds::Both);

@@ -29,7 +29,7 @@
 //! use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer};
 //!
 //! let model = Model::open("examples/models/nano", &EngineOptions::default())?;
-//! let mut images = ImageTokenizer::new(&model);
+//! let mut images = ImageTokenizer::new(&model)?;
 //! let mut session = Session::new(&model, &SessionOptions::default())?;
 //!
 //! let (mut codes, mut answer) = (Vec::new(), Vec::new());

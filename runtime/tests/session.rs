@@ -270,7 +270,7 @@ fn every_misuse_is_one_sentence() {
     let t = random_tensors(&c, 7);
     let model = model(&c, &t, WeightDtype::Int8);
     let mut session = Session::new(&model, &SessionOptions { max_text_tokens: 8 }).unwrap();
-    let mut images = ImageTokenizer::new(&model);
+    let mut images = ImageTokenizer::new(&model).unwrap();
     let mut out = vec![];
     let greedy = &mut Sampler::greedy();
     session.begin("robot", &[]).unwrap();

@@ -15,7 +15,7 @@ use saccade::config::{WEIGHTS_FILE, WeightDtype};
 use saccade::engine::EngineOptions;
 use saccade::family::{Model, Role, tensors};
 use saccade::format::{Rules, read_file_header};
-use saccade::session::{ActionChunk, Session, SessionOptions};
+use saccade::session::{ActionChunk, Session, SessionError, SessionOptions};
 use saccade::tokenize::{Bins, ImageTokenizer, Tokenizer as _};
 use serde::Serialize;
 
@@ -192,10 +192,18 @@ impl Side {
         Ok(Self {
             name,
             session: Session::new(model, &SessionOptions::default())?,
-            images: ImageTokenizer::new(model),
+            images: ImageTokenizer::new(model)?,
             codes: Vec::new(),
             chunk: ActionChunk::default(),
         })
+    }
+
+    /// What the runtime refused, with the name of the model where that matters.
+    fn fault(&self, error: saccade::Error) -> Fault {
+        match error {
+            saccade::Error::Session(SessionError::NumericFault) => Fault::NotANumber(self.name),
+            error => Fault::Runtime(error),
+        }
     }
 }
 
@@ -225,12 +233,11 @@ type Scoring<'a> = &'a mut dyn FnMut(&mut Side, &mut dyn FnMut(usize, &[f32])) -
 impl Pair {
     fn new(base: &Arc<Model>, candidate: &Arc<Model>) -> saccade::Result<Self> {
         let c = base.config();
-        let n_bins = u16::try_from(c.tokens.bins[1] - c.tokens.bins[0]).unwrap_or(u16::MAX);
         Ok(Self {
             model: Arc::clone(base),
             base: Side::new("float model", base)?,
             candidate: Side::new("bundle", candidate)?,
-            expert: Bins::new("chunk", &c.action.low, &c.action.high, n_bins),
+            expert: Bins::new("chunk", &c.action.low, &c.action.high, c.n_bins()),
             logits: Vec::new(),
             answer: Positions::default(),
             action: Positions::default(),
@@ -248,25 +255,12 @@ impl Pair {
     fn score(&mut self, targets: &[usize], call: Scoring<'_>) -> std::result::Result<Positions, Fault> {
         let Self { base, candidate, logits, .. } = self;
         let mut positions = Positions::default();
-        let mut finite = true;
         logits.clear();
-        let scored = call(base, &mut |_, row| {
-            finite &= row.iter().all(|v| v.is_finite());
-            logits.extend_from_slice(row);
-        });
-        // Before the runtime's own error, which does not say which of the two it was.
-        if !finite {
-            return Err(Fault::NotANumber(base.name));
-        }
-        scored?;
-        let scored = call(candidate, &mut |at, row| {
-            finite &= row.iter().all(|v| v.is_finite());
+        call(base, &mut |_, row| logits.extend_from_slice(row)).map_err(|error| base.fault(error))?;
+        call(candidate, &mut |at, row| {
             positions.add(&logits[at * row.len()..][..row.len()], row, targets[at]);
-        });
-        if !finite {
-            return Err(Fault::NotANumber(candidate.name));
-        }
-        scored?;
+        })
+        .map_err(|error| candidate.fault(error))?;
         assert_eq!(positions.len(), targets.len(), "a position for each target");
         Ok(positions)
     }
@@ -274,12 +268,12 @@ impl Pair {
     fn episode(&mut self, episode: &Episode) -> std::result::Result<(), Fault> {
         let instruction = self.model.text()?.encode(&episode.instruction)?;
         for side in [&mut self.base, &mut self.candidate] {
-            side.session.begin(TASK, &instruction)?;
+            side.session.begin(TASK, &instruction).map_err(|error| side.fault(error))?;
         }
         for (at, (frame, step)) in episode.frames().zip(&episode.steps).enumerate() {
             self.frames += 1;
             for side in [&mut self.base, &mut self.candidate] {
-                side.images.encode(frame, &mut side.codes)?;
+                side.images.encode(frame, &mut side.codes).map_err(|error| side.fault(error))?;
             }
             let codes = self.base.codes.clone();
             self.codes += codes.len() as u64;
@@ -290,14 +284,14 @@ impl Pair {
                 self.score(&targets, &mut |side, on_logits| side.session.score_image(&codes, on_logits))?;
             self.image.extend(&image);
             for side in [&mut self.base, &mut self.candidate] {
-                side.session.push_state(&step.state)?;
+                side.session.push_state(&step.state).map_err(|error| side.fault(error))?;
             }
             self.questions(at, step)?;
             self.actions(step)?;
             let executed = step.executed.concat();
             if !executed.is_empty() {
                 for side in [&mut self.base, &mut self.candidate] {
-                    side.session.push_action(&executed)?;
+                    side.session.push_action(&executed).map_err(|error| side.fault(error))?;
                 }
             }
         }

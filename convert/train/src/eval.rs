@@ -105,7 +105,7 @@ impl Bench {
     fn open(bundle: &Path) -> Result<Bench> {
         let model = Model::open(bundle, &EngineOptions::default())?;
         let session = Session::new(&model, &SessionOptions::default())?;
-        let images = ImageTokenizer::new(&model);
+        let images = ImageTokenizer::new(&model)?;
         Ok(Bench { model, session, images, codes: Vec::new(), answer: Vec::new() })
     }
 
@@ -225,13 +225,8 @@ const QUESTIONS_A_STEP: usize = 4;
 
 fn run_episode(bench: &mut Bench, episode: &Episode, context: Context, out: &mut Robot) -> Result<()> {
     let config = bench.model.config().action.clone();
-    let n_bins = bench.model.config().tokens.bins;
-    let bins = saccade::tokenize::Bins::new(
-        "action",
-        &config.low,
-        &config.high,
-        u16::try_from(n_bins[1] - n_bins[0]).unwrap_or(u16::MAX),
-    );
+    let n_bins = bench.model.config().n_bins();
+    let bins = saccade::tokenize::Bins::new("action", &config.low, &config.high, n_bins);
     let all = context == Context::Everything;
     let instruction = if all { bench.model.text()?.encode(&episode.instruction)? } else { Vec::new() };
     let caption = bench.model.config().chat.caption.clone();

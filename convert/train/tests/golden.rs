@@ -116,7 +116,7 @@ fn picture_gives_the_trainers_codes_and_comes_back() {
     let io = Io::open();
     let dir = tempfile::tempdir().unwrap();
     let model = model(dir.path());
-    let mut images = ImageTokenizer::new(&model);
+    let mut images = ImageTokenizer::new(&model).unwrap();
     // The nearest and the second code of every place are further apart than sums in another order can move them.
     assert!(io.floats("frame_margin")[0] > 1e-5, "{:?}", io.floats("frame_margin"));
     let mut codes = Vec::new();

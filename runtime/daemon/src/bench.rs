@@ -82,7 +82,7 @@ fn measure(model: &Arc<Model>, source: &mut dyn Source, frames: usize) -> anyhow
         model.text()?.encode(&format!("{}{}", config.chat.caption, config.chat.question_suffix))?;
     let mut session = Session::new(model, &SessionOptions::default())?;
     session.begin(&config.tasks[0], &[])?;
-    let mut images = ImageTokenizer::new(model);
+    let mut images = ImageTokenizer::new(model)?;
     let max_new = config.generation.max_new_tokens;
     let mut codes = Vec::with_capacity(config.image_codes());
     let mut answer = Vec::with_capacity(max_new);

@@ -66,7 +66,7 @@ impl Answerer {
         model.text()?;
         Ok(Self {
             session: Session::new(&model, &SessionOptions::default())?,
-            images: ImageTokenizer::new(&model),
+            images: ImageTokenizer::new(&model)?,
             frame: Frame::default(),
             codes: Vec::new(),
             answer: Vec::new(),

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::Tokenizer;
 use super::resize::Resize;
+use crate::Result;
 use crate::conv::{Conv, ConvScratch, Map, upsample_nearest};
 use crate::family::{Model, unimodal::ImageNet};
+use crate::memory;
 use crate::session::SessionError;
 
 /// A borrowed picture: `rgb [height, width, 3] u8`.
@@ -24,7 +26,8 @@ pub struct ImageTokenizer {
     model: Arc<Model>,
     /// Makes, and holds, the model's picture.
     resize: Resize,
-    /// The code book turned round, `[code_dim, codebook_size]`, so that distances run over codes.
+    /// The code book turned round, `[code_dim, codebook_size]`, so that distances run over codes; of unit vectors if the
+    /// model says `l2_norm`.
     codebook: Vec<f32>,
     distances: Vec<f32>,
     maps: [Vec<f32>; 3],
@@ -39,31 +42,28 @@ impl std::fmt::Debug for ImageTokenizer {
 
 impl ImageTokenizer {
     /// Allocates every buffer for `model`.
-    #[must_use]
-    pub fn new(model: &Arc<Model>) -> Self {
+    ///
+    /// # Errors
+    /// If there is not enough memory, or a vector of the code book is not finite.
+    pub fn new(model: &Arc<Model>) -> Result<Self> {
         let image = &model.config().image;
         let net = &model.net().image;
-        let mut codebook = vec![0.0; image.codebook_size * image.code_dim];
-        let mut row = vec![0.0; image.code_dim];
-        for code in 0..image.codebook_size {
-            net.codebook.read_row(model.weights(), code, &mut row);
-            for (d, &v) in row.iter().enumerate() {
-                codebook[d * image.codebook_size + code] = v;
-            }
-        }
         let largest = largest_map(net, image.height, image.width, image.grid);
-        Self {
+        let max_k = convs(net).map(Conv::k).max().unwrap_or(1);
+        let floats = image.codebook_size * (image.code_dim + 1) + 3 * largest;
+        memory::check("the image tokenizer of this model", 4 * floats as u128 + ConvScratch::bytes(max_k))?;
+        Ok(Self {
             model: Arc::clone(model),
             resize: Resize::new(image.width, image.height),
-            codebook,
+            codebook: codebook(model)?,
             distances: vec![0.0; image.codebook_size],
             maps: [vec![0.0; largest], vec![0.0; largest], vec![0.0; largest]],
-            scratch: ConvScratch::new(convs(net).map(Conv::k).max().unwrap_or(1), model.engine()),
-        }
+            scratch: ConvScratch::new(max_k, model.engine()),
+        })
     }
 
     /// Crops the centre to the model's aspect ratio and brings it to the model's size.
-    fn resize(&mut self, from: Picture<'_>) -> Result<(), SessionError> {
+    fn resize(&mut self, from: Picture<'_>) -> std::result::Result<(), SessionError> {
         let expected = from.width.checked_mul(from.height).and_then(|n| n.checked_mul(3));
         if expected.is_none_or(|expected| expected == 0 || expected != from.rgb.len()) {
             return Err(SessionError::Picture {
@@ -112,20 +112,23 @@ impl ImageTokenizer {
         self.maps.swap(0, 1);
     }
 
-    /// The nearest code book vector of `z [code_dim]`; of equals, the lowest.
-    fn nearest(&mut self, at: usize) -> u16 {
+    /// The nearest code book vector of `z [code_dim]`; of equals, the lowest. None if `z` is not finite.
+    fn nearest(&mut self, at: usize) -> Option<u16> {
         let image = &self.model.config().image;
-        let z = &self.maps[0][at * image.code_dim..][..image.code_dim];
+        let z = &mut self.maps[0][at * image.code_dim..][..image.code_dim];
+        if image.l2_norm {
+            l2_normalise(z);
+        }
         self.distances.fill(0.0);
         for (&z, row) in z.iter().zip(self.codebook.chunks_exact(image.codebook_size)) {
             for (distance, &e) in self.distances.iter_mut().zip(row) {
                 *distance += (z - e) * (z - e);
             }
         }
-        let mut best = (f32::INFINITY, 0);
+        let mut best = (f32::INFINITY, None);
         for (code, &distance) in (0_u16..=u16::MAX).zip(&self.distances) {
             if distance < best.0 {
-                best = (distance, code);
+                best = (distance, Some(code));
             }
         }
         best.1
@@ -138,26 +141,27 @@ impl Tokenizer for ImageTokenizer {
     type Code = u16;
 
     /// `codes [grid]`, row by row.
-    fn encode(&mut self, picture: Picture<'_>, codes: &mut Vec<u16>) -> crate::Result<()> {
+    fn encode(&mut self, picture: Picture<'_>, codes: &mut Vec<u16>) -> Result<()> {
         self.resize(picture)?;
         self.encoder();
         codes.clear();
         for at in 0..self.model.config().image_codes() {
-            let code = self.nearest(at);
-            codes.push(code);
+            codes.push(self.nearest(at).ok_or(SessionError::NumericFault)?);
         }
         Ok(())
     }
 
     /// `output [height, width, 3] u8`.
-    fn decode(&mut self, codes: &[u16], output: &mut Vec<u8>) -> crate::Result<()> {
+    fn decode(&mut self, codes: &[u16], output: &mut Vec<u8>) -> Result<()> {
         let model = Arc::clone(&self.model);
         let (e, w, net, image) = (model.engine(), model.weights(), &model.net().image, &model.config().image);
         check_codes(codes, &model)?;
         let [x, a, b] = &mut self.maps;
         let s = &mut self.scratch;
         for (z, &code) in x.chunks_exact_mut(image.code_dim).zip(codes) {
-            net.codebook.read_row(w, code.into(), z);
+            for (z, row) in z.iter_mut().zip(self.codebook.chunks_exact(image.codebook_size)) {
+                *z = row[usize::from(code)];
+            }
         }
         let [mut height, mut width] = image.grid;
         let mut channels = net.input.out_channels();
@@ -178,16 +182,51 @@ impl Tokenizer for ImageTokenizer {
                 e.silu_inplace(out);
             }
         }
+        let pixels = &x[..height * width * 3];
+        if !pixels.iter().all(|v| v.is_finite()) {
+            return Err(SessionError::NumericFault.into());
+        }
         output.clear();
-        // Saturating by definition: `as u8` clamps, and a NaN becomes 0.
+        // Saturating by definition: `as u8` clamps.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        output.extend(x[..height * width * 3].iter().map(|v| (v * image.std + image.mean).round() as u8));
+        output.extend(pixels.iter().map(|v| (v * image.std + image.mean).round() as u8));
         Ok(())
     }
 }
 
+/// The code book of `model`, `[code_dim, codebook_size]`.
+fn codebook(model: &Model) -> Result<Vec<f32>> {
+    let (image, rows) = (&model.config().image, &model.net().image.codebook);
+    let mut codebook = vec![0.0; image.code_dim * image.codebook_size];
+    let mut row = vec![0.0; image.code_dim];
+    for code in 0..image.codebook_size {
+        rows.read_row(model.weights(), code, &mut row);
+        if !row.iter().all(|v| v.is_finite()) {
+            let reason =
+                format!("tensor `image.codebook.weight`: row {code} is not finite; convert it again");
+            return Err(model.weights().refused(reason));
+        }
+        if image.l2_norm {
+            l2_normalise(&mut row);
+        }
+        for (d, &v) in row.iter().enumerate() {
+            codebook[d * image.codebook_size + code] = v;
+        }
+    }
+    Ok(codebook)
+}
+
+/// `x / max(‖x‖, 1e-12)`; NaN if the norm is not finite, so that [`ImageTokenizer::nearest`] finds nothing near.
+///
+/// Source: `F.normalize` in `VectorQuantizer` of LlamaGen and Janus (`vq_model.py`, `codebook_l2_norm`).
+fn l2_normalise(x: &mut [f32]) {
+    let norm = x.iter().map(|v| v * v).sum::<f32>().sqrt();
+    let norm = if norm.is_finite() { norm.max(1e-12) } else { f32::NAN };
+    x.iter_mut().for_each(|v| *v /= norm);
+}
+
 /// Refuses a wrong number of codes and codes outside the code book.
-pub(crate) fn check_codes(codes: &[u16], model: &Model) -> Result<(), SessionError> {
+pub(crate) fn check_codes(codes: &[u16], model: &Model) -> std::result::Result<(), SessionError> {
     let config = model.config();
     if codes.len() != config.image_codes() {
         return Err(SessionError::Dimensions {
@@ -206,6 +245,7 @@ pub(crate) fn check_codes(codes: &[u16], model: &Model) -> Result<(), SessionErr
     }
 }
 
+/// Those that change the size first.
 fn convs(net: &ImageNet) -> impl Iterator<Item = &Conv> {
     let units = net.encoder_res.iter().chain(&net.decoder_res).flat_map(|unit| [&unit.conv1, &unit.conv2]);
     net.down.iter().chain(&net.up).chain([&net.out, &net.input]).chain(units)
@@ -213,7 +253,10 @@ fn convs(net: &ImageNet) -> impl Iterator<Item = &Conv> {
 
 /// Values in the largest activation map of either direction.
 fn largest_map(net: &ImageNet, height: usize, width: usize, [rows, cols]: [usize; 2]) -> usize {
-    let mut largest = height * width * 3;
+    // All but these leave the size as it is, that of the grid.
+    let sized = net.down.len() + net.up.len();
+    let on_grid = convs(net).skip(sized).map(Conv::out_channels).max().unwrap_or(1);
+    let mut largest = (height * width * 3).max(rows * cols * on_grid);
     let (mut h, mut w) = (height, width);
     for conv in &net.down {
         (h, w) = conv.out_size(h, w);

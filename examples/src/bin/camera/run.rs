@@ -87,7 +87,7 @@ impl Eye {
         let question = model.text()?.encode(&question_text)?;
         let mut session = Session::new(model, &SessionOptions::default())?;
         session.begin(&config.tasks[0], &[])?;
-        let images = ImageTokenizer::new(model);
+        let images = ImageTokenizer::new(model)?;
         Ok(Self {
             session,
             images,
