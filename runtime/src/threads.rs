@@ -144,6 +144,7 @@ impl Pool {
     ///
     /// # Panics
     /// If `a`'s length is 0, `scratch` has fewer elements than there are threads, or a piece's work panics.
+    #[expect(clippy::type_complexity, reason = "what a piece's work is given")]
     pub fn for_each_piece<A: Send, B: Send, S: Send>(
         &self,
         (a, a_len): (&mut [A], usize),
@@ -156,8 +157,12 @@ impl Pool {
         let pieces = a.len().div_ceil(a_len);
         let (a, b, scratch) = (Pieces::of(a, a_len), Pieces::of(b, b_len), Pieces::of(scratch, 1));
         self.run(pieces, &|thread, i| {
-            // SAFETY: `run` calls each `i` once, and gives `thread`, which is below the number of threads, to one part at a time.
-            let (a, b, scratch) = unsafe { (a.piece(i), b.piece(i), scratch.piece(thread)) };
+            // SAFETY: `run` calls each `i` once.
+            let a = unsafe { a.piece(i) };
+            // SAFETY: as above.
+            let b = unsafe { b.piece(i) };
+            // SAFETY: `run` gives `thread`, which is below the number of threads, to one part at a time.
+            let scratch = unsafe { scratch.piece(thread) };
             f(i, a, b, &mut scratch[0]);
         });
     }

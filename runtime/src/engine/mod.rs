@@ -101,6 +101,7 @@ impl Engine {
     ///
     /// # Panics
     /// If a matrix is not whole rows, or `f` panics.
+    #[expect(clippy::type_complexity, reason = "what a row's work is given")]
     pub(crate) fn for_each_row(
         &self,
         (a, a_len): (&mut [f32], usize),

@@ -15,7 +15,6 @@ type MatmulFloat<T> = fn(&[f32], FloatRows<T>, Range<usize>, Epilogue, Columns<f
 
 /// One function per kernel, all from the same instruction set. Every one checks its lengths and panics when they do not fit.
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::type_complexity, reason = "the argument lists are what the table is for")]
 pub struct Kernels {
     /// Name for logs and benchmarks, e.g. `"avx512-vnni"`.
     pub name: &'static str,
