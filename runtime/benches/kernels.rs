@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use half::f16;
 use saccade::kernels::attention::{KeyPanels, Queries, ValuePanels, WEIGHT_MAX};
 use saccade::kernels::{Epilogue, FloatRows, KV_BLOCK, Kernels, RowsI8};
-use saccade::quant::{TilesI8, pack_n16k4, pad_k, row_sums};
+use saccade::quant::{TilesI8, pack_n16k4, pad_k, row_sums, unpack_n16k4};
 use saccade::threads::Columns;
 
 /// `[m, n, k]`: nano's feed-forward layer for one token and for a frame, an image convolution, a larger model's layers.
@@ -121,7 +121,9 @@ fn attention(head_dim: usize) {
     const PANELS: usize = 36;
     const KEYS: usize = PANELS * KV_BLOCK;
     let (q, k) = (values(QUERIES * pad_k(head_dim)), values(KEYS * pad_k(head_dim)));
-    let (scale, sum) = (vec![0.01; KEYS], row_sums(&values(KEYS), KEYS, 1));
+    let k_pad = pad_k(head_dim);
+    let keys = |panel: &[i8]| row_sums(&unpack_n16k4(panel, KV_BLOCK, k_pad), KV_BLOCK, k_pad);
+    let (scale, sum) = (vec![0.01; KEYS], k.chunks(KV_BLOCK * k_pad).flat_map(keys).collect::<Vec<_>>());
     let which: Vec<u32> = (0..).take(PANELS).collect();
     let queries = Queries { q: &q, scale: &[0.002; QUERIES], bias: &[0.0; QUERIES] };
     let keys = KeyPanels { tiles: &k, scale: &scale, sum: &sum, which: &which, head_dim };
