@@ -233,11 +233,7 @@ impl Attention<'_> {
         let KvView::F32 { keys: k, values: v } = self.kv.view(&[]) else {
             unreachable!("an arena is of one kind")
         };
-        let panel = |x: &'_ [f32], panel: u32| -> Range<usize> {
-            let at = panel as usize * KV_BLOCK * hd;
-            debug_assert!(at < x.len());
-            at..at + KV_BLOCK * hd
-        };
+        let panel = |panel: u32| panel as usize * KV_BLOCK * hd..(panel as usize + 1) * KV_BLOCK * hd;
         for i in 0..rows.len() * group {
             let scores = &mut t.scores[..keys];
             let mut block = 0;
@@ -248,7 +244,7 @@ impl Attention<'_> {
                 let blocks = segment.chain.len.div_ceil(KV_BLOCK).min(visible - block);
                 for at in 0..blocks {
                     let scores = &mut scores[(block + at) * KV_BLOCK..][..KV_BLOCK];
-                    (kernels.scores_f32)(&t.turned, &k[panel(k, t.panels[block + at])], scores);
+                    (kernels.scores_f32)(&t.turned, &k[panel(t.panels[block + at])], scores);
                     for (lane, score) in scores.iter_mut().enumerate() {
                         let live = at * KV_BLOCK + lane < segment.chain.len;
                         *score = if live { *score * root(hd) + bias } else { f32::NEG_INFINITY };
@@ -261,7 +257,7 @@ impl Attention<'_> {
             let out = &mut t.out[i * hd..][..hd];
             out.fill(0.0);
             for (&at, p) in t.panels.iter().zip(scores.chunks_exact(KV_BLOCK)) {
-                (kernels.weighted_sum_f32)(p, &v[panel(v, at)], out);
+                (kernels.weighted_sum_f32)(p, &v[panel(at)], out);
             }
         }
     }

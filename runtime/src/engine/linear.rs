@@ -135,11 +135,6 @@ impl Activations {
             parts: None,
         }
     }
-
-    /// How many tokens were loaded.
-    pub fn rows(&self) -> usize {
-        self.m
-    }
 }
 
 impl Engine {
