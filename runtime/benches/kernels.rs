@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use half::f16;
-use saccade::kernels::attention::{KeyPanels, Queries, ValuePanels, WEIGHT_MAX};
+use saccade::kernels::attention::{KvPanels, PanelScales, Queries, WEIGHT_MAX};
 use saccade::kernels::{Epilogue, FloatRows, KV_BLOCK, Kernels, RowsI8};
 use saccade::quant::{TilesI8, pack_n16k4, pad_k, row_sums, unpack_n16k4};
 use saccade::threads::Columns;
@@ -65,13 +65,32 @@ fn values(len: usize) -> Vec<i8> {
     (-127..=127).cycle().step_by(31).take(len).collect()
 }
 
+/// The same rows as each set wants them.
+struct Operands(Vec<(&'static str, Vec<i8>)>);
+
+impl Operands {
+    fn new(q: &[i8]) -> Self {
+        let operand = |set: &Kernels| {
+            let mut q = q.to_vec();
+            set.make_operand(&mut q);
+            (set.name, q)
+        };
+        Self(Kernels::available().iter().map(operand).collect())
+    }
+
+    fn of(&self, set: &Kernels) -> &[i8] {
+        &self.0.iter().find(|(name, _)| *name == set.name).unwrap().1
+    }
+}
+
 fn matmul_i8([m, n, k]: [usize; 3]) {
     let (rows, q) = (values(n * k), values(m * pad_k(k)));
     let (tiles, sum) = (pack_n16k4(&rows, n, k), row_sums(&rows, n, k));
     let (w_scale, x_scale) = (vec![0.01; n], vec![0.02; m]);
+    let operands = Operands::new(&q);
     let w = TilesI8 { tiles: &tiles, scale: &w_scale, sum: &sum, n, k };
     row(&format!("matmul_i8 {m} × {n} × {k}"), m * n * k, m * n, |set, out| {
-        let x = RowsI8 { q: &q, scale: &x_scale, parts: 1 };
+        let x = RowsI8 { q: operands.of(set), scale: &x_scale, parts: 1 };
         (set.matmul_i8)(x, w, 0..n, Epilogue::default(), Columns::of(out, m, n));
     });
 }
@@ -120,22 +139,25 @@ fn attention(head_dim: usize) {
     const QUERIES: usize = 16;
     const PANELS: usize = 36;
     const KEYS: usize = PANELS * KV_BLOCK;
-    let (q, k) = (values(QUERIES * pad_k(head_dim)), values(KEYS * pad_k(head_dim)));
-    let k_pad = pad_k(head_dim);
-    let keys = |panel: &[i8]| row_sums(&unpack_n16k4(panel, KV_BLOCK, k_pad), KV_BLOCK, k_pad);
-    let (scale, sum) = (vec![0.01; KEYS], k.chunks(KV_BLOCK * k_pad).flat_map(keys).collect::<Vec<_>>());
+    let panel_len: usize = KvPanels::panel_len(head_dim).iter().sum();
+    let (q, tiles) = (Operands::new(&values(QUERIES * pad_k(head_dim))), values(PANELS * panel_len));
+    let scales = |panel: &[i8]| {
+        let keys = unpack_n16k4(&panel[..KvPanels::panel_len(head_dim)[0]], KV_BLOCK, pad_k(head_dim));
+        let key_sum = row_sums(&keys, KV_BLOCK, pad_k(head_dim)).try_into().unwrap();
+        PanelScales { key: [0.01; KV_BLOCK], key_sum, value: [0.01; KV_BLOCK] }
+    };
+    let (scales, scale) = (tiles.chunks(panel_len).map(scales).collect::<Vec<_>>(), vec![0.01; KEYS]);
     let which: Vec<u32> = (0..).take(PANELS).collect();
-    let queries = Queries { q: &q, scale: &[0.002; QUERIES], bias: &[0.0; QUERIES] };
-    let keys = KeyPanels { tiles: &k, scale: &scale, sum: &sum, which: &which, head_dim };
-    let values = ValuePanels { tiles: &k, which: &which, head_dim };
+    let kv = KvPanels { tiles: &tiles, scales: &scales, which: &which, head_dim };
     let macs = 2 * QUERIES * KEYS * head_dim;
     let scores = std::cell::RefCell::new((vec![0.0; QUERIES * KEYS], vec![0; QUERIES * 2 * KEYS]));
     row(&format!("attention 16 over 576 × {head_dim}"), macs, QUERIES * head_dim, |set, out| {
         let (s, p) = &mut *scores.borrow_mut();
-        (set.scores_i8)(queries, keys, s, KEYS);
+        let queries = Queries { q: q.of(set), scale: &[0.002; QUERIES], bias: &[0.0; QUERIES] };
+        (set.scores_i8)(queries, kv, s, KEYS);
         for (s, p) in s.chunks_mut(KEYS).zip(p.chunks_mut(2 * KEYS)) {
             (set.softmax_u14)(s, &scale, WEIGHT_MAX / 0.01, p);
         }
-        (set.weighted_sum_i8)(p, &[1e-4; QUERIES], values, out);
+        (set.weighted_sum_i8)(p, &[1e-4; QUERIES], kv, out);
     });
 }

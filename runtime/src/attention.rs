@@ -5,12 +5,13 @@
 //!
 //! Source: Ainslie et al. 2023 (arXiv:2305.13245), with a learned bias per head and pair of modalities.
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use crate::block::{Net, Own, Step};
+use crate::block::{Net, Own, Sequence};
 use crate::config::{Modality, ModelConfig};
 use crate::kernels::KV_BLOCK;
-use crate::kernels::attention::{Queries, WEIGHT_MAX};
+use crate::kernels::attention::{KvPanels, Queries, WEIGHT_MAX};
 use crate::kv::{BlockId, Chain, KvArena, KvView};
 use crate::quant::pad_k;
 
@@ -18,9 +19,12 @@ use crate::quant::pad_k;
 const UNIT_QUERIES: usize = 16;
 
 /// Buffers of attention, allocated once.
+#[derive(Default)]
 pub(crate) struct AttentionScratch {
-    /// Blocks of every visible segment, one after the other.
+    /// Blocks of every visible segment of every sequence, one after the other.
     blocks: Vec<BlockId>,
+    /// Where each sequence's blocks begin, and the end.
+    starts: Vec<usize>,
     /// One for each thread.
     units: Vec<UnitScratch>,
 }
@@ -48,7 +52,8 @@ struct UnitScratch {
 }
 
 impl AttentionScratch {
-    pub(crate) fn new(c: &ModelConfig, max_blocks: usize, threads: usize) -> Self {
+    /// For steps of at most `max_sequences` sequences that see at most `max_blocks` blocks each.
+    pub(crate) fn new(c: &ModelConfig, max_blocks: usize, max_sequences: usize, threads: usize) -> Self {
         let queries = unit_rows(c) * c.n_heads / c.n_kv_heads;
         let keys = max_blocks * KV_BLOCK;
         let unit = || UnitScratch {
@@ -62,7 +67,11 @@ impl AttentionScratch {
             weights: vec![0; queries * 2 * keys],
             out: vec![0.0; queries * c.head_dim],
         };
-        Self { blocks: Vec::with_capacity(max_blocks), units: (0..threads).map(|_| unit()).collect() }
+        Self {
+            blocks: Vec::with_capacity(max_sequences * max_blocks),
+            starts: Vec::with_capacity(max_sequences + 1),
+            units: (0..threads).map(|_| unit()).collect(),
+        }
     }
 
     /// The blocks of one chain, as a slice.
@@ -78,74 +87,100 @@ fn unit_rows(c: &ModelConfig) -> usize {
     (UNIT_QUERIES * c.n_kv_heads / c.n_heads).max(1)
 }
 
-/// Attention of one step's rows over one layer of the arena.
+/// Attention of a step's rows over one layer of their arenas.
 pub(crate) struct Attention<'a> {
     pub(crate) net: Net<'a>,
     pub(crate) layer: usize,
-    pub(crate) step: &'a Step<'a>,
     /// `[n_heads, modalities of the query, modalities of the key]`
     pub(crate) bias: &'a [f32],
-    pub(crate) kv: &'a KvArena,
 }
 
 impl Attention<'_> {
-    /// Shapes: `q, out [rows, n_heads · head_dim] f32`.
-    pub(crate) fn forward(&self, q: &[f32], out: &mut [f32], s: &mut AttentionScratch) {
-        let (c, step) = (self.net.config, self.step);
+    /// Shapes: `q, out [rows, n_heads · head_dim] f32`, the sequences' rows one after the other.
+    pub(crate) fn forward(
+        &self,
+        sequences: &[Sequence<'_>],
+        q: &[f32],
+        out: &mut [f32],
+        s: &mut AttentionScratch,
+    ) {
+        let c = self.net.config;
         let heads = c.n_heads * c.head_dim;
-        s.blocks.clear();
-        for segment in step.context.iter().chain([&step.own]) {
-            s.blocks.extend(self.kv.blocks(&segment.chain));
+        let AttentionScratch { blocks, starts, units } = s;
+        blocks.clear();
+        starts.clear();
+        for sequence in sequences {
+            starts.push(blocks.len());
+            for segment in sequence.context.iter().chain([&sequence.own]) {
+                blocks.extend(sequence.kv.blocks(&segment.chain));
+            }
         }
-        let blocks = &s.blocks;
+        starts.push(blocks.len());
+        let of = |i: usize| Of {
+            attention: self,
+            sequence: &sequences[i],
+            blocks: &blocks[starts[i]..starts[i + 1]],
+        };
         let pool = self.net.engine.pool();
-        if step.rows == 1 {
-            // One row: the threads share its key heads.
+        if sequences.iter().all(|sequence| sequence.rows == 1) {
+            // A row each: the threads share the key heads of all.
             let group = heads / c.n_kv_heads;
-            pool.for_each_piece((out, group), (&mut [(); 0], 0), &mut s.units, &|head, out, _, t| {
-                self.unit(q, 0..1, head, blocks, out, t);
+            pool.for_each_piece((out, group), (&mut [(); 0], 0), units, &|i, out, _, t| {
+                let (row, head) = (i / c.n_kv_heads, i % c.n_kv_heads);
+                of(row).unit(&q[row * heads..][..heads], 0..1, head, out, t);
             });
             return;
         }
-        let unit = unit_rows(c);
-        pool.for_each_piece((out, unit * heads), (&mut [(); 0], 0), &mut s.units, &|i, out, _, t| {
-            let rows = i * unit..step.rows.min((i + 1) * unit);
-            for head in 0..c.n_kv_heads {
-                self.unit(q, rows.clone(), head, blocks, out, t);
-            }
-        });
+        let (unit, mut first) = (unit_rows(c), 0);
+        for (i, sequence) in sequences.iter().enumerate() {
+            let (this, rows) = (of(i), first..first + sequence.rows);
+            let q = &q[rows.start * heads..rows.end * heads];
+            let out = &mut out[rows.start * heads..rows.end * heads];
+            pool.for_each_piece((out, unit * heads), (&mut [(); 0], 0), units, &|i, out, _, t| {
+                let rows = i * unit..sequence.rows.min((i + 1) * unit);
+                for head in 0..c.n_kv_heads {
+                    this.unit(q, rows.clone(), head, out, t);
+                }
+            });
+            first = rows.end;
+        }
     }
+}
 
+/// One sequence's part of it.
+struct Of<'a> {
+    attention: &'a Attention<'a>,
+    sequence: &'a Sequence<'a>,
+    /// Of all that it sees, its own segment last.
+    blocks: &'a [BlockId],
+}
+
+impl Of<'_> {
     /// The query heads of key head `kv_head` in `rows`; `out` begins with the first row (or, for one row, with the first head).
-    fn unit(
-        &self,
-        q: &[f32],
-        rows: Range<usize>,
-        kv_head: usize,
-        blocks: &[BlockId],
-        out: &mut [f32],
-        t: &mut UnitScratch,
-    ) {
-        let (c, step) = (self.net.config, self.step);
+    fn unit(&self, q: &[f32], rows: Range<usize>, kv_head: usize, out: &mut [f32], t: &mut UnitScratch) {
+        let (c, sequence) = (self.attention.net.config, self.sequence);
         let (hd, group) = (c.head_dim, c.n_heads / c.n_kv_heads);
         // Later rows' blocks of the own segment are invisible to all of these.
-        let own_blocks = step.own.chain.len.div_ceil(KV_BLOCK);
-        let context_blocks = blocks.len() - own_blocks;
-        let visible = context_blocks + (step.offset + rows.end - 1) / KV_BLOCK + 1;
-        for (panel, &block) in t.panels.iter_mut().zip(&blocks[..visible]) {
-            *panel = self.kv.panel(self.layer, block, kv_head);
+        let own_blocks = sequence.own.chain.len.div_ceil(KV_BLOCK);
+        let context_blocks = self.blocks.len() - own_blocks;
+        let visible = context_blocks + (sequence.offset + rows.end - 1) / KV_BLOCK + 1;
+        for (panel, &block) in t.panels.iter_mut().zip(&self.blocks[..visible]) {
+            *panel = sequence.kv.panel(self.attention.layer, block, kv_head);
         }
         let first_head = kv_head * group;
         let query =
             |i: usize| &q[((rows.start + i / group) * c.n_heads + first_head + i % group) * hd..][..hd];
-        match self.kv.view(&[]) {
-            KvView::I8 { .. } => self.unit_i8(query, rows.clone(), first_head, (context_blocks, visible), t),
-            KvView::F32 { .. } => {
-                self.unit_f32(query, rows.clone(), first_head, (context_blocks, visible), t)
+        match sequence.kv.view() {
+            KvView::I8(kv) => {
+                self.unit_i8(kv, query, rows.clone(), first_head, (context_blocks, visible), t);
+            }
+            KvView::F32 { keys, values } => {
+                self.unit_f32((keys, values), query, rows.clone(), first_head, (context_blocks, visible), t);
             }
         }
-        let row_len = if step.rows == 1 { group * hd } else { c.n_heads * hd };
-        let first = if step.rows == 1 { 0 } else { first_head * hd };
+        // A piece of one head is as wide as its group of queries, a piece of rows as all heads.
+        let (row_len, first) =
+            if out.len() == group * hd { (group * hd, 0) } else { (c.n_heads * hd, first_head * hd) };
         for (out, row) in out.chunks_mut(row_len).zip(t.out.chunks_exact(group * hd)) {
             out[first..first + group * hd].copy_from_slice(row);
         }
@@ -153,41 +188,39 @@ impl Attention<'_> {
 
     fn unit_i8<'q>(
         &self,
+        kv: KvPanels<'_>,
         query: impl Fn(usize) -> &'q [f32],
         rows: Range<usize>,
         first_head: usize,
         (context_blocks, visible): (usize, usize),
         t: &mut UnitScratch,
     ) {
-        let (e, kernels, c) = (self.net.engine, self.net.engine.kernels(), self.net.config);
+        let Net { engine: e, config: c, rope, .. } = self.attention.net;
+        let kernels = e.kernels();
         let (hd, k_pad, group) = (c.head_dim, pad_k(c.head_dim), c.n_heads / c.n_kv_heads);
         let (queries, keys) = (rows.len() * group, visible * KV_BLOCK);
-        let root = root(hd);
         let UnitScratch { panels, turned, q, scale, bias, scores, value_scale, weights, out } = t;
-        let panels = &panels[..visible];
+        let kv = KvPanels { which: &panels[..visible], ..kv };
 
-        // Scores, segment by segment: the queries are turned by their distance to its first token.
+        // Scores in bits, segment by segment: the queries are turned by their distance to its first token.
         let mut block = 0;
-        for segment in self.step.context.iter().chain([&self.step.own]) {
+        for segment in self.sequence.context.iter().chain([&self.sequence.own]) {
             let blocks = segment.chain.len.div_ceil(KV_BLOCK).min(visible - block);
             for i in 0..queries {
                 turned.copy_from_slice(query(i));
-                self.net.rope.rotate(e, turned, self.pos(rows.start + i / group) - segment.base);
-                scale[i] = (kernels.quantise_row)(turned, &mut q[i * k_pad..][..k_pad]) * root;
-                bias[i] = self.bias(first_head + i % group, segment.modality);
+                rope.rotate(e, turned, self.pos(rows.start + i / group) - segment.base);
+                let amplitude = (kernels.quantise_row)(turned, &mut q[i * k_pad..][..k_pad]);
+                scale[i] = amplitude * (root(hd) * LOG2_E);
+                bias[i] = self.bias(first_head + i % group, segment.modality) * LOG2_E;
             }
-            let q = Queries { q: &q[..queries * k_pad], scale: &scale[..queries], bias: &bias[..queries] };
-            let KvView::I8 { keys: k, value_scale: v_scale, .. } =
-                self.kv.view(&panels[block..block + blocks])
-            else {
-                unreachable!("an arena is of one kind")
-            };
+            let q = &mut q[..queries * k_pad];
+            kernels.make_operand(q);
+            let q = Queries { q, scale: &scale[..queries], bias: &bias[..queries] };
+            let kv = KvPanels { which: &kv.which[block..block + blocks], ..kv };
             let first = block * KV_BLOCK;
-            (kernels.scores_i8)(q, k, &mut scores[first..], keys);
-            for (i, &panel) in k.which.iter().enumerate() {
-                let at = first + i * KV_BLOCK;
-                value_scale[at..at + KV_BLOCK]
-                    .copy_from_slice(&v_scale[panel as usize * KV_BLOCK..][..KV_BLOCK]);
+            (kernels.scores_i8)(q, kv, &mut scores[first..], keys);
+            for (value_scale, &panel) in value_scale[first..].chunks_exact_mut(KV_BLOCK).zip(kv.which) {
+                value_scale.copy_from_slice(&kv.scales(panel).value);
             }
             // What lies behind a segment's last token is somebody else's, or was.
             let (len, end) = (first + segment.chain.len, (block + blocks) * KV_BLOCK);
@@ -214,32 +247,30 @@ impl Attention<'_> {
             let sum = (kernels.softmax_u14)(scores, &value_scale[..keys], c, weights);
             scale[i] = row_amax / WEIGHT_MAX / sum;
         }
-        let KvView::I8 { values, .. } = self.kv.view(panels) else { unreachable!("an arena is of one kind") };
         let weights = &weights[..queries * 2 * keys];
-        (kernels.weighted_sum_i8)(weights, &scale[..queries], values, &mut out[..queries * hd]);
+        (kernels.weighted_sum_i8)(weights, &scale[..queries], kv, &mut out[..queries * hd]);
     }
 
     fn unit_f32<'q>(
         &self,
+        (k, v): (&[f32], &[f32]),
         query: impl Fn(usize) -> &'q [f32],
         rows: Range<usize>,
         first_head: usize,
         (context_blocks, visible): (usize, usize),
         t: &mut UnitScratch,
     ) {
-        let (e, kernels, c) = (self.net.engine, self.net.engine.kernels(), self.net.config);
+        let Net { engine: e, config: c, rope, .. } = self.attention.net;
+        let kernels = e.kernels();
         let (hd, group) = (c.head_dim, c.n_heads / c.n_kv_heads);
         let keys = visible * KV_BLOCK;
-        let KvView::F32 { keys: k, values: v } = self.kv.view(&[]) else {
-            unreachable!("an arena is of one kind")
-        };
         let panel = |panel: u32| panel as usize * KV_BLOCK * hd..(panel as usize + 1) * KV_BLOCK * hd;
         for i in 0..rows.len() * group {
             let scores = &mut t.scores[..keys];
             let mut block = 0;
-            for segment in self.step.context.iter().chain([&self.step.own]) {
+            for segment in self.sequence.context.iter().chain([&self.sequence.own]) {
                 t.turned.copy_from_slice(query(i));
-                self.net.rope.rotate(e, &mut t.turned, self.pos(rows.start + i / group) - segment.base);
+                rope.rotate(e, &mut t.turned, self.pos(rows.start + i / group) - segment.base);
                 let bias = self.bias(first_head + i % group, segment.modality);
                 let blocks = segment.chain.len.div_ceil(KV_BLOCK).min(visible - block);
                 for at in 0..blocks {
@@ -264,19 +295,20 @@ impl Attention<'_> {
 
     /// Position of a row.
     fn pos(&self, row: usize) -> usize {
-        self.step.own.base + self.step.offset + row
+        self.sequence.own.base + self.sequence.offset + row
     }
 
     /// What a head adds to its scores of keys of some modality.
     fn bias(&self, head: usize, modality: Modality) -> f32 {
         let modalities = Modality::ALL.len();
-        self.bias[(head * modalities + self.step.own.modality.index()) * modalities + modality.index()]
+        let own = self.sequence.own.modality.index();
+        self.attention.bias[(head * modalities + own) * modalities + modality.index()]
     }
 
     /// Hides from a row what it must not see of its own segment, whose `scores` these are; returns what it sees.
     fn mask(&self, row: usize, scores: &mut [f32]) -> Range<usize> {
-        let offset = self.step.offset + row;
-        let seen = match self.step.own_rule {
+        let offset = self.sequence.offset + row;
+        let seen = match self.sequence.own_rule {
             Own::Causal => 0..offset + 1,
             Own::Itself => offset..offset + 1,
         };

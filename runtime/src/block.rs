@@ -1,6 +1,6 @@
 //! The decoder block, like the paper: norm, attention, residual; norm, gated feed-forward, residual.
 //!
-//! Rows are the tokens of one segment, computed together. A query sees the segments that are live for it and its own
+//! Rows are tokens of one segment, or of one segment of each of several sessions, computed together. A query sees the segments that are live for it and its own
 //! segment up to itself; keys lie in the arena rotated by their offset inside their segment, so the query is rotated
 //! once per visible segment by its distance to that segment's first token.
 
@@ -8,7 +8,7 @@ use crate::Result;
 use crate::attention::{Attention, AttentionScratch};
 use crate::config::{Modality, ModelConfig};
 use crate::engine::{ActivationKinds, Activations, Engine};
-use crate::kernels::{Epilogue, KV_BLOCK};
+use crate::kernels::Epilogue;
 use crate::kv::{Chain, KvArena};
 use crate::weights::{LinearRef, VectorRef, Weights};
 
@@ -61,8 +61,10 @@ pub(crate) enum Own {
     Itself,
 }
 
-/// Rows of one segment that go through the network together.
-pub(crate) struct Step<'a> {
+/// Rows of one segment of one session.
+pub(crate) struct Sequence<'a> {
+    /// Its keys and values.
+    pub(crate) kv: &'a mut KvArena,
     /// Number of rows.
     pub(crate) rows: usize,
     /// Offset of the first row inside its segment.
@@ -75,38 +77,53 @@ pub(crate) struct Step<'a> {
     pub(crate) context: &'a [Visible],
 }
 
-/// Rotary angles: `cos, sin [max_pos, head_dim / 2]`.
+/// Rotary angles: `cos, sin [positions, head_dim / 2]`, of as many positions as a sequence has reached so far.
+#[derive(Default)]
 pub(crate) struct Rope {
+    /// `theta^(−2i / head_dim)` for each pair `i`.
+    frequency: Vec<f64>,
     cos: Vec<f32>,
     sin: Vec<f32>,
-    half: usize,
 }
 
 impl Rope {
-    /// Angles of positions `0..max_pos`: `pos · theta^(−2i / head_dim)`.
+    /// Room for the angles of positions `0..max_pos`.
     pub(crate) fn new(theta: f32, head_dim: usize, max_pos: usize) -> Self {
         let half = head_dim / 2;
-        let angle = |at: usize| {
-            let (pos, pair) = (at / half, at % half);
-            // In double precision: at position 4,096 a single-precision product is off by 2e-4 rad. Exact below 2⁵².
-            #[allow(clippy::cast_precision_loss)]
-            let (pos, exponent) = (pos as f64, -2.0 * pair as f64 / head_dim as f64);
-            pos * f64::from(theta).powf(exponent)
-        };
-        // The table is single precision, as everything that it multiplies.
-        #[allow(clippy::cast_possible_truncation)]
-        let table = |f: fn(f64) -> f64| (0..max_pos * half).map(|at| f(angle(at)) as f32).collect();
-        Self { cos: table(f64::cos), sin: table(f64::sin), half }
+        // Exact below 2⁵².
+        #[allow(clippy::cast_precision_loss)]
+        let frequency = |pair: usize| f64::from(theta).powf(-2.0 * pair as f64 / head_dim as f64);
+        let room = || Vec::with_capacity(max_pos * half);
+        Self { frequency: (0..half).map(frequency).collect(), cos: room(), sin: room() }
+    }
+
+    /// Computes the angles of positions below `end` that are not there yet: a table of all of them would delay the first token.
+    pub(crate) fn reach(&mut self, end: usize) {
+        let half = self.frequency.len();
+        for pos in self.cos.len() / half..end {
+            for frequency in &self.frequency {
+                // In double precision: at position 4,096 a single-precision product is off by 2e-4 rad. Exact below 2⁵².
+                #[allow(clippy::cast_precision_loss)]
+                let (sin, cos) = (pos as f64 * frequency).sin_cos();
+                // The table is single precision, as everything that it multiplies.
+                #[allow(clippy::cast_possible_truncation)]
+                let (sin, cos) = (sin as f32, cos as f32);
+                self.sin.push(sin);
+                self.cos.push(cos);
+            }
+        }
     }
 
     /// Rotates every head of `x [heads, head_dim]` to position `pos`.
     pub(crate) fn rotate(&self, e: &Engine, x: &mut [f32], pos: usize) {
-        let at = pos * self.half..(pos + 1) * self.half;
+        let half = self.frequency.len();
+        let at = pos * half..(pos + 1) * half;
         e.rope_inplace(x, &self.cos[at.clone()], &self.sin[at]);
     }
 }
 
-/// Buffers of the decoder, allocated once for at most `max_rows` rows.
+/// Buffers of the decoder, allocated once.
+#[derive(Default)]
 pub(crate) struct BlockScratch {
     /// `[rows, n_heads · head_dim]`
     q: Vec<f32>,
@@ -117,9 +134,7 @@ pub(crate) struct BlockScratch {
     /// `[rows, n_heads · head_dim]`
     attended: Vec<f32>,
     /// `[rows, d_ff]`
-    gate: Vec<f32>,
-    /// `[rows, d_ff]`
-    up: Vec<f32>,
+    hidden: Vec<f32>,
     /// Attention's own.
     attention: AttentionScratch,
     /// What the linear layers read.
@@ -127,27 +142,34 @@ pub(crate) struct BlockScratch {
 }
 
 impl BlockScratch {
-    pub(crate) fn new(
-        c: &ModelConfig,
-        kinds: ActivationKinds,
-        max_rows: usize,
-        max_blocks: usize,
-        e: &Engine,
-    ) -> Self {
+    /// For steps of at most `max_rows` rows of `max_sequences` sequences, each of which sees at most `max_blocks` blocks.
+    pub(crate) fn new(c: &ModelConfig, max: Most, kinds: ActivationKinds, e: &Engine) -> Self {
         let (heads, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let rows = |n: usize| vec![0.0; max_rows * n];
+        let rows = |n: usize| vec![0.0; max.rows * n];
         let max_k = c.d_model.max(c.d_ff).max(heads);
         Self {
             q: rows(heads),
             k: rows(kv),
             v: rows(kv),
             attended: rows(heads),
-            gate: rows(c.d_ff),
-            up: rows(c.d_ff),
-            attention: AttentionScratch::new(c, max_blocks, e.threads()),
-            activations: Activations::new(max_rows, max_k, e.threads(), kinds),
+            hidden: rows(c.d_ff),
+            attention: AttentionScratch::new(c, max.blocks, max.sequences, e.threads()),
+            activations: Activations::new(max.rows, max_k, max.parts, e.threads(), kinds),
         }
     }
+}
+
+/// The most of everything that a step may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Most {
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Sequences.
+    pub(crate) sequences: usize,
+    /// Blocks of keys that a sequence sees.
+    pub(crate) blocks: usize,
+    /// INT8 rows of a token's activations.
+    pub(crate) parts: usize,
 }
 
 /// What a forward pass reads.
@@ -180,78 +202,75 @@ impl Block {
         })
     }
 
-    /// `x [rows, d_model]` in place: `x += attention(norm(x))`, then `x += ffn(norm(x))`.
+    /// `x [rows, d_model]` in place: `x += attention(norm(x))`, then `x += ffn(norm(x))`. The rows are those of the sequences, one
+    /// after the other.
     pub(crate) fn forward(
         &self,
         net: Net<'_>,
         layer: usize,
-        step: &Step<'_>,
+        sequences: &mut [Sequence<'_>],
         x: &mut [f32],
-        kv: &mut KvArena,
         s: &mut BlockScratch,
     ) {
-        let (e, w, c, rows) = (net.engine, net.weights, net.config, step.rows);
+        let (e, w, c) = (net.engine, net.weights, net.config);
+        let rows = sequences.iter().map(|sequence| sequence.rows).sum::<usize>();
         let (d, heads, kvs) = (c.d_model, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         assert_eq!(x.len(), rows * d);
+        let (q, attended) = (&mut s.q[..rows * heads], &mut s.attended[..rows * heads]);
+        let (k, v) = (&mut s.k[..rows * kvs], &mut s.v[..rows * kvs]);
+        let (hidden, a) = (&mut s.hidden[..rows * c.d_ff], &mut s.activations);
 
         // h = x + O · attention(norm(x))
-        let (q, k, v, o) = (self.q.get(w), self.k.get(w), self.v.get(w), self.o.get(w));
-        let a = &mut s.activations;
-        e.load_normed(x, self.attn_norm.get(w), c.norm_eps, q, a);
-        e.product(a, q, 0..heads, REPLACE, &mut s.q[..rows * heads]);
-        e.product(a, k, 0..kvs, REPLACE, &mut s.k[..rows * kvs]);
-        e.product(a, v, 0..kvs, REPLACE, &mut s.v[..rows * kvs]);
-        self.ready_heads(net, step, s);
-        store_kv(net, layer, step, kv, s);
-        let bias = self.modality_bias.get(w);
-        let attended = &mut s.attended[..rows * heads];
-        Attention { net, layer, step, bias, kv }.forward(&s.q[..rows * heads], attended, &mut s.attention);
-        let a = &mut s.activations;
-        e.load(attended, o, a);
-        e.product(a, o, 0..d, ADD, x);
+        let [wq, wk, wv, wo] = [&self.q, &self.k, &self.v, &self.o].map(|linear| linear.get(w));
+        e.load_normed(x, self.attn_norm.get(w), c.norm_eps, wq, a);
+        e.products(a, [(wq, &mut *q), (wk, &mut *k), (wv, &mut *v)]);
+        self.store(net, layer, sequences, (q, k, v), &mut s.attention);
+        let attention = Attention { net, layer, bias: self.modality_bias.get(w) };
+        attention.forward(sequences, q, attended, &mut s.attention);
+        e.load(attended, wo, a);
+        e.product(a, wo, 0..d, ADD, x);
 
         // y = h + down(silu(gate(norm(h))) · up(norm(h)))
-        let (gate, up, down) = (self.gate.get(w), self.up.get(w), self.down.get(w));
+        let [gate, up, down] = [&self.gate, &self.up, &self.down].map(|linear| linear.get(w));
         e.load_normed(x, self.ffn_norm.get(w), c.norm_eps, gate, a);
-        e.product(a, gate, 0..c.d_ff, REPLACE, &mut s.gate[..rows * c.d_ff]);
-        e.product(a, up, 0..c.d_ff, REPLACE, &mut s.up[..rows * c.d_ff]);
-        e.load_gated(&s.gate[..rows * c.d_ff], &s.up[..rows * c.d_ff], down, a);
+        e.gated(a, gate, up, hidden);
+        e.load(hidden, down, a);
         e.product(a, down, 0..d, ADD, x);
     }
 
-    /// Norms every head of queries and keys, and rotates the keys by their offset in the segment.
-    fn ready_heads(&self, net: Net<'_>, step: &Step<'_>, s: &mut BlockScratch) {
+    /// Norms every head of queries and keys, rotates the keys by their offset in the segment, and stores keys and values.
+    fn store(
+        &self,
+        net: Net<'_>,
+        layer: usize,
+        sequences: &mut [Sequence<'_>],
+        (q, k, v): (&mut [f32], &mut [f32], &[f32]),
+        s: &mut AttentionScratch,
+    ) {
         let (e, w, c) = (net.engine, net.weights, net.config);
         let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let (q_norm, k_norm) = (self.q_norm.get(w), self.k_norm.get(w));
-        let q = &mut s.q[..step.rows * heads];
-        let k = &mut s.k[..step.rows * kvs];
-        e.for_each_row((q, heads), (k, kvs), &|row, q, k| {
-            e.rms_norm_inplace(q, q_norm, c.norm_eps);
-            e.rms_norm_inplace(k, k_norm, c.norm_eps);
-            net.rope.rotate(e, k, step.offset + row);
-        });
+        let mut first = 0;
+        for Sequence { kv, rows, offset, own, .. } in sequences {
+            let rows = first..first + *rows;
+            let (q, k) =
+                (&mut q[rows.start * heads..rows.end * heads], &mut k[rows.start * kvs..rows.end * kvs]);
+            e.for_each_row((q, heads), (&mut *k, kvs), &|row, q, k| {
+                e.rms_norm_inplace(q, q_norm, c.norm_eps);
+                e.rms_norm_inplace(k, k_norm, c.norm_eps);
+                net.rope.rotate(e, k, *offset + row);
+            });
+            kv.write(
+                e,
+                layer,
+                (s.blocks_of(kv, &own.chain), *offset),
+                k,
+                &v[rows.start * kvs..rows.end * kvs],
+            );
+            first = rows.end;
+        }
     }
 }
 
-/// A product that replaces its output.
-const REPLACE: Epilogue = Epilogue { bias: None, residual: false };
 /// A product that is added to its output, the residual stream.
 const ADD: Epilogue = Epilogue { bias: None, residual: true };
-
-/// Stores the rows' keys and values.
-fn store_kv(net: Net<'_>, layer: usize, step: &Step<'_>, kv: &mut KvArena, s: &mut BlockScratch) {
-    let kvs = net.config.n_kv_heads * net.config.head_dim;
-    let (first, last) = (step.offset, step.offset + step.rows);
-    let mut block_start = 0;
-    // Chains are linked lists of blocks; walk this one once.
-    let blocks = s.attention.blocks_of(kv, &step.own.chain);
-    for &block in blocks {
-        for offset in block_start.max(first)..last.min(block_start + KV_BLOCK) {
-            let at = (offset - first) * kvs;
-            let (k, v) = (&s.k[at..][..kvs], &s.v[at..][..kvs]);
-            kv.write(net.engine, layer, (block, offset - block_start), k, v);
-        }
-        block_start += KV_BLOCK;
-    }
-}

@@ -36,7 +36,7 @@ impl ConvScratch {
 
     /// For convolutions of at most `max_k` inputs a row (`kh · kw · in`).
     pub(crate) fn new(max_k: usize, e: &Engine) -> Self {
-        let activations = Activations::new(ROWS, max_k, e.threads(), ActivationKinds::Both);
+        let activations = Activations::new(ROWS, max_k, 2, e.threads(), ActivationKinds::Both);
         Self { patches: vec![0.0; ROWS * max_k], activations }
     }
 }

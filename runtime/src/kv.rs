@@ -3,9 +3,14 @@
 //! A segment is a chain of blocks. Evicting it gives its blocks back; nothing else moves, since keys are stored
 //! rotated by their offset inside the segment and so do not depend on what lies before it.
 
-use crate::engine::Engine;
+use std::mem::size_of;
+
+use bytemuck::allocation::zeroed_slice_box;
+
+use crate::config::MAX_HEAD_DIM;
+use crate::engine::{Engine, PARALLEL_VALUES};
 use crate::kernels::KV_BLOCK;
-use crate::kernels::attention::{KeyPanels, ValuePanels};
+use crate::kernels::attention::{KvPanels, PanelScales};
 use crate::quant::{TILE, TILE_K, TILE_N};
 
 /// A block's index in the arena.
@@ -23,17 +28,15 @@ pub(crate) enum KvDtype {
     F32,
 }
 
-/// Keys and values in panels: 16 tokens of one head of one layer, `[layer][block][kv head]`.
+/// 64 bytes that do not straddle two cache lines.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Tile([i8; TILE]);
+
+/// Keys and values in panels: 16 tokens of one head of one layer, `[layer][kv head][block]`.
 enum Store {
-    /// Tiles as [`crate::kernels::attention`] has them.
-    I8 {
-        keys: Vec<i8>,
-        key_scale: Vec<f32>,
-        key_sum: Vec<i32>,
-        values: Vec<i8>,
-        value_scale: Vec<f32>,
-        row: Vec<i8>,
-    },
+    /// Panels as [`KvPanels`] has them.
+    I8 { tiles: Box<[Tile]>, scales: Box<[PanelScales]> },
     /// `[panels, 16, head_dim]` each.
     F32 { keys: Vec<f32>, values: Vec<f32> },
 }
@@ -67,7 +70,7 @@ impl ArenaShape {
     pub(crate) fn bytes(&self) -> u128 {
         let panel = match self.dtype {
             KvDtype::I8 => {
-                KeyPanels::panel_len(self.head_dim) + ValuePanels::panel_len(self.head_dim) + 12 * KV_BLOCK
+                KvPanels::panel_len(self.head_dim).iter().sum::<usize>() + size_of::<PanelScales>()
             }
             KvDtype::F32 => 2 * 4 * KV_BLOCK * self.head_dim,
         };
@@ -91,12 +94,10 @@ impl KvArena {
         let tokens = panels * KV_BLOCK;
         let store = match shape.dtype {
             KvDtype::I8 => Store::I8 {
-                keys: vec![0; panels * KeyPanels::panel_len(shape.head_dim)],
-                key_scale: vec![0.0; tokens],
-                key_sum: vec![0; tokens],
-                values: vec![0; panels * ValuePanels::panel_len(shape.head_dim)],
-                value_scale: vec![0.0; tokens],
-                row: vec![0; shape.head_dim],
+                tiles: zeroed_slice_box(
+                    panels * KvPanels::panel_len(shape.head_dim).iter().sum::<usize>() / TILE,
+                ),
+                scales: zeroed_slice_box(panels),
             },
             KvDtype::F32 => Store::F32 {
                 keys: vec![0.0; tokens * shape.head_dim],
@@ -148,13 +149,24 @@ impl KvArena {
     }
 
     /// Zeroes what a chain holds. A weight of zero hides the values of a free block, but no NaN among them.
-    pub(crate) fn clear(&mut self, engine: &Engine, chain: &Chain) {
-        let zeros = vec![0.0; self.shape.n_kv_heads * self.shape.head_dim];
+    pub(crate) fn clear(&mut self, chain: &Chain) {
         let mut block = chain.head;
         while block != NONE {
             for layer in 0..self.shape.n_layers {
-                for lane in 0..KV_BLOCK {
-                    self.write(engine, layer, (block, lane), &zeros, &zeros);
+                for head in 0..self.shape.n_kv_heads {
+                    let panel = self.panel(layer, block, head) as usize;
+                    match &mut self.store {
+                        Store::I8 { tiles, scales } => {
+                            let len = tiles.len() / scales.len();
+                            tiles[panel * len..][..len].fill(Tile([0; TILE]));
+                            scales[panel] = PanelScales::default();
+                        }
+                        Store::F32 { keys, values } => {
+                            let len = KV_BLOCK * self.shape.head_dim;
+                            keys[panel * len..][..len].fill(0.0);
+                            values[panel * len..][..len].fill(0.0);
+                        }
+                    }
                 }
             }
             block = self.next[block as usize];
@@ -180,69 +192,100 @@ impl KvArena {
     /// The panel of one head of one layer in a block.
     pub(crate) fn panel(&self, layer: usize, block: BlockId, head: usize) -> u32 {
         let s = &self.shape;
-        let panel = (layer * s.n_blocks + block as usize) * s.n_kv_heads + head;
+        let panel = (layer * s.n_kv_heads + head) * s.n_blocks + block as usize;
         u32::try_from(panel).expect("an arena is far below 2³² panels of at least 512 bytes")
     }
 
-    /// Stores token `lane` of `block`: `k, v [n_kv_heads, head_dim]`, the keys rotated by their offset in the segment.
+    /// Stores tokens of a chain of `blocks` from offset `first` on: `k, v [tokens, n_kv_heads · head_dim]`, the keys rotated by their
+    /// offset in the segment. Threads share the heads.
+    ///
+    /// # Panics
+    /// If the tokens are not whole rows, or reach beyond the blocks.
     pub(crate) fn write(
         &mut self,
-        engine: &Engine,
+        e: &Engine,
         layer: usize,
-        (block, lane): (BlockId, usize),
+        (blocks, first): (&[BlockId], usize),
         k: &[f32],
         v: &[f32],
     ) {
-        assert!(lane < KV_BLOCK);
-        let head_dim = self.shape.head_dim;
-        for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
-            let panel = self.panel(layer, block, head) as usize;
-            let token = panel * KV_BLOCK + lane;
-            match &mut self.store {
-                Store::I8 { keys, key_scale, key_sum, values, value_scale, row } => {
-                    let tiles = &mut keys[panel * KeyPanels::panel_len(head_dim)..];
-                    key_scale[token] = (engine.kernels().quantise_row)(k, row);
-                    key_sum[token] = row.iter().map(|&q| i32::from(q)).sum();
-                    for (tile, row) in tiles.chunks_mut(TILE).zip(row.chunks(TILE_K)) {
-                        tile[lane * TILE_K..][..row.len()].copy_from_slice(row);
-                    }
-                    let tiles = &mut values[panel * ValuePanels::panel_len(head_dim)..];
-                    value_scale[token] = (engine.kernels().quantise_row)(v, row);
-                    let group_len = TILE_N * KV_BLOCK;
-                    for (tiles, row) in tiles.chunks_mut(group_len).zip(row.chunks(TILE_N)) {
-                        let first = lane / TILE_K * TILE + lane % TILE_K;
-                        for (out, &q) in tiles[first..].iter_mut().step_by(TILE_K).zip(row) {
-                            *out = q;
+        let ArenaShape { n_kv_heads, head_dim, n_blocks, .. } = self.shape;
+        assert_eq!(k.len(), v.len());
+        // Block, lane, key and value of each token of a head.
+        let row_len = n_kv_heads * head_dim;
+        let tokens = |head: usize| {
+            k.chunks_exact(row_len).zip(v.chunks_exact(row_len)).enumerate().map(move |(i, (k, v))| {
+                let (block, lane) = (blocks[(first + i) / KV_BLOCK] as usize, (first + i) % KV_BLOCK);
+                (block, lane, &k[head * head_dim..][..head_dim], &v[head * head_dim..][..head_dim])
+            })
+        };
+        let heads = layer * n_kv_heads * n_blocks..(layer + 1) * n_kv_heads * n_blocks;
+        let together = if k.len() < PARALLEL_VALUES { n_kv_heads } else { 1 };
+        match &mut self.store {
+            Store::I8 { tiles, scales } => {
+                let len = tiles.len() / scales.len();
+                let tiles = (&mut tiles[heads.start * len..heads.end * len], together * n_blocks * len);
+                let scales = (&mut scales[heads], together * n_blocks);
+                e.for_each_pair(tiles, scales, &|i, tiles, scales| {
+                    let heads = tiles.chunks_exact_mut(n_blocks * len).zip(scales.chunks_exact_mut(n_blocks));
+                    for (head, (tiles, scales)) in heads.enumerate() {
+                        for (block, lane, k, v) in tokens(i * together + head) {
+                            let panel = bytemuck::cast_slice_mut(&mut tiles[block * len..][..len]);
+                            write_token(e, panel, &mut scales[block], lane, k, v);
                         }
                     }
-                }
-                Store::F32 { keys, values } => {
-                    keys[token * head_dim..][..head_dim].copy_from_slice(k);
-                    values[token * head_dim..][..head_dim].copy_from_slice(v);
+                });
+            }
+            Store::F32 { keys, values } => {
+                for head in 0..n_kv_heads {
+                    for (block, lane, k, v) in tokens(head) {
+                        let token = (heads.start + head * n_blocks + block) * KV_BLOCK + lane;
+                        keys[token * head_dim..][..head_dim].copy_from_slice(k);
+                        values[token * head_dim..][..head_dim].copy_from_slice(v);
+                    }
                 }
             }
         }
     }
 
-    /// Keys and values for the panels `which`.
-    pub(crate) fn view<'a>(&'a self, which: &'a [u32]) -> KvView<'a> {
-        let head_dim = self.shape.head_dim;
+    /// Keys and values of the whole arena.
+    pub(crate) fn view(&self) -> KvView<'_> {
         match &self.store {
-            Store::I8 { keys, key_scale, key_sum, values, value_scale, .. } => KvView::I8 {
-                keys: KeyPanels { tiles: keys, scale: key_scale, sum: key_sum, which, head_dim },
-                values: ValuePanels { tiles: values, which, head_dim },
-                value_scale,
-            },
+            Store::I8 { tiles, scales } => KvView::I8(KvPanels {
+                tiles: bytemuck::cast_slice(tiles),
+                scales,
+                which: &[],
+                head_dim: self.shape.head_dim,
+            }),
             Store::F32 { keys, values } => KvView::F32 { keys, values },
         }
     }
 }
 
-/// What the arena holds of some panels.
+/// Quantises one token into lane `lane` of a panel.
+fn write_token(e: &Engine, panel: &mut [i8], scales: &mut PanelScales, lane: usize, k: &[f32], v: &[f32]) {
+    let mut row = [0; MAX_HEAD_DIM];
+    let row = &mut row[..k.len()];
+    let (keys, values) = panel.split_at_mut(KvPanels::panel_len(k.len())[0]);
+    scales.key[lane] = (e.kernels().quantise_row)(k, row);
+    scales.key_sum[lane] = row.iter().map(|&q| i32::from(q)).sum();
+    for (tile, row) in keys.chunks_mut(TILE).zip(row.chunks(TILE_K)) {
+        tile[lane * TILE_K..][..row.len()].copy_from_slice(row);
+    }
+    scales.value[lane] = (e.kernels().quantise_row)(v, row);
+    for (tiles, row) in values.chunks_mut(TILE_N * KV_BLOCK).zip(row.chunks(TILE_N)) {
+        let first = lane / TILE_K * TILE + lane % TILE_K;
+        for (out, &q) in tiles[first..].iter_mut().step_by(TILE_K).zip(row) {
+            *out = q;
+        }
+    }
+}
+
+/// What the arena holds.
 pub(crate) enum KvView<'a> {
-    /// INT8 tiles; the scales of the values are `[panels, 16]` of the whole arena.
-    I8 { keys: KeyPanels<'a>, values: ValuePanels<'a>, value_scale: &'a [f32] },
-    /// `[panels, 16, head_dim]` of the whole arena.
+    /// INT8 tiles; no panel is chosen yet.
+    I8(KvPanels<'a>),
+    /// `[panels, 16, head_dim]`.
     F32 { keys: &'a [f32], values: &'a [f32] },
 }
 
@@ -259,9 +302,7 @@ mod tests {
         for (dtype, head_dim) in [(KvDtype::I8, 20), (KvDtype::I8, 64), (KvDtype::F32, 20)] {
             let arena = KvArena::new(ArenaShape { n_layers: 3, n_kv_heads: 2, head_dim, n_blocks: 5, dtype });
             let allocated = match &arena.store {
-                Store::I8 { keys, key_scale, key_sum, values, value_scale, .. } => {
-                    keys.len() + values.len() + 4 * (key_scale.len() + key_sum.len() + value_scale.len())
-                }
+                Store::I8 { tiles, scales } => size_of_val(&tiles[..]) + size_of_val(&scales[..]),
                 Store::F32 { keys, values } => 4 * (keys.len() + values.len()),
             };
             assert_eq!(arena.bytes(), allocated, "{dtype:?}");

@@ -7,6 +7,7 @@
 //!
 //! Everything is allocated by [`Session::new`]; no other call allocates.
 
+mod answer;
 mod capacity;
 mod error;
 mod forward;
@@ -14,20 +15,21 @@ mod forward;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::block::{BlockScratch, Own, Rope, Visible};
+use crate::block::{BlockScratch, Most, Own, Rope, Visible};
 use crate::config::{Modality, WeightDtype};
 use crate::engine::ActivationKinds;
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
 use crate::memory;
-use crate::sample::Sampler;
 use crate::tokenize::{Bins, Tokenizer as _, check_codes};
 
+use answer::Open;
+pub use answer::{Finish, step};
 use capacity::Capacity;
 pub use capacity::SessionOptions;
 pub use error::SessionError;
-use forward::{OnLogits, Row, Score};
+use forward::{Buffers, OnLogits, Row, Score};
 
 /// A predicted chunk of actions: `[steps, dims]`.
 #[derive(Clone, Debug, Default)]
@@ -47,18 +49,18 @@ struct Segment {
 pub struct Session {
     model: Arc<Model>,
     kv: KvArena,
-    rope: Rope,
     /// Live segments, oldest first; the first is text and stays.
     segments: Vec<Segment>,
-    /// The same, with positions, as a step sees them.
+    /// An answer in the making: a branch on the live segments.
+    open: Option<Open>,
+    /// The live segments with their positions, as a step sees them.
     visible: Vec<Visible>,
+    /// The position after them.
+    base: usize,
     bins: [Bins; 2],
     codes: Vec<u16>,
-    /// `[max_rows, d_model]`
-    x: Vec<f32>,
-    logits: Vec<f32>,
-    scratch: BlockScratch,
-    max_rows: usize,
+    buffers: Buffers,
+    most: Most,
     max_text_tokens: usize,
 }
 
@@ -78,7 +80,8 @@ impl Session {
     /// If there is not enough memory.
     pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Self> {
         let c = model.config();
-        let capacity = Capacity::new(c, options);
+        let two_part = !model.bundle().quantisation.two_part_activations.is_empty();
+        let capacity = Capacity::new(c, options, if two_part { 2 } else { 1 });
         let int8 = model.bundle().dtype == WeightDtype::Int8;
         let (dtype, kinds) =
             if int8 { (KvDtype::I8, ActivationKinds::Int8) } else { (KvDtype::F32, ActivationKinds::Float) };
@@ -86,26 +89,30 @@ impl Session {
             n_layers: c.n_layers,
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
-            n_blocks: capacity.blocks,
+            n_blocks: capacity.most.blocks,
             dtype,
         };
         memory::check("a session on this model", capacity.bytes(c, &shape, model.engine().threads()))?;
         let kv = KvArena::new(shape);
-        log::debug!("session kv_bytes={} blocks={}", kv.bytes(), capacity.blocks);
+        log::debug!("session kv_bytes={} blocks={}", kv.bytes(), capacity.most.blocks);
         Ok(Self {
             kv,
-            rope: Rope::new(c.rope_theta, c.head_dim, capacity.blocks * KV_BLOCK + 1),
             segments: Vec::with_capacity(capacity.segments),
             visible: Vec::with_capacity(capacity.segments),
+            base: 0,
             bins: [
                 Bins::new("state", &c.state.low, &c.state.high, c.n_bins()),
                 Bins::new("action", &c.action.low, &c.action.high, c.n_bins()),
             ],
             codes: Vec::with_capacity(c.chunk_len().max(c.state.names.len())),
-            x: vec![0.0; capacity.rows * c.d_model],
-            logits: vec![0.0; capacity.logits],
-            scratch: BlockScratch::new(c, kinds, capacity.rows, capacity.blocks, model.engine()),
-            max_rows: capacity.rows,
+            buffers: Buffers {
+                x: vec![0.0; capacity.most.rows * c.d_model],
+                logits: vec![0.0; capacity.logits],
+                scratch: BlockScratch::new(c, capacity.most, kinds, model.engine()),
+                rope: Rope::new(c.rope_theta, c.head_dim, capacity.most.blocks * KV_BLOCK + 1),
+            },
+            open: None,
+            most: capacity.most,
             max_text_tokens: options.max_text_tokens,
             model: Arc::clone(model),
         })
@@ -131,6 +138,7 @@ impl Session {
 
     /// Forgets everything.
     pub fn reset(&mut self) {
+        self.close();
         for segment in &mut self.segments {
             self.kv.release(&mut segment.chain);
         }
@@ -265,87 +273,18 @@ impl Session {
         self.bins[1].decode(&chunk.bins, &mut chunk.values)
     }
 
-    /// Answers a question about what is live; the session stays as it was. `out` is replaced by the answer's tokens,
-    /// without `<eos>`; `on_token` sees each as it comes and stops the answer by returning `false`.
-    ///
-    /// # Errors
-    /// If the session was not begun, the question is too long or not text, or the output is not a number.
-    pub fn answer(
-        &mut self,
-        question: &[u32],
-        max_new_tokens: usize,
-        sampler: &mut Sampler,
-        out: &mut Vec<u32>,
-        on_token: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<Finish> {
-        self.check_begun()?;
-        self.check_text(question)?;
-        let special = self.model.config().special;
-        let room = self.max_text_tokens.saturating_sub(question.len()).min(max_new_tokens);
-        out.clear();
-        let mut segment = self.ask(question)?;
-        let mut next = Row::Token(special.ans);
-        let finish = loop {
-            let mut token = None;
-            let range = self.text_range();
-            let mut pick = |_: usize, logits: &[f32]| token = sampler.pick(logits);
-            self.extend(&mut segment, [next], Own::Causal, &mut Some((range.clone(), &mut pick)))?;
-            let token = token.expect("`extend` gives finite logits, and a sampler picks one of those");
-            let token = range.start + u32::try_from(token).expect("token ids are u32");
-            if token == special.eos {
-                break Finish::Stop;
-            }
-            if out.len() == room {
-                break Finish::Length;
-            }
-            out.push(token);
-            if !on_token(token) {
-                break Finish::Stop;
-            }
-            next = Row::Token(token);
-        };
-        self.kv.release(&mut segment.chain);
-        Ok(finish)
-    }
-
-    /// Scores a given answer: `on_logits` gets, for each of its tokens and the closing `<eos>`, the index and the text
-    /// logits before it. The session stays as it was.
-    ///
-    /// # Errors
-    /// If the session was not begun, question and answer are too long or not text, or the output is not a number.
-    pub fn score_answer(&mut self, question: &[u32], answer: &[u32], on_logits: OnLogits<'_>) -> Result<()> {
-        self.check_begun()?;
-        self.check_text(question)?;
-        self.check_text(answer)?;
-        if question.len() + answer.len() > self.max_text_tokens {
-            let tokens = question.len() + answer.len();
-            return Err(SessionError::TooLong { tokens, room: self.max_text_tokens }.into());
-        }
-        let ans = self.model.config().special.ans;
-        let mut segment = self.ask(question)?;
-        let rows = std::iter::once(ans).chain(answer.iter().copied()).map(Row::Token);
-        let range = self.text_range();
-        self.extend(&mut segment, rows, Own::Causal, &mut Some((range, on_logits)))?;
-        self.kv.release(&mut segment.chain);
-        Ok(())
-    }
-
     fn text_range(&self) -> std::ops::Range<u32> {
         let [from, to] = self.model.config().tokens.text;
         from..to
     }
 
-    /// Opens a branch with `<ask>` and the question.
-    fn ask(&mut self, question: &[u32]) -> Result<Segment> {
-        let ask = self.model.config().special.ask;
-        let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
-        let rows = std::iter::once(ask).chain(question.iter().copied()).map(Row::Token);
-        self.extend(&mut segment, rows, Own::Causal, &mut None)?;
-        Ok(segment)
-    }
-
+    /// Whether segments and branches may be added.
     fn check_begun(&self) -> Result<()> {
-        if self.segments.is_empty() { Err(SessionError::NotBegun.into()) } else { Ok(()) }
+        match (self.segments.is_empty(), &self.open) {
+            (true, _) => Err(SessionError::NotBegun.into()),
+            (false, Some(_)) => Err(SessionError::AnswerOpen.into()),
+            (false, None) => Ok(()),
+        }
     }
 
     fn check_text(&self, ids: &[u32]) -> Result<()> {
@@ -365,7 +304,7 @@ impl Session {
     fn push(
         &mut self,
         modality: Modality,
-        rows: impl IntoIterator<Item = Row>,
+        rows: impl Iterator<Item = Row>,
         score: &mut Option<Score<'_>>,
     ) -> Result<()> {
         if let Some(window) = self.model.config().window(modality) {
@@ -382,13 +321,4 @@ impl Session {
         self.segments.push(segment);
         Ok(())
     }
-}
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// The model said `<eos>`, or the caller stopped it.
-    Stop,
-    /// The limit was reached.
-    Length,
 }

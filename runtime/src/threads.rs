@@ -167,25 +167,44 @@ impl Pool {
         });
     }
 
-    /// Cuts the columns of `out [rows, width]` at multiples of `piece_width` and runs `f(columns, their matrix)` for all of them,
-    /// in parallel.
+    /// Cuts the columns of some matrices of as many rows, seen as one beside the other, at multiples of `piece_width`, and runs
+    /// `f(n, columns, their part of matrix n, scratch)` for all of them, in parallel. `outs`: each matrix and its width; `scratch` as
+    /// in [`Self::for_each_piece`].
     ///
     /// # Panics
-    /// If `piece_width` is 0, `out` is not `rows · width` long, or a piece's work panics.
-    pub fn for_each_columns<T: Send>(
+    /// If `piece_width` is 0, a matrix is not `rows` rows, `scratch` has fewer elements than there are threads, or a piece's work
+    /// panics.
+    #[expect(clippy::type_complexity, reason = "what a piece's work is given")]
+    pub fn for_each_columns<T: Send, S: Send, const N: usize>(
         &self,
-        out: &mut [T],
-        (rows, width): (usize, usize),
+        outs: [(&mut [T], usize); N],
+        rows: usize,
         piece_width: usize,
-        f: &(dyn Fn(Range<usize>, Columns<T>) + Sync),
+        scratch: &mut [S],
+        f: &(dyn Fn(usize, Range<usize>, Columns<T>, &mut S) + Sync),
     ) {
         assert!(piece_width > 0, "pieces of nothing");
-        let whole = Columns::of(out, rows, width);
-        let base = Pieces { base: whole.base, len: 0, piece_len: 0, of: PhantomData };
-        self.run(width.div_ceil(piece_width), &|_, i| {
-            let columns = i * piece_width..width.min((i + 1) * piece_width);
-            let base = base.base().wrapping_add(columns.start);
-            f(columns.clone(), Columns { base, rows, width: columns.len(), stride: width, of: PhantomData });
+        assert!(scratch.len() >= self.threads(), "{} of {} scratches", scratch.len(), self.threads());
+        let scratch = Pieces::of(scratch, 1);
+        let total: usize = outs.iter().map(|(_, width)| width).sum();
+        let outs = outs.map(|(out, width)| {
+            let whole = Columns::of(out, rows, width);
+            (Pieces { base: whole.base, len: 0, piece_len: 0, of: PhantomData }, width)
+        });
+        self.run(total.div_ceil(piece_width), &|thread, i| {
+            // SAFETY: `run` gives `thread`, which is below the number of threads, to one part at a time.
+            let scratch = &mut unsafe { scratch.piece(thread) }[0];
+            let mut first = 0;
+            for (n, (out, width)) in outs.iter().enumerate() {
+                let columns = (i * piece_width).max(first)..((i + 1) * piece_width).min(first + width);
+                if columns.start < columns.end {
+                    let columns = columns.start - first..columns.end - first;
+                    let base = out.base().wrapping_add(columns.start);
+                    let part = Columns { base, rows, width: columns.len(), stride: *width, of: PhantomData };
+                    f(n, columns, part, scratch);
+                }
+                first += width;
+            }
         });
     }
 }
@@ -257,6 +276,20 @@ impl<'a, T> Columns<'a, T> {
     /// How many columns.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// Some of the columns.
+    ///
+    /// # Panics
+    /// If they are not all there.
+    pub fn part(&mut self, columns: Range<usize>) -> Columns<'_, T> {
+        assert!(
+            columns.start <= columns.end && columns.end <= self.width,
+            "columns {columns:?} of {}",
+            self.width
+        );
+        let base = self.base.wrapping_add(columns.start);
+        Columns { base, rows: self.rows, width: columns.len(), stride: self.stride, of: PhantomData }
     }
 
     /// The columns of row `i`.

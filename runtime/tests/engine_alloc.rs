@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use half::f16;
 use saccade::engine::{ActivationKinds, Activations, Engine, EngineOptions, Linear};
-use saccade::kernels::attention::{KeyPanels, Queries, ValuePanels};
+use saccade::kernels::attention::{KvPanels, PanelScales, Queries};
 use saccade::kernels::{Epilogue, KV_BLOCK, Kernels};
 use saccade::quant::{TilesI8, pack_n16k4, quantise_weight_rows, row_sums};
 
@@ -56,10 +56,10 @@ fn nothing_is_allocated_after_the_engine_is_made() {
     let [one, two] = [1, 2].map(|parts| Linear::I8 { tiles, parts });
     let linears = [one, two, Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }];
     let (x, mut out) = (vec![0.25f32; 20 * k], vec![0.0f32; 20 * n]);
-    let mut scratch = Activations::new(20, k, 3, ActivationKinds::Both);
+    let mut scratch = Activations::new(20, k, 2, 3, ActivationKinds::Both);
     let (mut q, mut head) = (vec![0i8; 64], vec![0.5f32; 64]);
-    let (keys, scales, mut p) = (vec![1i8; KV_BLOCK * 64], [0.5; KV_BLOCK], [0.0; KV_BLOCK]);
-    let (sums, mut weights) = ([0i32; KV_BLOCK], [0i8; 2 * KV_BLOCK]);
+    let (tiles, mut p) = (vec![1i8; KvPanels::panel_len(64).iter().sum()], [0.0; KV_BLOCK]);
+    let (scales, mut weights) = ([PanelScales::default()], [0i8; 2 * KV_BLOCK]);
     let float_keys = vec![0.5f32; KV_BLOCK * 64];
 
     for set in Kernels::available() {
@@ -72,7 +72,8 @@ fn nothing_is_allocated_after_the_engine_is_made() {
                     for w in linears {
                         engine.linear(&x[..m * k], w, None, &mut out[..m * n], &mut scratch);
                         engine.load_normed(&x[..m * k], &x[..k], 1e-5, w, &mut scratch);
-                        engine.load_gated(&x[..m * k], &x[..m * k], w, &mut scratch);
+                        engine.gated(&mut scratch, w, w, &mut out[..m * n]);
+                        engine.products(&scratch, [(w, &mut out[..m * n])]);
                         engine.product(&scratch, w, 5..105, Epilogue::default(), &mut out[..m * 100]);
                     }
                 }
@@ -81,11 +82,10 @@ fn nothing_is_allocated_after_the_engine_is_made() {
                 let scale = [(engine.kernels().quantise_row)(&head, &mut q)];
                 let queries = Queries { q: &q, scale: &scale, bias: &[0.0] };
                 let (which, head_dim) = (&[0u32][..], 64);
-                let panels = KeyPanels { tiles: &keys, scale: &scales, sum: &sums, which, head_dim };
+                let panels = KvPanels { tiles: &tiles, scales: &scales, which, head_dim };
                 (engine.kernels().scores_i8)(queries, panels, &mut p, KV_BLOCK);
-                let sum = (engine.kernels().softmax_u14)(&mut p, &scales, 100.0, &mut weights);
-                let values = ValuePanels { tiles: &keys, which, head_dim };
-                (engine.kernels().weighted_sum_i8)(&weights, &[sum], values, &mut head);
+                let sum = (engine.kernels().softmax_u14)(&mut p, &scales[0].value, 100.0, &mut weights);
+                (engine.kernels().weighted_sum_i8)(&weights, &[sum], panels, &mut head);
                 (engine.kernels().scores_f32)(&head, &float_keys, &mut p);
                 engine.softmax_inplace(&mut p);
                 (engine.kernels().weighted_sum_f32)(&p, &float_keys, &mut head);

@@ -34,7 +34,10 @@ fn pairs() -> Vec<(String, Session, Session)> {
                 t.get_mut(name).unwrap().1[row * c.d_model + 3] = poison;
             }
             let model = model(&c, &t, dtype);
-            let session = || Session::new(&model, &SessionOptions { max_text_tokens: 20 }).unwrap();
+            let session = || {
+                Session::new(&model, &SessionOptions { max_text_tokens: 20, ..SessionOptions::default() })
+                    .unwrap()
+            };
             pairs.push((format!("{dtype:?} {poison}"), session(), session()));
         }
     }

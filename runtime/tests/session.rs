@@ -54,7 +54,8 @@ struct Run {
 }
 
 fn run(model: &Arc<Model>) -> Run {
-    let mut session = Session::new(model, &SessionOptions { max_text_tokens: 40 }).unwrap();
+    let mut session =
+        Session::new(model, &SessionOptions { max_text_tokens: 40, ..SessionOptions::default() }).unwrap();
     let mut run = Run { image: vec![], answer: vec![], slots: vec![] };
     session.begin("robot", &INSTRUCTION).unwrap();
     let mut chunk = ActionChunk::default();
@@ -195,7 +196,9 @@ fn prefill_equals_decode() {
     let t = random_tensors(&c, 3);
     for dtype in [WeightDtype::Int8, WeightDtype::F16, WeightDtype::F32] {
         let model = model(&c, &t, dtype);
-        let mut session = Session::new(&model, &SessionOptions { max_text_tokens: 80 }).unwrap();
+        let mut session =
+            Session::new(&model, &SessionOptions { max_text_tokens: 80, ..SessionOptions::default() })
+                .unwrap();
         session.begin("vqa", &[]).unwrap();
         session.push_image(&codes(3)).unwrap();
         let answer: Vec<u32> = (0..70).map(|i| 10 + (i * 7) % 80).collect();
@@ -224,7 +227,8 @@ fn branches_leave_nothing_behind() {
     let c = tiny();
     let t = random_tensors(&c, 4);
     let model = model(&c, &t, WeightDtype::Int8);
-    let mut session = Session::new(&model, &SessionOptions { max_text_tokens: 40 }).unwrap();
+    let mut session =
+        Session::new(&model, &SessionOptions { max_text_tokens: 40, ..SessionOptions::default() }).unwrap();
     session.begin("robot", &[]).unwrap();
     session.push_image(&codes(0)).unwrap();
     let (live, mut out, mut chunk) = (session.live_tokens(), vec![], ActionChunk::default());
@@ -248,7 +252,8 @@ fn nothing_drifts() {
     let c = tiny();
     let t = random_tensors(&c, 5);
     let model = model(&c, &t, WeightDtype::Int8);
-    let mut session = Session::new(&model, &SessionOptions { max_text_tokens: 8 }).unwrap();
+    let mut session =
+        Session::new(&model, &SessionOptions { max_text_tokens: 8, ..SessionOptions::default() }).unwrap();
     session.begin("robot", &INSTRUCTION).unwrap();
     let mut seen = vec![];
     let mut chunk = ActionChunk::default();
@@ -269,7 +274,8 @@ fn every_misuse_is_one_sentence() {
     let c = tiny();
     let t = random_tensors(&c, 7);
     let model = model(&c, &t, WeightDtype::Int8);
-    let mut session = Session::new(&model, &SessionOptions { max_text_tokens: 8 }).unwrap();
+    let mut session =
+        Session::new(&model, &SessionOptions { max_text_tokens: 8, ..SessionOptions::default() }).unwrap();
     let mut images = ImageTokenizer::new(&model).unwrap();
     let mut out = vec![];
     let greedy = &mut Sampler::greedy();
@@ -335,7 +341,8 @@ fn a_session_larger_than_memory_is_refused_before_it_is_made() {
     let t = random_tensors(&c, 7);
     let model = model(&c, &t, WeightDtype::Int8);
     for max_text_tokens in [1 << 40, 1 << 60, usize::MAX - 1, usize::MAX] {
-        let error = Session::new(&model, &SessionOptions { max_text_tokens }).unwrap_err();
+        let error = Session::new(&model, &SessionOptions { max_text_tokens, ..SessionOptions::default() })
+            .unwrap_err();
         let sentence = error.sentence();
         assert!(sentence.starts_with("a session on this model needs"), "{sentence}");
         assert!(sentence.contains("MiB are available"), "{sentence}");

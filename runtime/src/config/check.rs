@@ -1,5 +1,6 @@
 //! The rules that a model description keeps; the rest of the crate does arithmetic on what passed.
 
+use super::MAX_HEAD_DIM;
 use super::{ConfigError, Modality, ModelConfig, invalid};
 use crate::quant::MAX_K;
 
@@ -28,7 +29,7 @@ impl ModelConfig {
         within("model.n_layers", self.n_layers, 1, 512)?;
         within("model.n_heads", self.n_heads, 1, 1024)?;
         within("model.n_kv_heads", self.n_kv_heads, 1, self.n_heads)?;
-        within("model.head_dim", self.head_dim, 2, 1024)?;
+        within("model.head_dim", self.head_dim, 2, MAX_HEAD_DIM)?;
         within("model.d_ff", self.d_ff, 1, MAX_K)?;
         within("model.vocab_size", self.vocab_size, 1, 1 << 24)?;
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {

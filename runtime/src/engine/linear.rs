@@ -4,20 +4,21 @@
 //! with the row-scaled INT8 tiles in integers, and scaled back: [`crate::quant`] says the arithmetic, `kernels/` does it.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use half::f16;
 
 use super::{Engine, PARALLEL_VALUES, ROW_BLOCK};
 use crate::kernels::{Epilogue, FloatRows, Kernels, RowsI8};
-use crate::quant::{TilesI8, f16_to_f32, pad_k};
+use crate::quant::{TILE_N, TilesI8, f16_to_f32, pad_k};
+use crate::threads::Columns;
 
-/// Outputs that a thread's share is a multiple of: three groups of a tile, the most that a kernel takes at a time.
+/// Outputs of a gated layer that are computed at a time: three groups of a tile, the most that a kernel takes at a time.
 const OUTPUT_BLOCK: usize = 48;
+/// Shares of a large product for each thread.
+const SHARES: usize = 2;
 /// Products of fewer multiplications stay on one thread: the AVX-512 set is through with these in about 5 µs.
 const PARALLEL_MACS: usize = 1 << 20;
-/// Most INT8 rows a token.
-const MAX_PARTS: usize = 2;
-
 /// The weights of a linear layer, in one of the three kinds a bundle holds.
 #[derive(Clone, Copy, Debug)]
 pub enum Linear<'a> {
@@ -92,18 +93,26 @@ impl Linear<'_> {
     }
 }
 
-/// The activations of some tokens, as the linear layers that read them want them. Allocated once, for the largest layer and the
-/// most tokens.
-#[derive(Debug)]
+/// The activations of some tokens, as the linear layers that read them want them, and buffers to make and use them with. Allocated
+/// once, for the largest layer and the most tokens.
+#[derive(Debug, Default)]
 pub struct Activations {
+    loaded: Loaded,
+    /// One for each thread: a row in floats.
+    rows: Vec<Vec<f32>>,
+    /// One for each thread: `[m, OUTPUT_BLOCK]`, the other half of a gated layer.
+    panels: Vec<Vec<f32>>,
+}
+
+/// What the kernels read.
+#[derive(Debug, Default)]
+struct Loaded {
     /// `[m, k] f32`; of float layers only.
     x: Vec<f32>,
     /// `[m, parts, pad_k(k)] i8`
     q: Vec<i8>,
     /// `[m, parts] f32`
     scale: Vec<f32>,
-    /// One for each thread: a row in floats.
-    rows: Vec<Vec<f32>>,
     m: usize,
     k: usize,
     parts: Option<usize>,
@@ -121,18 +130,21 @@ pub enum ActivationKinds {
 }
 
 impl Activations {
-    /// Room for `max_m` tokens of `max_k` inputs on an engine of `threads` threads.
-    pub fn new(max_m: usize, max_k: usize, threads: usize, kinds: ActivationKinds) -> Self {
+    /// Room for `max_m` tokens of `max_k` inputs, in at most `max_parts` INT8 rows each, on an engine of `threads` threads.
+    pub fn new(max_m: usize, max_k: usize, max_parts: usize, threads: usize, kinds: ActivationKinds) -> Self {
         let float = if kinds == ActivationKinds::Int8 { 0 } else { max_m * max_k };
-        let int8 = if kinds == ActivationKinds::Float { 0 } else { MAX_PARTS * max_m };
+        let int8 = if kinds == ActivationKinds::Float { 0 } else { max_parts * max_m };
         Self {
-            x: vec![0.0; float],
-            q: vec![0; int8 * pad_k(max_k)],
-            scale: vec![0.0; int8],
+            loaded: Loaded {
+                x: vec![0.0; float],
+                q: vec![0; int8 * pad_k(max_k)],
+                scale: vec![0.0; int8],
+                m: 0,
+                k: 0,
+                parts: None,
+            },
             rows: vec![vec![0.0; max_k]; threads],
-            m: 0,
-            k: 0,
-            parts: None,
+            panels: vec![vec![0.0; max_m * OUTPUT_BLOCK]; threads],
         }
     }
 }
@@ -170,29 +182,17 @@ impl Engine {
         });
     }
 
-    /// [`Self::load`] of `silu(gate) · up`, both `[m, k]`.
-    ///
-    /// # Panics
-    /// As [`Self::load`].
-    pub fn load_gated(&self, gate: &[f32], up: &[f32], w: Linear, a: &mut Activations) {
-        assert_eq!(gate.len(), up.len());
-        let k = w.k();
-        self.fill(gate.len(), w, a, &|i, row| {
-            row.copy_from_slice(&gate[i * k..][..k]);
-            (self.kernels.silu_mul_f32)(row, &up[i * k..][..k]);
-        });
-    }
-
     /// Fills `a` with the rows that `write(i, row)` makes, quantised if `w` wants that.
     fn fill(&self, len: usize, w: Linear, a: &mut Activations, write: &(dyn Fn(usize, &mut [f32]) + Sync)) {
         let k = w.k();
         assert!(k > 0 && len.is_multiple_of(k), "activations of {len} for {k} inputs");
         let m = len / k;
+        let Activations { loaded: a, rows, .. } = a;
         (a.m, a.k, a.parts) = (m, k, w.parts());
         let block = if len < PARALLEL_VALUES { m } else { ROW_BLOCK };
         let Some(parts) = a.parts else {
             let x = (&mut a.x[..len], block.max(1) * k);
-            self.pool.for_each_piece(x, (&mut [(); 0], 0), &mut a.rows, &|i, x, _, _| {
+            self.pool.for_each_piece(x, (&mut [(); 0], 0), rows, &|i, x, _, _| {
                 x.chunks_exact_mut(k).enumerate().for_each(|(r, row)| write(i * block + r, row));
             });
             return;
@@ -200,7 +200,7 @@ impl Engine {
         let row_len = parts * pad_k(k);
         let q = (&mut a.q[..m * row_len], block.max(1) * row_len);
         let scale = (&mut a.scale[..m * parts], block * parts);
-        self.pool.for_each_piece(q, scale, &mut a.rows, &|i, q, scale, row| {
+        self.pool.for_each_piece(q, scale, rows, &|i, q, scale, row| {
             let row = &mut row[..k];
             let rows = q.chunks_exact_mut(row_len).zip(scale.chunks_exact_mut(parts));
             for (r, (q, scale)) in rows.enumerate() {
@@ -224,46 +224,98 @@ impl Engine {
         epilogue: Epilogue,
         out: &mut [f32],
     ) {
-        let (m, k) = (a.m, a.k);
-        assert_eq!((k, a.parts), (w.k(), w.parts()), "activations of another kind of layer");
         assert!(rows.start <= rows.end && rows.end <= w.n(), "output rows {rows:?} of {}", w.n());
-        let kernels = self.kernels;
-        let macs = m * a.parts.unwrap_or(1) * k * rows.len();
-        // Weights are read once: the threads share outputs, not tokens. Several shares each, so that a core that is held up
-        // delays little; their ends are the ends of tiles unless the range itself starts inside one.
-        let shares = match macs {
-            0..PARALLEL_MACS => 1,
-            _ if m < 64 => self.threads(),
-            _ => 4 * self.threads(),
-        };
-        let share = rows.len().div_ceil(shares).max(1).next_multiple_of(OUTPUT_BLOCK);
-        self.pool.for_each_columns(out, (m, rows.len()), share, &|columns, out| {
-            let rows = rows.start + columns.start..rows.start + columns.end;
-            match w {
-                Linear::I8 { tiles, parts } => {
-                    let (q, scale) = (&a.q[..m * parts * pad_k(k)], &a.scale[..m * parts]);
-                    (kernels.matmul_i8)(RowsI8 { q, scale, parts }, tiles, rows, epilogue, out);
-                }
-                Linear::F16 { rows: weights, n, k } => {
-                    (kernels.matmul_f16)(
-                        &a.x[..m * k],
-                        FloatRows { rows: weights, n, k },
-                        rows,
-                        epilogue,
-                        out,
-                    );
-                }
-                Linear::F32 { rows: weights, n, k } => {
-                    (kernels.matmul_f32)(
-                        &a.x[..m * k],
-                        FloatRows { rows: weights, n, k },
-                        rows,
-                        epilogue,
-                        out,
-                    );
+        let a = &a.loaded;
+        self.share(a, [(w, out, rows.len())], &mut self.nothings(), &|w, columns, out, ()| {
+            self.matmul(a, w, rows.start + columns.start..rows.start + columns.end, epilogue, out);
+        });
+    }
+
+    /// `a · wᵀ` of several layers that read the same activations, in one go.
+    ///
+    /// Shapes: `a [m, k]`, `w [n, k]`, `out [m, n] f32`.
+    ///
+    /// # Panics
+    /// As [`Self::product`].
+    pub fn products<const N: usize>(&self, a: &Activations, layers: [(Linear, &mut [f32]); N]) {
+        let (a, layers) = (&a.loaded, layers.map(|(w, out)| (w, out, w.n())));
+        self.share(a, layers, &mut self.nothings(), &|w, rows, out, ()| {
+            self.matmul(a, w, rows, Epilogue::default(), out);
+        });
+    }
+
+    /// `silu(a · gateᵀ) · (a · upᵀ)`: both products go through the gate while they are in the cache.
+    ///
+    /// Shapes: `a [m, k]`, `gate, up [n, k]`, `out [m, n] f32`.
+    ///
+    /// # Panics
+    /// As [`Self::product`], or if the two layers differ in size.
+    pub fn gated(&self, a: &mut Activations, gate: Linear, up: Linear, out: &mut [f32]) {
+        assert_eq!(gate.n(), up.n(), "as many outputs");
+        let Activations { loaded: a, panels, .. } = a;
+        let a = &*a;
+        self.share(a, [(gate, out, gate.n())], panels, &|gate, columns, mut out, panel| {
+            for first in columns.clone().step_by(OUTPUT_BLOCK) {
+                let rows = first..columns.end.min(first + OUTPUT_BLOCK);
+                let mut out = out.part(rows.start - columns.start..rows.end - columns.start);
+                let panel = &mut panel[..a.m * rows.len()];
+                self.matmul(a, gate, rows.clone(), Epilogue::default(), out.part(0..rows.len()));
+                self.matmul(a, up, rows.clone(), Epilogue::default(), Columns::of(panel, a.m, rows.len()));
+                for (i, up) in panel.chunks_exact(rows.len()).enumerate() {
+                    (self.kernels.silu_mul_f32)(out.row(i), up);
                 }
             }
         });
+    }
+
+    /// Runs `f(layer, outputs, their columns, scratch)` for shares of the layers' outputs, in parallel. `layers`: each layer, where
+    /// its outputs go, and how many are wanted.
+    #[expect(clippy::type_complexity, reason = "what a share's work is given")]
+    fn share<S: Send, const N: usize>(
+        &self,
+        a: &Loaded,
+        layers: [(Linear, &mut [f32], usize); N],
+        scratch: &mut [S],
+        f: &(dyn Fn(Linear, Range<usize>, Columns<f32>, &mut S) + Sync),
+    ) {
+        let start = Instant::now();
+        let weights = layers.each_ref().map(|&(w, ..)| w);
+        for w in weights {
+            assert_eq!((a.k, a.parts), (w.k(), w.parts()), "activations of another kind of layer");
+        }
+        let outs = layers.map(|(_, out, n)| (out, n));
+        let total: usize = outs.iter().map(|&(_, n)| n).sum();
+        // Weights are read once: the threads share outputs, not tokens. A few shares each where that costs little, so that a core
+        // that is held up delays less; their ends are the ends of tiles unless a range itself starts inside one.
+        let shares = match a.m * a.parts.unwrap_or(1) * a.k * total {
+            0..PARALLEL_MACS => 1,
+            _ if a.m < 64 => self.threads(),
+            _ => SHARES * self.threads(),
+        };
+        let width = total.div_ceil(shares).max(1).next_multiple_of(TILE_N);
+        self.pool.for_each_columns(outs, a.m, width, scratch, &|n, columns, out, scratch| {
+            f(weights[n], columns, out, scratch);
+        });
+        self.count_linear(start.elapsed());
+    }
+
+    /// Some outputs of one layer, on this thread.
+    fn matmul(&self, a: &Loaded, w: Linear, rows: Range<usize>, epilogue: Epilogue, out: Columns<f32>) {
+        let (m, kernels) = (a.m, self.kernels);
+        match w {
+            Linear::I8 { tiles, parts } => {
+                let (q, scale) = (&a.q[..m * parts * pad_k(tiles.k)], &a.scale[..m * parts]);
+                (kernels.matmul_i8)(RowsI8 { q, scale, parts }, tiles, rows, epilogue, out);
+            }
+            Linear::F16 { rows: weights, n, k } => {
+                let w = FloatRows { rows: weights, n, k };
+                (kernels.matmul_f16)(&a.x[..m * k], w, rows, epilogue, out);
+            }
+            Linear::F32 { rows: weights, n, k } => {
+                let w = FloatRows { rows: weights, n, k };
+                (kernels.matmul_f32)(&a.x[..m * k], w, rows, epilogue, out);
+            }
+        }
     }
 }
 
@@ -277,5 +329,6 @@ fn quantise(kernels: &Kernels, x: &mut [f32], q: &mut [i8], scale: &mut [f32]) {
         if part + 1 < parts {
             x.iter_mut().zip(&*q).for_each(|(x, &q)| *x -= f32::from(q) * *scale);
         }
+        kernels.make_operand(q);
     }
 }

@@ -4,6 +4,8 @@
 //! whatever the number of threads: work is split between outputs, never inside a sum.
 
 use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::kernels::{self, Kernels};
 use crate::threads::Pool;
@@ -11,7 +13,7 @@ use crate::threads::Pool;
 mod linear;
 
 /// Passes over fewer values stay on one thread.
-const PARALLEL_VALUES: usize = 16 << 10;
+pub(crate) const PARALLEL_VALUES: usize = 16 << 10;
 /// Rows that a thread takes at a time.
 const ROW_BLOCK: usize = 8;
 
@@ -55,6 +57,8 @@ pub struct EngineOptions {
 pub struct Engine {
     kernels: &'static Kernels,
     pool: Pool,
+    /// See [`Engine::linear_time`].
+    linear_nanos: AtomicU64,
 }
 
 impl Engine {
@@ -71,7 +75,7 @@ impl Engine {
         let pool = Pool::new(threads)?;
         let reason = if options.kernels.is_some() { "asked for" } else { "fastest of this cpu" };
         log::info!("engine=cpu kernels={} ({reason}) threads={threads}", kernels.name);
-        Ok(Self { kernels, pool })
+        Ok(Self { kernels, pool, linear_nanos: AtomicU64::new(0) })
     }
 
     /// The kernel set in use.
@@ -87,6 +91,20 @@ impl Engine {
     /// Threads that share the work, the caller's included.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// Time spent in matrix products since the engine was made, their gates included: what a bench compares with the whole.
+    pub fn linear_time(&self) -> Duration {
+        Duration::from_nanos(self.linear_nanos.load(Ordering::Relaxed))
+    }
+
+    fn count_linear(&self, time: Duration) {
+        self.linear_nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// A scratch of nothing for each thread, which takes no memory.
+    fn nothings(&self) -> Vec<()> {
+        vec![(); self.threads()]
     }
 
     /// `x = x / √(mean x² + eps) · w` for each row of `w.len()`. Heads are rows too: `x [heads, head_dim]`, `w [head_dim]`.
@@ -110,13 +128,25 @@ impl Engine {
     ) {
         assert_eq!(a.len() / a_len, b.len() / b_len, "as many rows");
         let block = if a.len() + b.len() < PARALLEL_VALUES { a.len() / a_len } else { ROW_BLOCK }.max(1);
-        // A vector of nothings takes no memory.
-        let mut none = vec![(); self.threads()];
-        self.pool.for_each_piece((a, block * a_len), (b, block * b_len), &mut none, &|i, a, b, ()| {
+        self.for_each_pair((a, block * a_len), (b, block * b_len), &|i, a, b| {
             for (r, (a, b)) in a.chunks_exact_mut(a_len).zip(b.chunks_exact_mut(b_len)).enumerate() {
                 f(i * block + r, a, b);
             }
         });
+    }
+
+    /// Cuts `a` and `b` into as many pieces of the given lengths and runs `f(i, piece i of a, piece i of b)`, in parallel.
+    ///
+    /// # Panics
+    /// If `a`'s length is 0, or `f` panics.
+    #[expect(clippy::type_complexity, reason = "what a piece's work is given")]
+    pub(crate) fn for_each_pair<A: Send, B: Send>(
+        &self,
+        a: (&mut [A], usize),
+        b: (&mut [B], usize),
+        f: &(dyn Fn(usize, &mut [A], &mut [B]) + Sync),
+    ) {
+        self.pool.for_each_piece(a, b, &mut self.nothings(), &|i, a, b, ()| f(i, a, b));
     }
 
     /// `x = silu(x)`.

@@ -50,7 +50,7 @@ fn every_set_and_thread_count_gives_the_same_bits() {
         let (x, w, bias) = (wave(m * k, 0.73), wave(n * k, 0.37), wave(n, 0.11));
         let half: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
         let tiles = Tiles::new(&w, n, k);
-        let mut scratch = Activations::new(m, k, 3, ActivationKinds::Both);
+        let mut scratch = Activations::new(m, k, 2, 3, ActivationKinds::Both);
         let int8 = [1, 2].map(|parts| tiles.linear(parts));
         for w in int8.into_iter().chain([Linear::F16 { rows: &half, n, k }, Linear::F32 { rows: &w, n, k }]) {
             let mut want = Vec::new();
@@ -79,7 +79,7 @@ fn int8_layer_is_near_the_float_one() {
     let (x, w, bias) = (wave(m * k, 0.73), wave(n * k, 0.37), wave(n, 0.11));
     let tiles = Tiles::new(&w, n, k);
     let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
-    let mut scratch = Activations::new(m, k, 3, ActivationKinds::Both);
+    let mut scratch = Activations::new(m, k, 2, 3, ActivationKinds::Both);
     let (mut int8, mut float) = (vec![0.0; m * n], vec![0.0; m * n]);
     engine.linear(&x, tiles.linear(1), Some(&bias), &mut int8, &mut scratch);
     engine.linear(&x, Linear::F32 { rows: &w, n, k }, Some(&bias), &mut float, &mut scratch);
@@ -101,7 +101,7 @@ fn a_second_part_keeps_what_the_first_one_loses() {
     stored.chunks_mut(k).enumerate().for_each(|(i, row)| tiles.linear(1).row(i, row));
     let product = |w: Linear| {
         let mut out = vec![0.0; m * n];
-        engine.linear(&x, w, None, &mut out, &mut Activations::new(m, k, 3, ActivationKinds::Both));
+        engine.linear(&x, w, None, &mut out, &mut Activations::new(m, k, 2, 3, ActivationKinds::Both));
         out
     };
     let float = product(Linear::F32 { rows: &stored, n, k });
@@ -143,32 +143,30 @@ fn poisoned_activations_reach_the_output() {
         tiles.linear(1),
         None,
         &mut out,
-        &mut Activations::new(2, 32, 1, ActivationKinds::Both),
+        &mut Activations::new(2, 32, 2, 1, ActivationKinds::Both),
     );
     assert!(out[..16].iter().all(|x| x.is_finite()), "the other token is untouched");
     assert!(out[16..].iter().all(|x| x.is_nan()));
 }
 
 #[test]
-fn activations_are_loaded_as_they_are_normed_or_gated() {
+fn activations_are_loaded_as_they_are_or_normed() {
     let (m, k) = (40, 500);
-    let (x, y, norm) = (wave(m * k, 0.73), wave(m * k, 0.21), wave(k, 0.11));
+    let (x, norm) = (wave(m * k, 0.73), wave(k, 0.11));
     let identity: Vec<f32> = (0..k * k).map(|i| if i % (k + 1) == 0 { 1.0 } else { 0.0 }).collect();
     let w = Linear::F32 { rows: &identity, n: k, k };
     let tiles = Tiles::new(&identity, k, k);
     for threads in [1, 3] {
         let engine = Engine::new(&EngineOptions { threads, kernels: None }).unwrap();
-        let mut want = [x.clone(), x.clone(), x.clone()];
+        let mut want = [x.clone(), x.clone()];
         engine.rms_norm_inplace(&mut want[1], &norm, 1e-5);
-        (engine.kernels().silu_mul_f32)(&mut want[2], &y);
-        let mut a = Activations::new(m, k, threads, ActivationKinds::Both);
+        let mut a = Activations::new(m, k, 2, threads, ActivationKinds::Both);
         // A second part leaves 1/254 of half a step: far below what a wrong row would be off by.
         for (w, off) in [(w, 0.0), (tiles.linear(2), 1e-3)] {
             for (way, want) in want.iter().enumerate() {
                 match way {
                     0 => engine.load(&x, w, &mut a),
-                    1 => engine.load_normed(&x, &norm, 1e-5, w, &mut a),
-                    _ => engine.load_gated(&x, &y, w, &mut a),
+                    _ => engine.load_normed(&x, &norm, 1e-5, w, &mut a),
                 }
                 let mut out = vec![1.0; m * k];
                 engine.product(&a, w, 0..k, Epilogue { bias: None, residual: true }, &mut out);
@@ -177,6 +175,47 @@ fn activations_are_loaded_as_they_are_normed_or_gated() {
                         (got - 1.0 - want).abs() <= off + 1e-6 * (1.0 + want.abs()),
                         "{got} for 1 + {want}"
                     );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_together_give_what_they_give_alone() {
+    for (m, n, k) in [(1, 130, 60), (5, 333, 100), (70, 500, 260)] {
+        let (x, w) = (wave(m * k, 0.73), [wave(n * k, 0.37), wave(n * k, 0.29), wave(7 * k, 0.51)]);
+        let tiles = [Tiles::new(&w[0], n, k), Tiles::new(&w[1], n, k), Tiles::new(&w[2], 7, k)];
+        for set in crate::kernels::Kernels::available() {
+            for threads in [1, 3] {
+                let engine = Engine::new(&EngineOptions { threads, kernels: Some(set.name) }).unwrap();
+                let mut a = Activations::new(m, k, 1, threads, ActivationKinds::Both);
+                let float = Linear::F32 { rows: &w[0], n, k };
+                for [first, second, third] in
+                    [tiles.each_ref().map(|t| t.linear(1)), [float, Linear::F32 { rows: &w[1], n, k }, float]]
+                {
+                    let alone = [first, second, third].map(|w| {
+                        let mut out = vec![f32::NAN; m * w.n()];
+                        engine.linear(
+                            &x,
+                            w,
+                            None,
+                            &mut out,
+                            &mut Activations::new(m, k, 1, threads, ActivationKinds::Both),
+                        );
+                        out
+                    });
+                    let mut together = alone.each_ref().map(|out| vec![f32::NAN; out.len()]);
+                    engine.load(&x, first, &mut a);
+                    let [a0, a1, a2] = &mut together;
+                    engine.products(&a, [(first, &mut a0[..]), (second, &mut a1[..]), (third, &mut a2[..])]);
+                    assert!(together == alone, "{} threads {threads} m {m}", set.name);
+
+                    let mut want = alone[0].clone();
+                    (engine.kernels().silu_mul_f32)(&mut want, &alone[1]);
+                    let mut gated = vec![f32::NAN; m * n];
+                    engine.gated(&mut a, first, second, &mut gated);
+                    assert!(gated == want, "{} threads {threads} m {m}, gated", set.name);
                 }
             }
         }

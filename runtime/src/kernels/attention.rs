@@ -4,7 +4,9 @@
 //! `pad_k(head_dim)` inputs, a panel of values one of `pad_n(head_dim)` outputs by 16 inputs (tokens). So the inner loop of a
 //! linear layer is the inner loop of both products here.
 //!
-//! The weights of the second product are the exponentials times the scale of each value, in 14 bits: `t = round(e · v · c)` with
+//! Scores are in bits: `log2 e` is in the scale of the queries, so that the weights are powers of two.
+//!
+//! The weights of the second product are those powers times the scale of each value, in 14 bits: `t = round(e · v · c)` with
 //! `c = 16383/amax v`, cut into two INT8 rows, `t = 128 · high + low`. An 8-bit weight would drop the tail of a softmax
 //! that one token dominates.
 
@@ -17,7 +19,7 @@ pub const WEIGHT_MAX: f32 = 16_383.0;
 /// Queries against keys of one head, quantised.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
-    /// `[m, pad_k(head_dim)] i8`, tails zero.
+    /// `[m, pad_k(head_dim)] i8`, tails zero, then made an operand by [`super::Kernels::make_operand`].
     pub q: &'a [i8],
     /// `[m] f32`, with `1/√head_dim` in it.
     pub scale: &'a [f32],
@@ -25,43 +27,62 @@ pub struct Queries<'a> {
     pub bias: &'a [f32],
 }
 
-/// Panels of keys, and which of them are meant, in order.
+/// The scales of a panel's tokens.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable)]
+pub struct PanelScales {
+    /// Of the keys.
+    pub key: [f32; KV_BLOCK],
+    /// The sum of each key, for dot products that want unsigned queries.
+    pub key_sum: [i32; KV_BLOCK],
+    /// Of the values; they go into the weights.
+    pub value: [f32; KV_BLOCK],
+}
+
+/// Panels of keys and values, and which of them are meant, in order.
 #[derive(Clone, Copy, Debug)]
-pub struct KeyPanels<'a> {
-    /// `[panels, pad_k(head_dim)/4, 16, 4] i8`.
+pub struct KvPanels<'a> {
+    /// `[panels, Σ Self::panel_len(head_dim)] i8`: tiles of 16 keys `[pad_k(head_dim)/4, 16, 4]`, then of their values
+    /// `[pad_n(head_dim)/16, 4, 16, 4]`.
     pub tiles: &'a [i8],
-    /// `[panels, 16] f32`.
-    pub scale: &'a [f32],
-    /// `[panels, 16] i32`, the sum of each key, for dot products that want unsigned queries.
-    pub sum: &'a [i32],
+    /// `[panels]`.
+    pub scales: &'a [PanelScales],
     /// Indices of panels.
     pub which: &'a [u32],
-    /// Length of a key.
+    /// Length of a key and of a value.
     pub head_dim: usize,
 }
 
-/// Panels of values, and which of them are meant, in order. Their scales are in the weights.
-#[derive(Clone, Copy, Debug)]
-pub struct ValuePanels<'a> {
-    /// `[panels, pad_n(head_dim)/16, 4, 16, 4] i8`.
-    pub tiles: &'a [i8],
-    /// Indices of panels.
-    pub which: &'a [u32],
-    /// Length of a value.
-    pub head_dim: usize,
-}
-
-impl KeyPanels<'_> {
-    /// Bytes of a panel.
-    pub fn panel_len(head_dim: usize) -> usize {
-        KV_BLOCK * pad_k(head_dim)
+impl<'a> KvPanels<'a> {
+    /// Bytes of a panel: its keys, and its values.
+    pub const fn panel_len(head_dim: usize) -> [usize; 2] {
+        [KV_BLOCK * pad_k(head_dim), KV_BLOCK * pad_n(head_dim)]
     }
-}
 
-impl ValuePanels<'_> {
-    /// Bytes of a panel.
-    pub fn panel_len(head_dim: usize) -> usize {
-        KV_BLOCK * pad_n(head_dim)
+    /// The tiles of a panel's keys.
+    #[inline(always)]
+    pub(super) fn keys(&self, panel: u32) -> &'a [i8] {
+        let [keys, values] = Self::panel_len(self.head_dim);
+        &self.tiles[panel as usize * (keys + values)..][..keys]
+    }
+
+    /// The tiles of a panel's values.
+    #[inline(always)]
+    pub(super) fn values(&self, panel: u32) -> &'a [i8] {
+        let [keys, values] = Self::panel_len(self.head_dim);
+        &self.tiles[panel as usize * (keys + values) + keys..][..values]
+    }
+
+    /// The scales of a panel.
+    #[inline(always)]
+    pub fn scales(&self, panel: u32) -> &'a PanelScales {
+        &self.scales[panel as usize]
+    }
+
+    fn check(&self) {
+        let panels = self.scales.len();
+        let len: usize = Self::panel_len(self.head_dim).iter().sum();
+        assert_eq!(self.tiles.len(), panels * len, "tiles of {panels} panels");
+        assert!(self.which.iter().all(|&p| (p as usize) < panels), "panels {:?} of {panels}", self.which);
     }
 }
 
@@ -69,19 +90,11 @@ impl ValuePanels<'_> {
 ///
 /// # Panics
 /// If a length does not fit or there is no such panel.
-pub(super) fn check_scores_i8(q: Queries, k: KeyPanels, out: &[f32], stride: usize) -> usize {
-    let m = q.scale.len();
-    assert_eq!(
-        (q.q.len(), q.bias.len()),
-        (m * pad_k(k.head_dim), m),
-        "queries of {m} rows of {}",
-        k.head_dim
-    );
-    let panels = k.scale.len() / KV_BLOCK;
-    assert_eq!(k.tiles.len(), panels * KeyPanels::panel_len(k.head_dim), "keys of {panels} panels");
-    assert_eq!((k.scale.len(), k.sum.len()), (panels * KV_BLOCK, panels * KV_BLOCK));
-    assert!(k.which.iter().all(|&p| (p as usize) < panels), "panels {:?} of {panels}", k.which);
-    let width = k.which.len() * KV_BLOCK;
+pub(super) fn check_scores_i8(q: Queries, kv: KvPanels, out: &[f32], stride: usize) -> usize {
+    let (m, k_pad) = (q.scale.len(), pad_k(kv.head_dim));
+    assert_eq!((q.q.len(), q.bias.len()), (m * k_pad, m), "queries of {m} rows of {}", kv.head_dim);
+    kv.check();
+    let width = kv.which.len() * KV_BLOCK;
     assert!(m == 0 || width <= stride && out.len() >= (m - 1) * stride + width, "scores of {m} × {width}");
     m
 }
@@ -90,12 +103,11 @@ pub(super) fn check_scores_i8(q: Queries, k: KeyPanels, out: &[f32], stride: usi
 ///
 /// # Panics
 /// If a length does not fit or there is no such panel.
-pub(super) fn check_weighted_sum_i8(p: &[i8], scale: &[f32], v: ValuePanels, out: &[f32]) -> usize {
-    let (m, keys) = (scale.len(), v.which.len() * KV_BLOCK);
+pub(super) fn check_weighted_sum_i8(p: &[i8], scale: &[f32], kv: KvPanels, out: &[f32]) -> usize {
+    let (m, keys) = (scale.len(), kv.which.len() * KV_BLOCK);
     assert_eq!(p.len(), 2 * m * keys, "weights of {m} rows in two parts of {keys}");
-    assert_eq!(out.len(), m * v.head_dim, "output of {m} × {}", v.head_dim);
-    let panel_len = ValuePanels::panel_len(v.head_dim);
-    assert!(v.which.iter().all(|&p| (p as usize + 1) * panel_len <= v.tiles.len()), "panels {:?}", v.which);
+    assert_eq!(out.len(), m * kv.head_dim, "output of {m} × {}", kv.head_dim);
+    kv.check();
     m
 }
 
@@ -113,13 +125,11 @@ pub(super) trait DotTiles {
 /// # Safety
 /// The CPU must have the features of `D`.
 #[inline(always)]
-pub(super) unsafe fn scores<D: DotTiles>(q: Queries, k: KeyPanels, out: &mut [f32], stride: usize) {
-    let m = check_scores_i8(q, k, out, stride);
-    let (k_pad, panel_len) = (pad_k(k.head_dim), KeyPanels::panel_len(k.head_dim));
-    for (c, &panel) in k.which.iter().enumerate() {
-        let panel = panel as usize;
-        let tiles = &k.tiles[panel * panel_len..][..panel_len];
-        let k_scale = &k.scale[panel * KV_BLOCK..][..KV_BLOCK];
+pub(super) unsafe fn scores<D: DotTiles>(q: Queries, kv: KvPanels, out: &mut [f32], stride: usize) {
+    let m = check_scores_i8(q, kv, out, stride);
+    let k_pad = pad_k(kv.head_dim);
+    for (c, &panel) in kv.which.iter().enumerate() {
+        let (tiles, k_scale) = (kv.keys(panel), &kv.scales(panel).key);
         let mut store = |i: usize, acc: [i32; TILE_N]| {
             let out = &mut out[i * stride + c * KV_BLOCK..][..KV_BLOCK];
             for ((out, &acc), &k_scale) in out.iter_mut().zip(&acc).zip(k_scale) {
@@ -147,16 +157,15 @@ pub(super) unsafe fn scores<D: DotTiles>(q: Queries, k: KeyPanels, out: &mut [f3
 /// # Safety
 /// The CPU must have the features of `D`.
 #[inline(always)]
-pub(super) unsafe fn weighted_sum<D: DotTiles>(p: &[i8], scale: &[f32], v: ValuePanels, out: &mut [f32]) {
-    let m = check_weighted_sum_i8(p, scale, v, out);
-    let (keys, panel_len) = (v.which.len() * KV_BLOCK, ValuePanels::panel_len(v.head_dim));
-    let group_len = KV_BLOCK * TILE_N;
+pub(super) unsafe fn weighted_sum<D: DotTiles>(p: &[i8], scale: &[f32], kv: KvPanels, out: &mut [f32]) {
+    let m = check_weighted_sum_i8(p, scale, kv, out);
+    let (keys, group_len) = (kv.which.len() * KV_BLOCK, KV_BLOCK * TILE_N);
     for i in 0..m {
-        let out = &mut out[i * v.head_dim..][..v.head_dim];
+        let out = &mut out[i * kv.head_dim..][..kv.head_dim];
         for (group, out) in out.chunks_mut(TILE_N).enumerate() {
             let mut acc = [[0i32; TILE_N]; 2];
-            for (c, &panel) in v.which.iter().enumerate() {
-                let tiles = &v.tiles[panel as usize * panel_len + group * group_len..][..group_len];
+            for (c, &panel) in kv.which.iter().enumerate() {
+                let tiles = &kv.values(panel)[group * group_len..][..group_len];
                 // SAFETY: the caller vouches for the features.
                 let sums = unsafe { D::dot_tiles::<2>(&p[2 * i * keys + c * KV_BLOCK..], keys, tiles) };
                 for (acc, sums) in acc.iter_mut().zip(sums) {
@@ -181,16 +190,16 @@ macro_rules! instantiate_attention {
     ($dots:ty, $(#[$attribute:meta])*) => {
         /// See [`super::scalar::scores_i8`].
         $(#[$attribute])*
-        pub(super) fn scores_i8(q: Queries, k: KeyPanels, out: &mut [f32], stride: usize) {
+        pub(super) fn scores_i8(q: Queries, kv: KvPanels, out: &mut [f32], stride: usize) {
             // SAFETY: the features of the set's own dot product are enabled here.
-            unsafe { super::attention::scores::<$dots>(q, k, out, stride) }
+            unsafe { super::attention::scores::<$dots>(q, kv, out, stride) }
         }
 
         /// See [`super::scalar::weighted_sum_i8`].
         $(#[$attribute])*
-        pub(super) fn weighted_sum_i8(p: &[i8], scale: &[f32], v: ValuePanels, out: &mut [f32]) {
+        pub(super) fn weighted_sum_i8(p: &[i8], scale: &[f32], kv: KvPanels, out: &mut [f32]) {
             // SAFETY: as above.
-            unsafe { super::attention::weighted_sum::<$dots>(p, scale, v, out) }
+            unsafe { super::attention::weighted_sum::<$dots>(p, scale, kv, out) }
         }
     };
 }

@@ -1,20 +1,33 @@
 //! AVX-512 VNNI kernels. Same names and signatures as `scalar`.
 //!
-//! `vpdpbusd` multiplies unsigned by signed bytes. Flipping the top bit of an `i8` adds 128 to it as a `u8`, so
+//! `vpdpbusd` multiplies unsigned by signed bytes. Operands are stored as `x + 128`, and
 //! `Σ (x + 128) · w = Σ x · w + 128 · Σ w`; the sums of the weight rows are stored beside them and taken off at the start.
+//!
+//! Many rows go through blocks of 8 rows by 48 outputs. A few rows (decoding) are a stream: one group of 16 outputs after the other,
+//! so that a thread reads one ascending range of memory, with as many accumulators for every row as hide the latency.
 
 use core::arch::x86_64::*;
 use std::ops::Range;
 
 use half::f16;
 
-use super::attention::{KeyPanels, Queries, ValuePanels, check_scores_i8, check_weighted_sum_i8};
 use super::float::Dots;
-use super::{Epilogue, FloatRows, KV_BLOCK, ProductI8, RowsI8, check_matmul_i8, float};
+use super::{Epilogue, FloatRows, ProductI8, RowsI8, check_matmul_i8, float};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k};
 use crate::threads::Columns;
 
+mod attention;
+pub(super) use attention::{scores_i8, weighted_sum_i8};
+
 float::instantiate! { #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] }
+
+/// See [`super::Kernels::make_operand`].
+pub(super) const UNSIGNED_OPERANDS: bool = true;
+
+/// Rows up to which the weights are streamed group by group.
+const STREAM_ROWS: usize = 8;
+/// Bytes that a stream is asked for ahead of its use: the hardware's own look-ahead ends with each page of 4 KiB.
+const AHEAD: usize = 4096;
 
 /// See [`super::scalar::matmul_i8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -23,14 +36,19 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epi
     let mut group = rows.start / TILE_N;
     let end = rows.end.div_ceil(TILE_N);
     let mut product = ProductI8 { x, w, rows, epilogue, out };
+    if m <= STREAM_ROWS {
+        (group..end).for_each(|group| product.stream_rows(m, group));
+        return;
+    }
     // 8 rows × 3 groups: 24 accumulators, 3 tiles and 1 broadcast in 32 registers.
     while group + 3 <= end {
         product.panel::<3>(m, group);
         group += 3;
     }
-    while group < end {
-        product.panel::<1>(m, group);
-        group += 1;
+    match end - group {
+        1 => product.panel::<1>(m, group),
+        2 => product.panel::<2>(m, group),
+        _ => {}
     }
 }
 
@@ -40,53 +58,78 @@ impl ProductI8<'_> {
     fn panel<const T: usize>(&mut self, m: usize, group: usize) {
         let whole = m / 8 * 8;
         for i in (0..whole).step_by(8) {
-            self.block::<8, T>(i, group);
+            self.block::<8, T, 1>(i, group);
         }
         match m - whole {
-            1 => self.block::<1, T>(whole, group),
-            2 => self.block::<2, T>(whole, group),
-            3 => self.block::<3, T>(whole, group),
-            4 => self.block::<4, T>(whole, group),
-            5 => self.block::<5, T>(whole, group),
-            6 => self.block::<6, T>(whole, group),
-            7 => self.block::<7, T>(whole, group),
+            1 => self.block::<1, T, 1>(whole, group),
+            2 => self.block::<2, T, 1>(whole, group),
+            3 => self.block::<3, T, 1>(whole, group),
+            4 => self.block::<4, T, 1>(whole, group),
+            5 => self.block::<5, T, 1>(whole, group),
+            6 => self.block::<6, T, 1>(whole, group),
+            7 => self.block::<7, T, 1>(whole, group),
             _ => {}
         }
     }
 
-    /// `M` tokens from `i` on against `T` groups of 16 output rows from `group` on.
+    /// At most [`STREAM_ROWS`] rows against one group.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn block<const M: usize, const T: usize>(&mut self, i: usize, group: usize) {
+    fn stream_rows(&mut self, m: usize, group: usize) {
+        match m {
+            1 => self.block::<1, 1, 8>(0, group),
+            2 => self.block::<2, 1, 4>(0, group),
+            3 => self.block::<3, 1, 4>(0, group),
+            4 => self.block::<4, 1, 4>(0, group),
+            5 => self.block::<5, 1, 2>(0, group),
+            6 => self.block::<6, 1, 2>(0, group),
+            7 => self.block::<7, 1, 2>(0, group),
+            8 => self.block::<8, 1, 2>(0, group),
+            _ => {}
+        }
+    }
+
+    /// `M` rows from `i` on against `T` groups of 16 output rows from `group` on, in `U` accumulators for each, a divisor of 8.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn block<const M: usize, const T: usize, const U: usize>(&mut self, i: usize, group: usize) {
         let k_pad = pad_k(self.w.k);
         let tokens = &self.x.q[i * k_pad..][..M * k_pad];
         let tiles = &self.w.tiles[group * TILE_N * k_pad..][..T * TILE_N * k_pad];
-        let flip = _mm512_set1_epi8(i8::MIN);
-        let start: [__m512i; T] = std::array::from_fn(|t| {
+        let zero = _mm512_setzero_si512();
+        let mut acc = [[[zero; T]; M]; U];
+        acc[0] = [std::array::from_fn(|t| {
             let lanes = Lanes::of(group + t, 0..self.w.n);
-            _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<7>(lanes.load_i32(self.w.sum)))
-        });
-        let mut acc = [start; M];
-        for quad in 0..k_pad / TILE_K {
-            let mut weights = [flip; T];
-            for (t, w) in weights.iter_mut().enumerate() {
-                // SAFETY: `quad < k_pad/4` and `tiles` holds T · k_pad/4 tiles of 64 bytes; loads are unaligned ones.
-                *w = unsafe {
-                    _mm512_loadu_si512(tiles.as_ptr().add(t * TILE_N * k_pad + quad * TILE).cast())
-                };
-            }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: `tokens` holds M rows of k_pad bytes, and four from `4 · quad` on are inside one.
-                let x =
-                    unsafe { tokens.as_ptr().add(r * k_pad + quad * TILE_K).cast::<i32>().read_unaligned() };
-                let x = _mm512_xor_si512(_mm512_set1_epi32(x), flip);
-                for (acc, w) in acc.iter_mut().zip(weights) {
-                    *acc = _mm512_dpbusd_epi32(*acc, x, w);
+            _mm512_sub_epi32(zero, _mm512_slli_epi32::<7>(lanes.load_i32(self.w.sum)))
+        }); M];
+        // `k_pad` is a multiple of 32: of eight quads.
+        for step in (0..k_pad / TILE_K).step_by(U) {
+            for (u, acc) in acc.iter_mut().enumerate() {
+                let quad = step + u;
+                let mut weights = [zero; T];
+                for (t, w) in weights.iter_mut().enumerate() {
+                    // SAFETY: `quad < k_pad/4` and `tiles` holds T · k_pad/4 tiles of 64 bytes; loads are unaligned ones.
+                    let at = unsafe { tiles.as_ptr().add(t * TILE_N * k_pad + quad * TILE) };
+                    if U > 1 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD));
+                    }
+                    // SAFETY: as above.
+                    *w = unsafe { _mm512_loadu_si512(at.cast()) };
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    // SAFETY: `tokens` holds M rows of k_pad bytes, and four from `4 · quad` on are inside one.
+                    let x = unsafe {
+                        tokens.as_ptr().add(r * k_pad + quad * TILE_K).cast::<i32>().read_unaligned()
+                    };
+                    let x = _mm512_set1_epi32(x);
+                    for (acc, w) in acc.iter_mut().zip(weights) {
+                        *acc = _mm512_dpbusd_epi32(*acc, x, w);
+                    }
                 }
             }
         }
-        for (r, acc) in acc.into_iter().enumerate() {
-            for (t, acc) in acc.into_iter().enumerate() {
-                self.store_register(i + r, group + t, acc);
+        for r in 0..M {
+            for t in 0..T {
+                let sum = acc.iter().fold(zero, |sum, acc| _mm512_add_epi32(sum, acc[r][t]));
+                self.store_register(i + r, group + t, sum);
             }
         }
     }
@@ -230,184 +273,3 @@ fn sum_register(lanes: __m512) -> f32 {
 
 dots!(f32, |mask, p: *const f32| _mm512_maskz_loadu_ps(mask, p));
 dots!(f16, |mask, p: *const f16| _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p.cast())));
-
-/// See [`super::scalar::scores_i8`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn scores_i8(q: Queries, k: KeyPanels, out: &mut [f32], stride: usize) {
-    let m = check_scores_i8(q, k, out, stride);
-    for (c, pair) in k.which.chunks(2).enumerate() {
-        let out = &mut out[2 * c * KV_BLOCK..];
-        match *pair {
-            [a, b] => scores_panels(q, k, [a, b], m, out, stride),
-            [a] => scores_panels(q, k, [a], m, out, stride),
-            _ => {}
-        }
-    }
-}
-
-/// All queries against `T` panels.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn scores_panels<const T: usize>(
-    q: Queries,
-    k: KeyPanels,
-    panels: [u32; T],
-    m: usize,
-    out: &mut [f32],
-    stride: usize,
-) {
-    let whole = m / 8 * 8;
-    for i in (0..whole).step_by(8) {
-        scores_block::<8, T>(q, k, panels, i, out, stride);
-    }
-    match m - whole {
-        1 => scores_block::<1, T>(q, k, panels, whole, out, stride),
-        2 => scores_block::<2, T>(q, k, panels, whole, out, stride),
-        3 => scores_block::<3, T>(q, k, panels, whole, out, stride),
-        4 => scores_block::<4, T>(q, k, panels, whole, out, stride),
-        5 => scores_block::<5, T>(q, k, panels, whole, out, stride),
-        6 => scores_block::<6, T>(q, k, panels, whole, out, stride),
-        7 => scores_block::<7, T>(q, k, panels, whole, out, stride),
-        _ => {}
-    }
-}
-
-/// `M` queries from `i` on against `T` panels; the loop of [`ProductI8::block`] with panels for groups.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn scores_block<const M: usize, const T: usize>(
-    q: Queries,
-    k: KeyPanels,
-    panels: [u32; T],
-    i: usize,
-    out: &mut [f32],
-    stride: usize,
-) {
-    let (k_pad, panel_len) = (pad_k(k.head_dim), KeyPanels::panel_len(k.head_dim));
-    let rows = &q.q[i * k_pad..][..M * k_pad];
-    let tiles = panels.map(|p| &k.tiles[p as usize * panel_len..][..panel_len]);
-    let flip = _mm512_set1_epi8(i8::MIN);
-    let start: [__m512i; T] = panels.map(|p| {
-        let sum = &k.sum[p as usize * KV_BLOCK..][..KV_BLOCK];
-        // SAFETY: `sum` is 16 elements.
-        let sum = unsafe { _mm512_loadu_si512(sum.as_ptr().cast()) };
-        _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<7>(sum))
-    });
-    let mut acc = [start; M];
-    for quad in 0..k_pad / TILE_K {
-        let mut keys = [flip; T];
-        for (keys, tiles) in keys.iter_mut().zip(tiles) {
-            // SAFETY: `quad < k_pad/4`, and `tiles` is as many tiles of 64 bytes.
-            *keys = unsafe { _mm512_loadu_si512(tiles.as_ptr().add(quad * TILE).cast()) };
-        }
-        for (r, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: `rows` holds M rows of k_pad bytes, and four from `4 · quad` on are inside one.
-            let x = unsafe { rows.as_ptr().add(r * k_pad + quad * TILE_K).cast::<i32>().read_unaligned() };
-            let x = _mm512_xor_si512(_mm512_set1_epi32(x), flip);
-            for (acc, keys) in acc.iter_mut().zip(keys) {
-                *acc = _mm512_dpbusd_epi32(*acc, x, keys);
-            }
-        }
-    }
-    for (t, p) in panels.into_iter().enumerate() {
-        let scale = &k.scale[p as usize * KV_BLOCK..][..KV_BLOCK];
-        // SAFETY: `scale` is 16 elements.
-        let scale = unsafe { _mm512_loadu_ps(scale.as_ptr()) };
-        for (r, acc) in acc.iter().enumerate() {
-            let scale = _mm512_mul_ps(_mm512_set1_ps(q.scale[i + r]), scale);
-            let s = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[t]), scale);
-            let s = _mm512_add_ps(s, _mm512_set1_ps(q.bias[i + r]));
-            let out = &mut out[(i + r) * stride + t * KV_BLOCK..][..KV_BLOCK];
-            // SAFETY: `out` is 16 elements.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), s) };
-        }
-    }
-}
-
-/// See [`super::scalar::weighted_sum_i8`]. The weights are unsigned, so nothing has to be corrected here.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn weighted_sum_i8(p: &[i8], scale: &[f32], v: ValuePanels, out: &mut [f32]) {
-    let m = check_weighted_sum_i8(p, scale, v, out);
-    let groups = v.head_dim.div_ceil(TILE_N);
-    let mut group = 0;
-    // As many rows as leave no accumulator free: two for each group and row, 24 in all.
-    while group + 4 <= groups {
-        weighted_groups::<3, 4>(p, scale, v, m, group, out);
-        group += 4;
-    }
-    while group + 2 <= groups {
-        weighted_groups::<6, 2>(p, scale, v, m, group, out);
-        group += 2;
-    }
-    if group < groups {
-        weighted_groups::<8, 1>(p, scale, v, m, group, out);
-    }
-}
-
-/// All rows, `R` at a time, against `T` groups of 16 outputs.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn weighted_groups<const R: usize, const T: usize>(
-    p: &[i8],
-    scale: &[f32],
-    v: ValuePanels,
-    m: usize,
-    group: usize,
-    out: &mut [f32],
-) {
-    let whole = m / R * R;
-    for i in (0..whole).step_by(R) {
-        weighted_block::<R, T>(p, scale, v, i, group, out);
-    }
-    for i in whole..m {
-        weighted_block::<1, T>(p, scale, v, i, group, out);
-    }
-}
-
-/// `R` rows from `i` on against `T` groups of 16 outputs from `group` on.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn weighted_block<const R: usize, const T: usize>(
-    p: &[i8],
-    scale: &[f32],
-    v: ValuePanels,
-    i: usize,
-    group: usize,
-    out: &mut [f32],
-) {
-    let (keys, panel_len) = (v.which.len() * KV_BLOCK, ValuePanels::panel_len(v.head_dim));
-    let rows = &p[2 * i * keys..][..2 * R * keys];
-    let mut acc = [[[_mm512_setzero_si512(); 2]; T]; R];
-    for (c, &panel) in v.which.iter().enumerate() {
-        let tiles =
-            &v.tiles[panel as usize * panel_len + group * KV_BLOCK * TILE_N..][..T * KV_BLOCK * TILE_N];
-        for quad in 0..KV_BLOCK / TILE_K {
-            let mut values = [_mm512_setzero_si512(); T];
-            for (t, values) in values.iter_mut().enumerate() {
-                // SAFETY: `tiles` holds four tiles of 64 bytes for each of T groups.
-                *values = unsafe {
-                    _mm512_loadu_si512(tiles.as_ptr().add(t * KV_BLOCK * TILE_N + quad * TILE).cast())
-                };
-            }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                for part in 0..2 {
-                    let at = (2 * r + part) * keys + c * KV_BLOCK + quad * TILE_K;
-                    // SAFETY: `rows` holds 2R rows of `keys` bytes, and four from `16c + 4 · quad` on are inside one.
-                    let x = unsafe { rows.as_ptr().add(at).cast::<i32>().read_unaligned() };
-                    let x = _mm512_set1_epi32(x);
-                    for (acc, values) in acc.iter_mut().zip(values) {
-                        acc[part] = _mm512_dpbusd_epi32(acc[part], x, values);
-                    }
-                }
-            }
-        }
-    }
-    for (r, acc) in acc.iter().enumerate() {
-        let out = &mut out[(i + r) * v.head_dim..][..v.head_dim];
-        for (t, [high, low]) in acc.iter().enumerate() {
-            let lanes = Lanes::of(group + t, 0..v.head_dim);
-            let high = _mm512_mul_ps(_mm512_cvtepi32_ps(*high), _mm512_set1_ps(128.0));
-            let y = _mm512_add_ps(high, _mm512_cvtepi32_ps(*low));
-            let y = _mm512_mul_ps(y, _mm512_set1_ps(scale[i + r]));
-            let at = out.as_mut_ptr().wrapping_add(lanes.first);
-            // SAFETY: only lanes below `head_dim` are written.
-            unsafe { _mm512_mask_storeu_ps(at, lanes.mask, y) };
-        }
-    }
-}

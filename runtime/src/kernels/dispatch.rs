@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use half::f16;
 
-use super::attention::{KeyPanels, Queries, ValuePanels};
+use super::attention::{KvPanels, Queries};
 use super::{Epilogue, FloatRows, RowsI8, scalar};
 use crate::quant::TilesI8;
 use crate::threads::Columns;
@@ -18,6 +18,8 @@ type MatmulFloat<T> = fn(&[f32], FloatRows<T>, Range<usize>, Epilogue, Columns<f
 pub struct Kernels {
     /// Name for logs and benchmarks, e.g. `"avx512-vnni"`.
     pub name: &'static str,
+    /// Whether the INT8 products take their left operand as `x + 128` in unsigned bytes: `vpdpbusd` wants that.
+    unsigned_operands: bool,
     /// Quantises one row: `x [k]`, `q [≥ k]` (tail zeroed) → its scale. See [`crate::quant::quantise_row`].
     pub quantise_row: fn(&[f32], &mut [i8]) -> f32,
     /// INT8 matrix product: activations, weights, output rows (any bounds), epilogue, out `[m, rows.len()]`.
@@ -37,11 +39,11 @@ pub struct Kernels {
     /// Rotates in place: `x [heads, head_dim]`, `cos`, `sin [head_dim/2]`.
     pub rope_f32: fn(&mut [f32], &[f32], &[f32]),
     /// Queries against panels of keys; scores of row `i` go to `out[i · stride..]`. See [`super::attention`].
-    pub scores_i8: fn(Queries, KeyPanels, &mut [f32], usize),
+    pub scores_i8: fn(Queries, KvPanels, &mut [f32], usize),
     /// Scores `[keys]` (used up), scales of the values `[keys]` and their factor → weights `[2, keys]` and the sum of exponentials.
     pub softmax_u14: fn(&mut [f32], &[f32], f32, &mut [i8]) -> f32,
     /// Weights `[m, 2, keys]`, scale of each row, panels of values → out `[m, head_dim]`.
-    pub weighted_sum_i8: fn(&[i8], &[f32], ValuePanels, &mut [f32]),
+    pub weighted_sum_i8: fn(&[i8], &[f32], KvPanels, &mut [f32]),
     /// One query against up to 16 keys in floats: `q [head_dim]`, `k [keys, head_dim]`, out `[keys]`.
     pub scores_f32: fn(&[f32], &[f32], &mut [f32]),
     /// Adds up to 16 weighted values in floats: `p [keys]`, `v [keys, head_dim]`, out `[head_dim]`, accumulated.
@@ -61,9 +63,9 @@ macro_rules! detected_set {
             silu_f32(x),
             silu_mul_f32(gate, up),
             rope_f32(x, cos, sin),
-            scores_i8(q, k, out, stride),
+            scores_i8(q, kv, out, stride),
             softmax_u14(s, v_scale, c, p),
-            weighted_sum_i8(p, scale, v, out),
+            weighted_sum_i8(p, scale, kv, out),
             scores_f32(q, k, out),
             weighted_sum_f32(p, v, out),
         )
@@ -71,6 +73,7 @@ macro_rules! detected_set {
     (@ $name:literal, $module:ident, $($kernel:ident($($argument:ident),*),)*) => {
         Kernels {
             name: $name,
+            unsigned_operands: $module::UNSIGNED_OPERANDS,
             // SAFETY: this is only expanded after every feature that the module's functions enable was detected.
             $($kernel: |$($argument),*| unsafe { $module::$kernel($($argument),*) },)*
         }
@@ -81,6 +84,7 @@ impl Kernels {
     /// The scalar definition. Always available.
     pub const SCALAR: Self = Self {
         name: "scalar",
+        unsigned_operands: scalar::UNSIGNED_OPERANDS,
         quantise_row: scalar::quantise_row,
         matmul_i8: scalar::matmul_i8,
         matmul_f16: scalar::matmul_f16,
@@ -96,6 +100,15 @@ impl Kernels {
         scores_f32: scalar::scores_f32,
         weighted_sum_f32: scalar::weighted_sum_f32,
     };
+
+    /// Turns quantised rows, in place, into the left operand of `matmul_i8` or `scores_i8`: once, where they are made, instead of in
+    /// every inner loop that reads them.
+    pub fn make_operand(&self, q: &mut [i8]) {
+        if self.unsigned_operands {
+            // Flipping the top bit adds 128.
+            q.iter_mut().for_each(|q| *q ^= i8::MIN);
+        }
+    }
 
     /// The AVX2 set, if this CPU has it.
     #[cfg(target_arch = "x86_64")]

@@ -8,7 +8,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::{Epilogue, FloatRows, KV_BLOCK, check_matmul_float};
-use crate::quant::{LANES, exp_f32, f16_to_f32, fold_lanes, silu, sum_lanes};
+use crate::quant::{LANES, exp_f32, exp2_f32, f16_to_f32, fold_lanes, silu, sum_lanes};
 use crate::threads::Columns;
 
 /// Stamps the float kernels into a kernel set: `instantiate! { #[target_feature(enable = "…")] }`.
@@ -178,7 +178,7 @@ pub(super) fn softmax(x: &mut [f32]) {
     }
 }
 
-/// The weights of [`super::attention`] from scores: `e = e^(s − max)`, `t = round(e · v_scale · c) = 128 · high + low`; returns
+/// The weights of [`super::attention`] from scores: `e = 2^(s − max)`, `t = round(e · v_scale · c) = 128 · high + low`; returns
 /// `Σ e`. The scores are used up. A NaN among the scores makes the sum NaN.
 ///
 /// Shapes: `s, v_scale [keys] f32`, a multiple of 16, `p [2, keys] i8`, high parts first.
@@ -194,7 +194,7 @@ pub(super) fn softmax_u14(s: &mut [f32], v_scale: &[f32], c: f32, p: &mut [i8]) 
     let parts = high.as_chunks_mut::<LANES>().0.iter_mut().zip(low.as_chunks_mut::<LANES>().0);
     for ((s, v), (high, low)) in values.zip(parts) {
         for lane in 0..LANES {
-            let e = exp_f32(s[lane] - max);
+            let e = exp2_f32(s[lane] - max);
             lanes[lane] += e;
             let t = (e * v[lane] * c + ROUND).to_bits();
             high[lane] = (t >> 7 & 127) as i8;

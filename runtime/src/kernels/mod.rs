@@ -53,7 +53,7 @@ pub const KV_BLOCK: usize = 16;
 /// Activations of `m` tokens, quantised.
 #[derive(Clone, Copy, Debug)]
 pub struct RowsI8<'a> {
-    /// `[m, parts, pad_k(k)] i8`, tails zero.
+    /// `[m, parts, pad_k(k)] i8`, tails zero, then made an operand by [`Kernels::make_operand`].
     pub q: &'a [i8],
     /// `[m, parts] f32`.
     pub scale: &'a [f32],

@@ -9,11 +9,14 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::attention::{DotTiles, KeyPanels, Queries, ValuePanels, instantiate_attention};
+use super::attention::{DotTiles, KvPanels, Queries, instantiate_attention};
 use super::float::{Dots, Widen};
 use super::{Epilogue, FloatRows, ProductI8, RowsI8, check_matmul_i8, float};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k, sum_lanes};
 use crate::threads::Columns;
+
+/// See [`super::Kernels::make_operand`].
+pub(super) const UNSIGNED_OPERANDS: bool = false;
 
 float::instantiate! { #[target_feature(enable = "neon")] }
 

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::neon_dotprod;
 pub(super) use super::neon_dotprod::{
-    matmul_f16, matmul_f32, quantise_row, rms_norm_f32, rope_f32, scores_f32, scores_i8, silu_f32,
-    silu_mul_f32, softmax_f32, softmax_u14, weighted_sum_f32, weighted_sum_i8,
+    UNSIGNED_OPERANDS, matmul_f16, matmul_f32, quantise_row, rms_norm_f32, rope_f32, scores_f32, scores_i8,
+    silu_f32, silu_mul_f32, softmax_f32, softmax_u14, weighted_sum_f32, weighted_sum_i8,
 };
 use super::{Epilogue, ProductI8, RowsI8, check_matmul_i8};
 use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, pad_k};

@@ -4,10 +4,13 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::attention::{DotTiles, KeyPanels, Queries, ValuePanels, instantiate_attention};
+use super::attention::{DotTiles, KvPanels, Queries, instantiate_attention};
 use super::{Epilogue, FloatRows, ProductI8, RowsI8, check_matmul_i8, float};
 use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, pad_k};
 use crate::threads::Columns;
+
+/// See [`super::Kernels::make_operand`].
+pub(super) const UNSIGNED_OPERANDS: bool = false;
 
 float::instantiate! {}
 

@@ -2,9 +2,9 @@
 
 use half::f16;
 
-use super::attention::{KeyPanels, Queries, ValuePanels, WEIGHT_MAX};
+use super::attention::{KvPanels, PanelScales, Queries, WEIGHT_MAX};
 use super::*;
-use crate::quant::{MAX_K, pack_n16k4, pad_n, row_sums, tile_index};
+use crate::quant::{MAX_K, pack_n16k4, row_sums, tile_index};
 
 mod compare;
 mod definition;
@@ -72,37 +72,41 @@ fn pad_rows(q: &[i8], k: usize) -> Vec<i8> {
     q.chunks(k).flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0, pad_k(k) - k))).collect()
 }
 
-/// Panels of 16 keys or values, laid out both ways.
+/// What a set takes for these rows.
+fn operand(set: &Kernels, q: &[i8]) -> Vec<i8> {
+    let mut q = q.to_vec();
+    set.make_operand(&mut q);
+    q
+}
+
+/// Panels of 16 tokens.
 struct Panels {
-    keys: Vec<i8>,
-    sum: Vec<i32>,
-    values: Vec<i8>,
+    tiles: Vec<i8>,
+    scales: Vec<PanelScales>,
     head_dim: usize,
 }
 
 impl Panels {
     fn new(panels: usize, head_dim: usize) -> Self {
-        let tokens = panels * KV_BLOCK;
-        let (keys, values) = (vec![0; tokens * pad_k(head_dim)], vec![0; tokens * pad_n(head_dim)]);
-        Self { keys, sum: vec![0; tokens], values, head_dim }
+        let len: usize = KvPanels::panel_len(head_dim).iter().sum();
+        Self { tiles: vec![0; panels * len], scales: vec![PanelScales::default(); panels], head_dim }
     }
 
-    /// Stores one key or value.
-    fn set(&mut self, panel: usize, lane: usize, x: &[i8]) {
-        assert_eq!(x.len(), self.head_dim);
-        let (k_pad, n_pad) = (pad_k(x.len()), pad_n(x.len()));
-        for (i, &x) in x.iter().enumerate() {
-            self.keys[panel * KV_BLOCK * k_pad + tile_index(lane, i, k_pad)] = x;
-            self.values[panel * KV_BLOCK * n_pad + tile_index(i, lane, KV_BLOCK)] = x;
+    /// Stores one token's key, with its scale, and value.
+    fn set(&mut self, panel: usize, lane: usize, key: &[i8], scale: f32, value: &[i8]) {
+        assert_eq!((key.len(), value.len()), (self.head_dim, self.head_dim));
+        let k_pad = pad_k(self.head_dim);
+        let [keys, values] = KvPanels::panel_len(self.head_dim);
+        let (keys, values) = self.tiles[panel * (keys + values)..][..keys + values].split_at_mut(keys);
+        for (i, (&k, &v)) in key.iter().zip(value).enumerate() {
+            keys[tile_index(lane, i, k_pad)] = k;
+            values[tile_index(i, lane, KV_BLOCK)] = v;
         }
-        self.sum[panel * KV_BLOCK + lane] = x.iter().map(|&x| i32::from(x)).sum();
+        self.scales[panel].key[lane] = scale;
+        self.scales[panel].key_sum[lane] = key.iter().map(|&x| i32::from(x)).sum();
     }
 
-    fn keys<'a>(&'a self, scale: &'a [f32], which: &'a [u32]) -> KeyPanels<'a> {
-        KeyPanels { tiles: &self.keys, scale, sum: &self.sum, which, head_dim: self.head_dim }
-    }
-
-    fn values<'a>(&'a self, which: &'a [u32]) -> ValuePanels<'a> {
-        ValuePanels { tiles: &self.values, which, head_dim: self.head_dim }
+    fn which<'a>(&'a self, which: &'a [u32]) -> KvPanels<'a> {
+        KvPanels { tiles: &self.tiles, scales: &self.scales, which, head_dim: self.head_dim }
     }
 }

@@ -1,5 +1,7 @@
 //! What a session allocates.
 
+use super::answer::MAX_SEQUENCES;
+use crate::block::Most;
 use crate::config::{Modality, ModelConfig};
 use crate::kernels::KV_BLOCK;
 use crate::kv::ArenaShape;
@@ -9,11 +11,17 @@ use crate::kv::ArenaShape;
 pub struct SessionOptions {
     /// Text tokens of the instruction, and again of one question with its answer.
     pub max_text_tokens: usize,
+    /// Sessions that may decode together in a [`super::step`] that this one leads: 1 to 16, what lies outside counts as the nearest.
+    pub max_sequences: usize,
 }
+
+/// Rows that go through the network together, at most: enough to hide the pass over the weights, few enough for the buffers of a model
+/// of 1.5 billion parameters to stay below 8 MB.
+const PASS_ROWS: usize = 96;
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { max_text_tokens: 256 }
+        Self { max_text_tokens: 256, max_sequences: 1 }
     }
 }
 
@@ -21,16 +29,14 @@ impl Default for SessionOptions {
 pub(super) struct Capacity {
     /// Live segments.
     pub(super) segments: usize,
-    /// KV blocks of the trunk and one branch.
-    pub(super) blocks: usize,
-    /// Rows that go through the network together.
-    pub(super) rows: usize,
-    /// The widest range of token ids.
+    /// Of each step; its blocks are those of the trunk and one branch.
+    pub(super) most: Most,
+    /// The widest range of token ids, or text tokens of a step's sequences.
     pub(super) logits: usize,
 }
 
 impl Capacity {
-    pub(super) fn new(c: &ModelConfig, options: &SessionOptions) -> Self {
+    pub(super) fn new(c: &ModelConfig, options: &SessionOptions, parts: usize) -> Self {
         let image = c.image_codes() + 2;
         let state = 1 + c.state.names.len();
         let action = 1 + c.action.executed * c.action.names.len();
@@ -42,12 +48,12 @@ impl Capacity {
             + window(Modality::Action) * blocks(action);
         // One branch at a time: `<ask>` question `<ans>` answer, or the slots of a chunk.
         let branch = blocks(options.max_text_tokens.saturating_add(2)).max(blocks(c.chunk_len()));
+        let sequences = options.max_sequences.clamp(1, MAX_SEQUENCES);
         let len = |[from, to]: [u32; 2]| (to - from) as usize;
         Self {
             segments: 1 + window(Modality::Image) + window(Modality::State) + window(Modality::Action),
-            blocks: trunk + branch,
-            rows: image.max(c.chunk_len()).max(64),
-            logits: len(c.tokens.text).max(len(c.tokens.bins)).max(len(c.tokens.image)),
+            most: Most { rows: PASS_ROWS, sequences, blocks: trunk + branch, parts },
+            logits: (sequences * len(c.tokens.text)).max(len(c.tokens.bins)).max(len(c.tokens.image)),
         }
     }
 
@@ -56,10 +62,11 @@ impl Capacity {
     pub(super) fn bytes(&self, c: &ModelConfig, arena: &ArenaShape, threads: usize) -> u128 {
         let (heads, kv_heads) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let widest = c.d_model.max(c.d_ff).max(heads);
-        let row = c.d_model + 2 * (heads + kv_heads + c.d_ff + widest);
+        let Most { rows, blocks, parts, .. } = self.most;
+        let row = c.d_model + 2 * (heads + kv_heads) + c.d_ff + widest * parts;
         // Rotary angles, and of each thread the scores of some queries: 16, or those of one key head.
         let key = c.head_dim + 2 * threads * (c.n_heads / c.n_kv_heads).max(16);
-        let floats = self.blocks as u128 * (KV_BLOCK * key) as u128 + (self.rows * row + self.logits) as u128;
+        let floats = blocks as u128 * (KV_BLOCK * key) as u128 + (rows * row + self.logits) as u128;
         arena.bytes() + 4 * floats
     }
 }
@@ -77,12 +84,13 @@ mod tests {
         (c.image.width, c.image.height, c.image.grid) = (4096, 4096, [512, 512]);
         c.modalities[1].window = Some(4096);
         c.check().unwrap();
-        let capacity = Capacity::new(&c, &SessionOptions { max_text_tokens: usize::MAX });
+        let capacity =
+            Capacity::new(&c, &SessionOptions { max_text_tokens: usize::MAX, max_sequences: 1 }, 2);
         let arena = ArenaShape {
             n_layers: c.n_layers,
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
-            n_blocks: capacity.blocks,
+            n_blocks: capacity.most.blocks,
             dtype: KvDtype::F32,
         };
         // Two texts of 2⁶⁴ tokens, keys and values of 4 bytes.

@@ -7,6 +7,25 @@ pub enum SessionError {
     /// A call that needs what [`Session::begin`](super::Session::begin) puts first.
     #[error("the session has no task yet; call `begin` first, and again after a `reset`")]
     NotBegun,
+    /// A call that a session with an open answer does not take.
+    #[error("an answer is open in this session; finish it with `step` or `close` it first")]
+    AnswerOpen,
+    /// A step of a session without an open answer.
+    #[error("a session of this step has no answer open; call `open` with a question first")]
+    NoAnswer,
+    /// A step of more sessions than its first one has buffers for.
+    #[error(
+        "{sessions} sessions in one step, the first one was made for {room}; make it with more `max_sequences`"
+    )]
+    Together {
+        /// Sessions given.
+        sessions: usize,
+        /// Sessions that fit.
+        room: usize,
+    },
+    /// A step of sessions that cannot share one.
+    #[error("the sessions of a step must be of one model, and none made for more tokens than the first")]
+    Unlike,
     /// A token id outside its range.
     #[error("{what} {id} is outside 0 to {}", limit - 1)]
     Token {

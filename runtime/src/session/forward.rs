@@ -1,11 +1,12 @@
-//! Rows of one segment through the network: embedding, every block, logits of a range of ids.
+//! Rows through the network: embedding, every block, logits of a range of ids.
 
 use std::ops::Range;
 
 use super::{Segment, Session, SessionError};
 use crate::Result;
-use crate::block::{Net, Own, Step, Visible};
+use crate::block::{BlockScratch, Net, Own, Rope, Sequence, Visible};
 use crate::config::Modality;
+use crate::family::Model;
 use crate::kernels::Epilogue;
 
 /// One input row: a token of the vocabulary, or a learned vector.
@@ -24,75 +25,21 @@ pub(super) type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
 /// A range of token ids, and who wants its logits after each row.
 pub(super) type Score<'a> = (Range<u32>, OnLogits<'a>);
 
-impl Session {
-    /// Computes `rows` at the end of `segment`, which sees every live segment, in steps of at most `max_rows`.
-    ///
-    /// # Errors
-    /// If a result is not a number; the segment is empty then, and nothing of it is left in the arena.
-    pub(super) fn extend(
-        &mut self,
-        segment: &mut Segment,
-        rows: impl IntoIterator<Item = Row>,
-        own_rule: Own,
-        score: &mut Option<Score<'_>>,
-    ) -> Result<()> {
-        let computed = self.compute(segment, rows, own_rule, score);
-        if computed.is_err() {
-            self.kv.clear(self.model.engine(), &segment.chain);
-            self.kv.release(&mut segment.chain);
-        }
-        computed
-    }
+/// What a step works in.
+#[derive(Default)]
+pub(super) struct Buffers {
+    /// `[max_rows, d_model]`
+    pub(super) x: Vec<f32>,
+    /// Of as many rows at a time as there is room for.
+    pub(super) logits: Vec<f32>,
+    pub(super) scratch: BlockScratch,
+    pub(super) rope: Rope,
+}
 
-    fn compute(
-        &mut self,
-        segment: &mut Segment,
-        rows: impl IntoIterator<Item = Row>,
-        own_rule: Own,
-        score: &mut Option<Score<'_>>,
-    ) -> Result<()> {
-        let base = self.look();
-        let mut rows = rows.into_iter().peekable();
-        let mut done = 0;
-        while rows.peek().is_some() {
-            let mut n = 0;
-            for row in rows.by_ref().take(self.max_rows) {
-                self.embed(n, row, segment.modality);
-                n += 1;
-            }
-            let offset = segment.chain.len;
-            debug_assert!(self.kv.fits(&segment.chain, n), "capacity covers every window and one branch");
-            self.kv.extend(&mut segment.chain, n);
-            let own = Visible { chain: segment.chain, base, modality: segment.modality };
-            self.decoder(&Step { rows: n, offset, own, own_rule, context: &[] });
-            // A row sees its own key and value, so whatever of them is not finite has reached its output.
-            check_finite(&self.x[..n * self.model.config().d_model])?;
-            if let Some((range, on_logits)) = score {
-                for row in 0..n {
-                    self.head(row, range);
-                    check_finite(&self.logits[..range.len()])?;
-                    on_logits(done + row, &self.logits[..range.len()]);
-                }
-            }
-            done += n;
-        }
-        Ok(())
-    }
-
-    /// Lays out what is live and returns the position after it.
-    fn look(&mut self) -> usize {
-        let mut base = 0;
-        self.visible.clear();
-        for segment in &self.segments {
-            self.visible.push(Visible { chain: segment.chain, base, modality: segment.modality });
-            base += segment.chain.len;
-        }
-        base
-    }
-
+impl Buffers {
     /// Writes the input vector of a row into `x[n]`.
-    fn embed(&mut self, n: usize, row: Row, modality: Modality) {
-        let (w, net, c) = (self.model.weights(), self.model.net(), self.model.config());
+    pub(super) fn embed(&mut self, model: &Model, n: usize, row: Row, modality: Modality) {
+        let (w, net, c) = (model.weights(), model.net(), model.config());
         let x = &mut self.x[n * c.d_model..][..c.d_model];
         match row {
             Row::Token(id) => net.embed.read_row(w, id as usize, x),
@@ -106,32 +53,113 @@ impl Session {
         net.modality_embed.add_row(w, modality.index(), x);
     }
 
-    /// Every block over `x`, in the context of what is live.
-    fn decoder(&mut self, step: &Step<'_>) {
-        let model = &*self.model;
-        let net = Net {
-            engine: model.engine(),
-            weights: model.weights(),
-            config: model.config(),
-            rope: &self.rope,
-        };
-        let step = Step { context: &self.visible, ..*step };
-        let x = &mut self.x[..step.rows * net.config.d_model];
+    /// Every block over `x`, whose rows are those of the sequences.
+    ///
+    /// # Errors
+    /// If a result is not a number.
+    pub(super) fn decode(&mut self, model: &Model, sequences: &mut [Sequence<'_>]) -> Result<()> {
+        let end = |s: &Sequence<'_>| s.own.base + s.offset + s.rows;
+        self.rope.reach(sequences.iter().map(end).max().unwrap_or(0));
+        let config = model.config();
+        let net = Net { engine: model.engine(), weights: model.weights(), config, rope: &self.rope };
+        let rows: usize = sequences.iter().map(|sequence| sequence.rows).sum();
+        let x = &mut self.x[..rows * config.d_model];
         for (layer, block) in model.net().blocks.iter().enumerate() {
-            block.forward(net, layer, &step, x, &mut self.kv, &mut self.scratch);
+            block.forward(net, layer, sequences, x, &mut self.scratch);
         }
+        // A row sees its own key and value, so whatever of them is not finite has reached its output.
+        check_finite(x)
     }
 
-    /// Logits of row `row` over the token ids in `range`, into `logits`.
-    fn head(&mut self, row: usize, range: &Range<u32>) {
-        let (e, w, net, c) =
-            (self.model.engine(), self.model.weights(), self.model.net(), self.model.config());
-        let x = &self.x[row * c.d_model..][..c.d_model];
+    /// Gives the logits of some rows of `x` over the token ids in `range` to `on_logits`, in order.
+    ///
+    /// # Errors
+    /// If one is not a number.
+    pub(super) fn score(
+        &mut self,
+        model: &Model,
+        rows: Range<usize>,
+        range: &Range<u32>,
+        on_logits: OnLogits<'_>,
+    ) -> Result<()> {
+        let (e, w, net, c) = (model.engine(), model.weights(), model.net(), model.config());
         let (embed, a) = (net.embed.get(w), &mut self.scratch.activations);
-        e.load_normed(x, net.norm.get(w), c.norm_eps, embed, a);
-        let rows = range.start as usize..range.end as usize;
-        let out = &mut self.logits[..rows.len()];
-        e.product(a, embed, rows, Epilogue::default(), out);
+        let together = (self.logits.len() / range.len()).max(1);
+        for first in rows.clone().step_by(together) {
+            let rows = first..rows.end.min(first + together);
+            let x = &self.x[rows.start * c.d_model..rows.end * c.d_model];
+            e.load_normed(x, net.norm.get(w), c.norm_eps, embed, a);
+            let out = &mut self.logits[..rows.len() * range.len()];
+            e.product(a, embed, range.start as usize..range.end as usize, Epilogue::default(), out);
+            check_finite(out)?;
+            rows.zip(out.chunks_exact(range.len())).for_each(|(row, logits)| on_logits(row, logits));
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    /// Computes `rows` at the end of `segment`, which sees every live segment, in passes of about as many rows each.
+    ///
+    /// # Errors
+    /// If a result is not a number; the segment is empty then, and nothing of it is left in the arena.
+    pub(super) fn extend(
+        &mut self,
+        segment: &mut Segment,
+        rows: impl Iterator<Item = Row>,
+        own_rule: Own,
+        score: &mut Option<Score<'_>>,
+    ) -> Result<()> {
+        let computed = self.compute(segment, rows, own_rule, score);
+        if computed.is_err() {
+            self.kv.clear(&segment.chain);
+            self.kv.release(&mut segment.chain);
+        }
+        computed
+    }
+
+    fn compute(
+        &mut self,
+        segment: &mut Segment,
+        rows: impl Iterator<Item = Row>,
+        own_rule: Own,
+        score: &mut Option<Score<'_>>,
+    ) -> Result<()> {
+        self.look();
+        let Self { model, kv, visible, buffers, most, .. } = self;
+        let mut rows = rows.peekable();
+        let mut done = 0;
+        while rows.peek().is_some() {
+            // An iterator of the session's own says exactly how many are left.
+            let left = rows.size_hint().0.max(1);
+            let pass = left.div_ceil(left.div_ceil(most.rows)).next_multiple_of(8).min(most.rows);
+            let mut n = 0;
+            for row in rows.by_ref().take(pass) {
+                buffers.embed(model, n, row, segment.modality);
+                n += 1;
+            }
+            let offset = segment.chain.len;
+            debug_assert!(kv.fits(&segment.chain, n), "capacity covers every window and one branch");
+            kv.extend(&mut segment.chain, n);
+            let own = Visible { chain: segment.chain, base: self.base, modality: segment.modality };
+            let sequence = Sequence { kv: &mut *kv, rows: n, offset, own, own_rule, context: &*visible };
+            buffers.decode(model, &mut [sequence])?;
+            if let Some((range, on_logits)) = score {
+                buffers.score(model, 0..n, range, &mut |row, logits| on_logits(done + row, logits))?;
+            }
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Lays out what is live, and the position after it.
+    pub(super) fn look(&mut self) {
+        self.base = 0;
+        self.visible.clear();
+        for segment in &self.segments {
+            self.visible.push(Visible { chain: segment.chain, base: self.base, modality: segment.modality });
+            self.base += segment.chain.len;
+        }
     }
 }
 

@@ -43,18 +43,34 @@ fn cuts_slices_into_pieces_that_cover_them() {
 #[test]
 fn cuts_matrices_into_columns_that_cover_them() {
     let pool = Pool::new(3).unwrap();
-    for (rows, width, piece) in [(0, 5, 2), (1, 1, 1), (3, 7, 3), (4, 6, 2), (2, 5, 9)] {
-        let mut out = vec![0usize; rows * width];
-        pool.for_each_columns(&mut out, (rows, width), piece, &|columns, mut part| {
+    for (rows, widths, piece) in
+        [(0, [5, 0], 2), (1, [1, 1], 1), (3, [7, 2], 3), (4, [6, 6], 4), (2, [5, 1], 9), (2, [0, 8], 3)]
+    {
+        let mut outs = widths.map(|width| vec![0usize; rows * width]);
+        let (mut counts, [a, b]) = (vec![0usize; 3], &mut outs);
+        let matrices = [(&mut a[..], widths[0]), (&mut b[..], widths[1])];
+        pool.for_each_columns(matrices, rows, piece, &mut counts, &|n, columns, mut part, count| {
             assert_eq!((part.rows(), part.width()), (rows, columns.len()));
             for i in 0..rows {
-                for (x, column) in part.row(i).iter_mut().zip(columns.clone()) {
-                    *x += i * width + column + 1;
+                for (x, column) in part.part(0..columns.len()).row(i).iter_mut().zip(columns.clone()) {
+                    *x += i * widths[n] + column + 1;
                 }
             }
+            *count += columns.len();
         });
-        assert!(out.iter().enumerate().all(|(i, &x)| x == i + 1), "{rows} × {width} in pieces of {piece}");
+        for out in &outs {
+            assert!(
+                out.iter().enumerate().all(|(i, &x)| x == i + 1),
+                "{rows} × {widths:?} in pieces of {piece}"
+            );
+        }
+        assert_eq!(counts.iter().sum::<usize>(), widths.iter().sum::<usize>(), "each piece has a scratch");
     }
+    let (mut out, mut columns) = ([0, 1, 2, 3, 4, 5], Vec::new());
+    let mut whole = Columns::of(&mut out, 2, 3);
+    (0..2).for_each(|i| columns.extend_from_slice(whole.part(1..3).row(i)));
+    assert_eq!(columns, [1, 2, 4, 5]);
+    assert!(catch_unwind(AssertUnwindSafe(|| whole.part(2..4).width())).is_err(), "there are three columns");
     let mut out = [0; 6];
     let outcome = catch_unwind(AssertUnwindSafe(|| Columns::of(&mut out, 2, 3).row(2).fill(1)));
     assert!(outcome.is_err(), "there are two rows");

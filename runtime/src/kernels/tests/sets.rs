@@ -13,6 +13,7 @@ fn each_set(check: impl Fn(&'static Kernels)) {
 /// An even number of rows is tried as tokens of two parts too.
 fn compare_i8(set: &Kernels, w: &Weights, q: &[i8], scale: &[f32], rows: Range<usize>, bias: Option<&[f32]>) {
     let padded = pad_rows(q, w.k);
+    let operand = operand(set, &padded);
     for parts in [1, 2].into_iter().filter(|&parts| scale.len().is_multiple_of(parts)) {
         let (m, x) = (scale.len() / parts, RowsI8 { q: &padded, scale, parts });
         for residual in [false, true] {
@@ -21,6 +22,7 @@ fn compare_i8(set: &Kernels, w: &Weights, q: &[i8], scale: &[f32], rows: Range<u
             let mut got = vec![if residual { 1.0 } else { f32::NAN }; m * rows.len()];
             let epilogue = Epilogue { bias, residual };
             scalar::matmul_i8(x, w.tiles(), rows.clone(), epilogue, Columns::of(&mut want, m, rows.len()));
+            let x = RowsI8 { q: &operand, ..x };
             (set.matmul_i8)(x, w.tiles(), rows.clone(), epilogue, Columns::of(&mut got, m, rows.len()));
             let what = format!("{} m {m} parts {parts} n {} k {} rows {rows:?}", set.name, w.n, w.k);
             assert_same(&got, &want, &what);
@@ -228,12 +230,11 @@ fn attention_kernels_have_the_same_bits() {
     each_set(|set| {
         let mut random = Random(16);
         for head_dim in [1, 15, 16, 17, 31, 32, 33, 48, 64, 80, 96, 128, 256] {
-            let (mut k, mut v) = (Panels::new(6, head_dim), Panels::new(6, head_dim));
+            let mut panels = Panels::new(6, head_dim);
             for token in 0..6 * KV_BLOCK {
-                k.set(token / KV_BLOCK, token % KV_BLOCK, &random.i8s(head_dim));
-                v.set(token / KV_BLOCK, token % KV_BLOCK, &random.i8s(head_dim));
+                let (k, v) = (random.i8s(head_dim), random.i8s(head_dim));
+                panels.set(token / KV_BLOCK, token % KV_BLOCK, &k, random.f32s(1)[0], &v);
             }
-            let k_scale = random.f32s(6 * KV_BLOCK);
             for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17] {
                 let which: Vec<u32> = (0..random.below(6)).map(|_| random.below(6) as u32).collect();
                 let (keys, what) = (
@@ -242,16 +243,17 @@ fn attention_kernels_have_the_same_bits() {
                 );
                 let (q, scale, bias) =
                     (pad_rows(&random.i8s(m * head_dim), head_dim), random.f32s(m), random.f32s(m));
-                let queries = Queries { q: &q, scale: &scale, bias: &bias };
+                let queries = |q| Queries { q, scale: &scale, bias: &bias };
                 let (mut got, mut want) = (vec![7.0; m * (keys + 3)], vec![7.0; m * (keys + 3)]);
-                (set.scores_i8)(queries, k.keys(&k_scale, &which), &mut got, keys + 3);
-                scalar::scores_i8(queries, k.keys(&k_scale, &which), &mut want, keys + 3);
+                let operand = operand(set, &q);
+                (set.scores_i8)(queries(&operand), panels.which(&which), &mut got, keys + 3);
+                scalar::scores_i8(queries(&q), panels.which(&which), &mut want, keys + 3);
                 assert_same(&got, &want, &what);
 
                 let p: Vec<i8> = (0..2 * m * keys).map(|_| random.below(128) as i8).collect();
                 let (mut got, mut want) = (vec![f32::NAN; m * head_dim], vec![0.0; m * head_dim]);
-                (set.weighted_sum_i8)(&p, &scale, v.values(&which), &mut got);
-                scalar::weighted_sum_i8(&p, &scale, v.values(&which), &mut want);
+                (set.weighted_sum_i8)(&p, &scale, panels.which(&which), &mut got);
+                scalar::weighted_sum_i8(&p, &scale, panels.which(&which), &mut want);
                 assert_same(&got, &want, &what);
             }
             for keys in 0..=KV_BLOCK {
@@ -274,17 +276,18 @@ fn attention_kernels_have_the_same_bits() {
 #[test]
 fn attention_of_extreme_values_has_the_same_bits() {
     each_set(|set| {
-        let (mut k, scale) = (Panels::new(1, 128), [1.0; 16]);
+        let mut panels = Panels::new(1, 128);
         for (x, y) in [(127, 127), (127, -127), (-127, -127), (-128, -127)] {
-            (0..16).for_each(|token| k.set(0, token, &[y; 128]));
-            let q = Queries { q: &[x; 128], scale: &[1.0], bias: &[0.0] };
+            (0..16).for_each(|token| panels.set(0, token, &[y; 128], 1.0, &[y; 128]));
+            let queries = |q| Queries { q, scale: &[1.0], bias: &[0.0] };
             let (mut got, mut want) = ([f32::NAN; 16], [0.0; 16]);
-            (set.scores_i8)(q, k.keys(&scale, &[0]), &mut got, 16);
-            scalar::scores_i8(q, k.keys(&scale, &[0]), &mut want, 16);
+            let operand = operand(set, &[x; 128]);
+            (set.scores_i8)(queries(&operand), panels.which(&[0]), &mut got, 16);
+            scalar::scores_i8(queries(&[x; 128]), panels.which(&[0]), &mut want, 16);
             assert_same(&got, &want, set.name);
             let (mut got, mut want) = ([f32::NAN; 128], [0.0; 128]);
-            (set.weighted_sum_i8)(&[127; 32], &[1.0], k.values(&[0]), &mut got);
-            scalar::weighted_sum_i8(&[127; 32], &[1.0], k.values(&[0]), &mut want);
+            (set.weighted_sum_i8)(&[127; 32], &[1.0], panels.which(&[0]), &mut got);
+            scalar::weighted_sum_i8(&[127; 32], &[1.0], panels.which(&[0]), &mut want);
             assert_same(&got, &want, set.name);
         }
     });

@@ -1,0 +1,201 @@
+//! Answers: branches of text on what is live, decoded token by token, of one session or of several at a time.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+
+use super::forward::{Buffers, OnLogits, Row};
+use super::{Segment, Session, SessionError};
+use crate::Result;
+use crate::block::{Own, Sequence, Visible};
+use crate::config::Modality;
+use crate::kv::Chain;
+use crate::sample::Sampler;
+
+/// Most sessions of a step.
+pub(super) const MAX_SEQUENCES: usize = 16;
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model said `<eos>`, or the caller stopped it.
+    Stop,
+    /// The limit was reached.
+    Length,
+}
+
+/// An answer in the making.
+pub(super) struct Open {
+    segment: Segment,
+    /// The token that goes in next.
+    next: u32,
+}
+
+impl Session {
+    /// Opens an answer to a question about what is live; [`step`] decodes it, [`Session::close`] forgets it. Until then
+    /// nothing else can be added to the session.
+    ///
+    /// # Errors
+    /// If the session was not begun or has an answer open, the question is too long or not text, or the output is not a number.
+    pub fn open(&mut self, question: &[u32]) -> Result<()> {
+        self.check_begun()?;
+        self.check_text(question)?;
+        let special = self.model.config().special;
+        let segment = self.ask(question)?;
+        self.open = Some(Open { segment, next: special.ans });
+        Ok(())
+    }
+
+    /// Forgets the open answer, if there is one.
+    pub fn close(&mut self) {
+        if let Some(mut open) = self.open.take() {
+            self.kv.release(&mut open.segment.chain);
+        }
+    }
+
+    /// Answers a question about what is live; the session stays as it was. `out` is replaced by the answer's tokens,
+    /// without `<eos>`; `on_token` sees each as it comes and stops the answer by returning `false`.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn answer(
+        &mut self,
+        question: &[u32],
+        max_new_tokens: usize,
+        sampler: &mut Sampler,
+        out: &mut Vec<u32>,
+        on_token: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<Finish> {
+        out.clear();
+        self.open(question)?;
+        let eos = self.model.config().special.eos;
+        let room = self.max_text_tokens.saturating_sub(question.len()).min(max_new_tokens);
+        let finish = loop {
+            step(&mut [&mut *self], &mut |_, logits| {
+                sampler.pick(logits).expect("a step gives finite logits, and a sampler picks one of those")
+            })?;
+            let token = self.open.as_ref().expect("opened above").next;
+            if token == eos {
+                break Finish::Stop;
+            }
+            if out.len() == room {
+                break Finish::Length;
+            }
+            out.push(token);
+            if !on_token(token) {
+                break Finish::Stop;
+            }
+        };
+        self.close();
+        Ok(finish)
+    }
+
+    /// Scores a given answer: `on_logits` gets, for each of its tokens and the closing `<eos>`, the index and the text
+    /// logits before it. The session stays as it was.
+    ///
+    /// # Errors
+    /// If the session was not begun or has an answer open, question and answer are too long or not text, or the output is not a
+    /// number.
+    pub fn score_answer(&mut self, question: &[u32], answer: &[u32], on_logits: OnLogits<'_>) -> Result<()> {
+        self.check_begun()?;
+        self.check_text(question)?;
+        self.check_text(answer)?;
+        if question.len() + answer.len() > self.max_text_tokens {
+            let tokens = question.len() + answer.len();
+            return Err(SessionError::TooLong { tokens, room: self.max_text_tokens }.into());
+        }
+        let ans = self.model.config().special.ans;
+        let mut segment = self.ask(question)?;
+        let rows = std::iter::once(ans).chain(answer.iter().copied()).map(Row::Token);
+        let range = self.text_range();
+        self.extend(&mut segment, rows, Own::Causal, &mut Some((range, on_logits)))?;
+        self.kv.release(&mut segment.chain);
+        Ok(())
+    }
+
+    /// Opens a branch with `<ask>` and the question.
+    fn ask(&mut self, question: &[u32]) -> Result<Segment> {
+        let ask = self.model.config().special.ask;
+        let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
+        let rows = std::iter::once(ask).chain(question.iter().copied()).map(Row::Token);
+        self.extend(&mut segment, rows, Own::Causal, &mut None)?;
+        Ok(segment)
+    }
+
+    /// The row of a step that continues the open answer.
+    fn open_sequence(&mut self) -> Sequence<'_> {
+        let open = self.open.as_ref().expect("a step checks that there is one");
+        let chain = open.segment.chain;
+        let own = Visible { chain, base: self.base, modality: open.segment.modality };
+        let (offset, own_rule) = (chain.len - 1, Own::Causal);
+        Sequence { kv: &mut self.kv, rows: 1, offset, own, own_rule, context: &self.visible }
+    }
+}
+
+/// Decodes one token of the open answer of every session in one pass over the weights, which are read once however many sessions
+/// there are. `pick(i, logits)` chooses session `i`'s next token: an index into the logits, which are those of the text tokens.
+///
+/// The first session's buffers hold the step, so it must have been made for as many
+/// ([`SessionOptions::max_sequences`](super::SessionOptions)).
+///
+/// # Errors
+/// If a session has no open answer or no room for another token, the sessions are not all of one model, or the first one was made
+/// for fewer or smaller ones. If an output is not a number; these answers are closed then.
+pub fn step(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -> usize) -> Result<()> {
+    let Some(leader) = sessions.first() else { return Ok(()) };
+    check(leader, sessions)?;
+    let mut buffers = std::mem::take(&mut sessions[0].buffers);
+    let stepped = step_in(&mut buffers, sessions, pick);
+    sessions[0].buffers = buffers;
+    if stepped.is_err() {
+        for session in sessions {
+            if let Some(open) = &session.open {
+                session.kv.clear(&open.segment.chain);
+            }
+            session.close();
+        }
+    }
+    stepped
+}
+
+fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
+    let most = leader.most;
+    if sessions.len() > most.sequences {
+        return Err(SessionError::Together { sessions: sessions.len(), room: most.sequences }.into());
+    }
+    for session in sessions {
+        let Some(open) = &session.open else { return Err(SessionError::NoAnswer.into()) };
+        if !Arc::ptr_eq(&session.model, &leader.model) || session.most.blocks > most.blocks {
+            return Err(SessionError::Unlike.into());
+        }
+        if !session.kv.fits(&open.segment.chain, 1) {
+            let room = session.max_text_tokens;
+            return Err(SessionError::TooLong { tokens: room + 1, room }.into());
+        }
+    }
+    Ok(())
+}
+
+fn step_in(
+    buffers: &mut Buffers,
+    sessions: &mut [&mut Session],
+    pick: &mut dyn FnMut(usize, &[f32]) -> usize,
+) -> Result<()> {
+    let (model, range) = (Arc::clone(&sessions[0].model), sessions[0].text_range());
+    for (row, session) in sessions.iter_mut().enumerate() {
+        session.look();
+        let open = session.open.as_mut().expect("a step checks that there is one");
+        session.kv.extend(&mut open.segment.chain, 1);
+        buffers.embed(&model, row, Row::Token(open.next), open.segment.modality);
+    }
+    let rows = sessions.len();
+    let mut sequences: ArrayVec<_, MAX_SEQUENCES> =
+        sessions.iter_mut().map(|session| session.open_sequence()).collect();
+    buffers.decode(&model, &mut sequences)?;
+    drop(sequences);
+    buffers.score(&model, 0..rows, &range, &mut |row, logits| {
+        let picked = u32::try_from(pick(row, logits)).expect("token ids are u32");
+        let open = sessions[row].open.as_mut().expect("a step checks that there is one");
+        open.next = range.start + picked;
+    })
+}
