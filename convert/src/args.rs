@@ -24,12 +24,23 @@ pub(crate) enum Command {
         /// How linear layers are stored
         #[arg(long, value_enum, default_value = "int8")]
         dtype: DtypeArg,
+        /// Give every layer its activations in one INT8 part: faster, further from the float model
+        #[arg(long)]
+        one_part: bool,
         /// Check the checkpoint and print the plan, write nothing
         #[arg(long)]
         dry_run: bool,
         /// Replace OUT if it is a bundle
         #[arg(long)]
         force: bool,
+    },
+    /// Makes an INT8 bundle of random weights, of a size that benches compare engines at
+    Random {
+        /// 58, 305 or 1,445 million parameters
+        #[arg(value_parser = ["S", "M", "L"])]
+        shape: String,
+        /// The bundle folder to make
+        out: PathBuf,
     },
     /// Shows what a bundle holds
     Inspect {

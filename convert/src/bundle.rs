@@ -23,6 +23,22 @@ use crate::store;
 /// How an INT8 bundle's numbers came about, as `saccade.json` says it.
 pub const RECIPE: &str = "w8a8-symmetric; weights per output row, activations per token (some layers in two INT8 parts), KV per head and token";
 
+/// How a conversion stores numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Recipe {
+    /// Element type of the linear layers.
+    pub dtype: WeightDtype,
+    /// Whether the layers that [`store::two_part`] names get their activations in two INT8 parts: closer to the float model, for about a
+    /// quarter more work in them.
+    pub two_part: bool,
+}
+
+impl From<WeightDtype> for Recipe {
+    fn from(dtype: WeightDtype) -> Self {
+        Self { dtype, two_part: true }
+    }
+}
+
 /// What a conversion is going to write.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
@@ -72,10 +88,11 @@ pub fn plan(checkpoint: &Checkpoint, dtype: WeightDtype) -> Result<Plan> {
 pub fn convert(
     checkpoint: &mut Checkpoint,
     out: &Path,
-    dtype: WeightDtype,
+    recipe: impl Into<Recipe>,
     force: bool,
     progress: &mut Progress,
 ) -> Result<Plan> {
+    let recipe @ Recipe { dtype, .. } = recipe.into();
     let plan = plan(checkpoint, dtype)?;
     let folder = Place::start(out, force)?;
     let weights = write_weights(checkpoint, folder.path(), dtype, progress)?;
@@ -90,7 +107,7 @@ pub fn convert(
         format_version: FORMAT_VERSION,
         dtype,
         model: checkpoint.model.clone(),
-        quantisation: quantisation(checkpoint, dtype),
+        quantisation: quantisation(checkpoint, recipe),
         linears: checkpoint
             .specs
             .iter()
@@ -147,7 +164,7 @@ fn write_weights(
     Ok(writer.finish()?)
 }
 
-fn quantisation(checkpoint: &Checkpoint, dtype: WeightDtype) -> Quantisation {
+fn quantisation(checkpoint: &Checkpoint, Recipe { dtype, two_part }: Recipe) -> Quantisation {
     let recipe = match dtype {
         WeightDtype::Int8 => RECIPE.to_owned(),
         WeightDtype::F16 => "none; linear layers in F16".to_owned(),
@@ -158,7 +175,8 @@ fn quantisation(checkpoint: &Checkpoint, dtype: WeightDtype) -> Quantisation {
         WeightDtype::F16 | WeightDtype::F32 => Vec::new(),
     };
     let tiled = checkpoint.specs.iter().filter(|spec| spec.is_tiled(dtype)).map(TensorSpec::stem);
-    let two_part_activations = tiled.filter(|stem| store::two_part(stem)).map(str::to_owned).collect();
+    let two_part_activations =
+        tiled.filter(|stem| two_part && store::two_part(stem)).map(str::to_owned).collect();
     Quantisation { recipe, float_tensors, two_part_activations }
 }
 

@@ -10,12 +10,13 @@ use anyhow::Context;
 use args::{Args, Command};
 use clap::Parser;
 use saccade::config::WeightDtype;
-use saccade_convert::bundle::{self, Plan};
+use saccade_convert::bundle::{self, Plan, Recipe};
 use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::compare::compare;
 use saccade_convert::inspect::inspect;
 use saccade_convert::place::Place;
 use saccade_convert::progress::Progress;
+use saccade_convert::random;
 use saccade_convert::verify::verify;
 
 #[allow(clippy::print_stderr, reason = "the one place where a refusal is said")]
@@ -32,8 +33,13 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Convert { checkpoint, out, dtype, dry_run, force } => {
-            convert(&checkpoint, &out, dtype.into(), dry_run, force)
+        Command::Convert { checkpoint, out, dtype, one_part, dry_run, force } => {
+            convert(&checkpoint, &out, Recipe { dtype: dtype.into(), two_part: !one_part }, dry_run, force)
+        }
+        Command::Random { shape, out } => {
+            let model = random::shape(&shape).context("the command line knows the shapes")?;
+            let recipe = Recipe { dtype: WeightDtype::Int8, two_part: false };
+            Ok(random::write_bundle(&out, &model, recipe, 1)?)
         }
         Command::Inspect { bundle, json } => {
             let found = inspect(&bundle)?;
@@ -47,18 +53,12 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-fn convert(
-    checkpoint: &Path,
-    out: &Path,
-    dtype: WeightDtype,
-    dry_run: bool,
-    force: bool,
-) -> anyhow::Result<()> {
+fn convert(checkpoint: &Path, out: &Path, recipe: Recipe, dry_run: bool, force: bool) -> anyhow::Result<()> {
     let mut checkpoint = Checkpoint::open(checkpoint)?;
-    let plan = bundle::plan(&checkpoint, dtype)?;
+    let plan = bundle::plan(&checkpoint, recipe.dtype)?;
     let verb = if !dry_run {
         let mut progress = Progress::new("convert", plan.weights_bytes);
-        bundle::convert(&mut checkpoint, out, dtype, force, &mut progress)?;
+        bundle::convert(&mut checkpoint, out, recipe, force, &mut progress)?;
         "is"
     } else if Place::look(out, force)?.replaces {
         "would be replaced by"
@@ -67,9 +67,10 @@ fn convert(
     };
     let Plan { parameters, tensors, weights_bytes, peak_bytes, .. } = plan;
     print(&format!(
-        "{} {verb} a bundle in {dtype:?}: {parameters} parameters in {tensors} tensors, {weights_bytes} bytes of weights, \
+        "{} {verb} a bundle in {:?}: {parameters} parameters in {tensors} tensors, {weights_bytes} bytes of weights, \
          at most {peak_bytes} bytes of memory for one tensor\n",
         out.display(),
+        recipe.dtype,
     ))
 }
 

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::f16;
-use saccade::config::{ModelConfig, WeightDtype};
+use saccade::config::{ModelConfig, nano};
 use saccade::family::{Role, TensorSpec, tensors};
 use saccade::format::{Dtype, Rules, TensorPlan, Writer, Written};
 use serde_json::{Map, Value, json};
 
-use crate::bundle;
+use crate::bundle::{self, Recipe};
 use crate::checkpoint::{Checkpoint, FORMAT};
 use crate::error::{Result, io};
 use crate::progress::Progress;
@@ -43,15 +43,37 @@ pub fn write_checkpoint(path: &Path, model: &ModelConfig, seed: u64) -> Result<W
     Ok(writer.finish()?)
 }
 
+/// A model of one of the sizes that benches compare engines at: `S`, `M` or `L`; `None` for another name. Nearly the whole vocabulary is
+/// text, as in a language model, and no position but text has a size worth mentioning.
+#[must_use]
+pub fn shape(name: &str) -> Option<ModelConfig> {
+    let (n_layers, d_model, n_heads, n_kv_heads, d_ff, vocab) = match name {
+        "S" => (12, 512, 8, 8, 1536, 16_384),
+        "M" => (24, 1024, 16, 4, 2816, 32_768),
+        "L" => (24, 2048, 16, 16, 5632, 102_400),
+        _ => return None,
+    };
+    let mut c = nano();
+    (c.n_layers, c.d_model, c.d_ff, c.name) = (n_layers, d_model, d_ff, format!("random-{name}"));
+    (c.n_heads, c.n_kv_heads, c.head_dim) = (n_heads, n_kv_heads, d_model / n_heads);
+    c.vocab_size = vocab as usize;
+    (c.tokens.text, c.tokens.bins, c.tokens.image) =
+        ([0, vocab - 32], [vocab - 32, vocab - 16], [vocab - 16, vocab]);
+    c.image.codebook_size = 16;
+    c.task_prefix_len = 1;
+    c.modalities.iter_mut().filter_map(|m| m.window.as_mut()).for_each(|window| *window = 1);
+    Some(c)
+}
+
 /// Writes a bundle of random weights into the new folder `out`, as `saccade-convert` would from [`write_checkpoint`]'s file.
 ///
 /// # Errors
 /// [`crate::ConvertError`] when the folder exists or cannot be written.
-pub fn write_bundle(out: &Path, model: &ModelConfig, dtype: WeightDtype, seed: u64) -> Result<()> {
+pub fn write_bundle(out: &Path, model: &ModelConfig, recipe: impl Into<Recipe>, seed: u64) -> Result<()> {
     let path = out.with_extension("safetensors");
     write_checkpoint(&path, model, seed)?;
     let written = Checkpoint::open(&path).and_then(|mut checkpoint| {
-        bundle::convert(&mut checkpoint, out, dtype, false, &mut Progress::silent())
+        bundle::convert(&mut checkpoint, out, recipe, false, &mut Progress::silent())
     });
     std::fs::remove_file(&path).map_err(io(&path))?;
     written.map(drop)

@@ -57,6 +57,8 @@ pub struct Session {
     visible: Vec<Visible>,
     /// The position after them.
     base: usize,
+    /// Of the open answer.
+    question: Vec<u32>,
     bins: [Bins; 2],
     codes: Vec<u16>,
     buffers: Buffers,
@@ -112,6 +114,7 @@ impl Session {
                 rope: Rope::new(c.rope_theta, c.head_dim, capacity.most.blocks * KV_BLOCK + 1),
             },
             open: None,
+            question: Vec::with_capacity(options.max_text_tokens),
             most: capacity.most,
             max_text_tokens: options.max_text_tokens,
             model: Arc::clone(model),
@@ -151,6 +154,28 @@ impl Session {
     /// If there is no such task, or the instruction is too long or not text; the session stays as it was. If the output
     /// is not a number; the session is empty then.
     pub fn begin(&mut self, task: &str, instruction: &[u32]) -> Result<()> {
+        self.start(task, instruction, None)
+    }
+
+    /// As [`Self::begin`]; `on_logits` gets the logits over text tokens after the last token.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn score_begin(
+        &mut self,
+        task: &str,
+        instruction: &[u32],
+        on_logits: &mut dyn FnMut(&[f32]),
+    ) -> Result<()> {
+        self.start(task, instruction, Some(on_logits))
+    }
+
+    fn start(
+        &mut self,
+        task: &str,
+        instruction: &[u32],
+        on_logits: Option<&mut dyn FnMut(&[f32])>,
+    ) -> Result<()> {
         let c = self.model.config();
         let Some(at) = c.tasks.iter().position(|name| name == task) else {
             return Err(SessionError::Task { name: task.to_string(), known: c.tasks.join(", ") }.into());
@@ -158,9 +183,17 @@ impl Session {
         let prefix = at * c.task_prefix_len..(at + 1) * c.task_prefix_len;
         self.check_text(instruction)?;
         self.reset();
+        let first = prefix.len() + instruction.len() - 1;
         let rows = prefix.map(Row::Prefix).chain(instruction.iter().map(|&id| Row::Token(id)));
         let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
-        self.extend(&mut segment, rows, Own::Causal, &mut None)?;
+        match on_logits {
+            Some(on_logits) => {
+                let mut once = |_: usize, logits: &[f32]| on_logits(logits);
+                let score = Score { range: self.text_range(), first, on_logits: &mut once };
+                self.extend(&mut segment, rows, Own::Causal, Some(score))?;
+            }
+            None => self.extend(&mut segment, rows, Own::Causal, None)?,
+        }
         self.segments.push(segment);
         Ok(())
     }
@@ -181,24 +214,22 @@ impl Session {
     pub fn score_image(&mut self, codes: &[u16], on_logits: OnLogits<'_>) -> Result<()> {
         let [from, to] = self.model.config().tokens.image;
         let last = codes.len();
-        self.image(
-            codes,
-            Some((from..to, &mut |row, logits| {
-                if row < last {
-                    on_logits(row, logits)
-                }
-            })),
-        )
+        let mut of_codes = |row: usize, logits: &[f32]| {
+            if row < last {
+                on_logits(row, logits);
+            }
+        };
+        self.image(codes, Some(Score { range: from..to, first: 0, on_logits: &mut of_codes }))
     }
 
-    fn image(&mut self, codes: &[u16], mut score: Option<Score<'_>>) -> Result<()> {
+    fn image(&mut self, codes: &[u16], score: Option<Score<'_>>) -> Result<()> {
         self.check_begun()?;
         check_codes(codes, &self.model)?;
         let special = self.model.config().special;
         let rows = std::iter::once(Row::Token(special.img))
             .chain(codes.iter().enumerate().map(|(i, &code)| Row::Code(code, i)))
             .chain([Row::Token(special.img_end)]);
-        self.push(Modality::Image, rows, &mut score)
+        self.push(Modality::Image, rows, score)
     }
 
     /// Appends the robot's state; the oldest one beyond the window goes first.
@@ -238,7 +269,7 @@ impl Session {
         let coded = self.bins[usize::from(modality == Modality::Action)].encode(values, &mut codes);
         let rows = std::iter::once(Row::Token(open))
             .chain(codes.iter().map(|&bin| Row::Token(first + u32::from(bin))));
-        let pushed = coded.and_then(|()| self.push(modality, rows, &mut None));
+        let pushed = coded.and_then(|()| self.push(modality, rows, None));
         self.codes = codes;
         pushed
     }
@@ -268,7 +299,8 @@ impl Session {
             chunk.bins.push(u16::try_from(best).expect("bins are checked to be at most 65535"));
             on_logits(slot, logits);
         };
-        self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, &mut Some((from..to, &mut each)))?;
+        let score = Score { range: from..to, first: 0, on_logits: &mut each };
+        self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, Some(score))?;
         self.kv.release(&mut segment.chain);
         self.bins[1].decode(&chunk.bins, &mut chunk.values)
     }
@@ -305,7 +337,7 @@ impl Session {
         &mut self,
         modality: Modality,
         rows: impl Iterator<Item = Row>,
-        score: &mut Option<Score<'_>>,
+        score: Option<Score<'_>>,
     ) -> Result<()> {
         if let Some(window) = self.model.config().window(modality) {
             let live = self.segments.iter().filter(|s| s.modality == modality).count();

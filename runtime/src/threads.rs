@@ -1,7 +1,7 @@
 //! A small fixed thread pool for splitting one kernel call between cores.
 //!
 //! A call hands out numbered parts, the last one first; workers and the caller take them one by one until none is left, so a
-//! worker that the system has put to sleep delays nothing: the caller does its part. Idle workers spin for [`SPIN`], then park.
+//! worker that the system has put to sleep delays nothing: the caller does its part. Idle workers spin for a while ([`Idle`]), then park.
 //! Nothing is allocated and no lock is taken after [`Pool::new`].
 #![allow(unsafe_code)]
 
@@ -16,8 +16,26 @@ use std::time::{Duration, Instant};
 
 use crate::engine::EngineError;
 
-/// How long an idle worker looks for work before it sleeps: cameras and servers share the cores.
-pub const SPIN: Duration = Duration::from_micros(50);
+/// How idle workers wait for work.
+#[derive(Clone, Copy, Debug)]
+pub struct Idle {
+    /// How long a worker looks for work before it sleeps.
+    pub spin: Duration,
+    /// Whether each worker stays on one core, so that it finds its caches warm. The first core is left to the caller.
+    pub pinned: bool,
+}
+
+impl Default for Idle {
+    /// 50 µs, not pinned: cameras and servers share the cores.
+    fn default() -> Self {
+        Self { spin: Duration::from_micros(50), pinned: false }
+    }
+}
+
+impl Idle {
+    /// For a machine that does nothing else, as a bench wants it: workers spin for a second, each on its core.
+    pub const ALONE: Self = Self { spin: Duration::from_secs(1), pinned: true };
+}
 
 /// What a call runs: the number of the thread (0 is the caller) and of the part in, the part's work done.
 type Job<'a> = dyn Fn(usize, usize) + Sync + 'a;
@@ -45,6 +63,8 @@ struct Shared {
     /// Workers whose thread is set up: starting one allocates.
     started: AtomicUsize,
     stop: AtomicBool,
+    /// How long a worker looks for work.
+    spin: Duration,
 }
 
 // SAFETY: `job` is written by the owner of `busy` before it publishes parts through `unclaimed` (SeqCst),
@@ -64,7 +84,7 @@ impl Pool {
     ///
     /// # Errors
     /// If a thread does not start.
-    pub fn new(threads: usize) -> Result<Self, EngineError> {
+    pub fn new(threads: usize, idle: Idle) -> Result<Self, EngineError> {
         let nothing: *const Job<'static> = &|_, _| ();
         let shared = Arc::new(Shared {
             busy: AtomicBool::new(false),
@@ -75,13 +95,17 @@ impl Pool {
             parked: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
+            spin: idle.spin,
         });
         let mut pool = Self { shared, workers: Vec::new() };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let worker = std::thread::Builder::new()
-                .name(format!("saccade-{index}"))
-                .spawn(move || shared.work(index));
+            let worker = std::thread::Builder::new().name(format!("saccade-{index}")).spawn(move || {
+                if idle.pinned {
+                    pin(index);
+                }
+                shared.work(index);
+            });
             // An early return drops the pool, which stops the workers that did start.
             pool.workers.push(worker.map_err(|source| EngineError::Threads { index, threads, source })?);
         }
@@ -124,7 +148,7 @@ impl Pool {
             // The part that panicked counts as finished; the others must be done before `f` goes away.
             while let Ok(true) | Err(_) = catch_unwind(AssertUnwindSafe(|| shared.run_part(0))) {}
         }
-        let mut waited = Spin::new();
+        let mut waited = Spin::of(shared.spin);
         while shared.unfinished.load(Ordering::SeqCst) > 0 {
             if !waited.spin() {
                 std::thread::yield_now();
@@ -337,15 +361,15 @@ impl Shared {
     /// The life of a worker.
     fn work(&self, thread: usize) {
         self.started.fetch_add(1, Ordering::SeqCst);
-        let mut idle = Spin::new();
+        let mut idle = Spin::of(self.spin);
         while !self.stop.load(Ordering::SeqCst) {
             match catch_unwind(AssertUnwindSafe(|| self.run_part(thread))) {
                 Ok(false) if idle.spin() => {}
                 Ok(false) => {
                     self.park();
-                    idle = Spin::new();
+                    idle = Spin::of(self.spin);
                 }
-                Ok(true) => idle = Spin::new(),
+                Ok(true) => idle = Spin::of(self.spin),
                 Err(_) => {}
             }
         }
@@ -375,22 +399,44 @@ impl Drop for Finished<'_> {
     }
 }
 
-/// Spins for [`SPIN`], looking at the clock only now and then.
+/// Keeps the calling thread on the core of this index among those that the process may use.
+#[cfg(target_os = "linux")]
+fn pin(index: usize) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let pinned = sched_getaffinity(None).and_then(|may| {
+        let Some(core) = (0..CpuSet::MAX_CPU).filter(|&core| may.is_set(core)).nth(index) else {
+            return Ok(());
+        };
+        let mut one = CpuSet::new();
+        one.set(core);
+        sched_setaffinity(None, &one)
+    });
+    if let Err(error) = pinned {
+        log::warn!("worker {index} is not kept on one core: {error}");
+    }
+}
+
+/// There is no way to ask for it here.
+#[cfg(not(target_os = "linux"))]
+fn pin(_: usize) {}
+
+/// Spins for a while, looking at the clock only now and then.
 struct Spin {
     turns: u32,
     since: Option<Instant>,
+    time: Duration,
 }
 
 impl Spin {
-    fn new() -> Self {
-        Self { turns: 0, since: None }
+    fn of(time: Duration) -> Self {
+        Self { turns: 0, since: None, time }
     }
 
     /// One turn; `false` once the time is over.
     fn spin(&mut self) -> bool {
         std::hint::spin_loop();
         self.turns = self.turns.wrapping_add(1);
-        !self.turns.is_multiple_of(32) || self.since.get_or_insert_with(Instant::now).elapsed() < SPIN
+        !self.turns.is_multiple_of(32) || self.since.get_or_insert_with(Instant::now).elapsed() < self.time
     }
 }
 

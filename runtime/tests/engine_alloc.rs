@@ -63,7 +63,9 @@ fn nothing_is_allocated_after_the_engine_is_made() {
     let float_keys = vec![0.5f32; KV_BLOCK * 64];
 
     for set in Kernels::available() {
-        let engine = Engine::new(&EngineOptions { threads: 3, kernels: Some(set.name) }).unwrap();
+        let engine =
+            Engine::new(&EngineOptions { threads: 3, kernels: Some(set.name), ..EngineOptions::default() })
+                .unwrap();
         for pause_ms in [0, 5] {
             // After a pause the workers sleep and have to be woken.
             std::thread::sleep(Duration::from_millis(pause_ms));

@@ -35,7 +35,7 @@ fn refusal(dtype: WeightDtype, break_it: impl FnOnce(&Path, BundleConfig)) -> St
 
 /// Opens the model and its tokenizer, which is read later than the rest.
 fn open(dir: &Path) -> Result<()> {
-    Model::open(dir, &EngineOptions { threads: 1, kernels: None })?.text().map(drop)
+    Model::open(dir, &EngineOptions { threads: 1, ..EngineOptions::default() })?.text().map(drop)
 }
 
 fn write_config(dir: &Path, config: &BundleConfig) {
@@ -199,7 +199,7 @@ fn a_text_is_never_padded() {
     let config = write_bundle(dir.path(), &c, &random_tensors(&c, 1), WeightDtype::F32);
     let padding = r#"{"strategy":{"Fixed":100000},"direction":"Right","pad_to_multiple_of":null,"pad_id":0,"pad_type_id":0,"pad_token":"a"}"#;
     replace(dir.path(), config, TOKENIZER_FILE, vocabulary(95, padding).as_bytes());
-    let model = Model::open(dir.path(), &EngineOptions { threads: 1, kernels: None }).unwrap();
+    let model = Model::open(dir.path(), &EngineOptions { threads: 1, ..EngineOptions::default() }).unwrap();
     assert_eq!(model.text().unwrap().encode("b").unwrap(), [95]);
 }
 
@@ -224,7 +224,7 @@ fn a_kernel_set_that_is_not_there_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let c = tiny();
     write_bundle(dir.path(), &c, &random_tensors(&c, 1), WeightDtype::F32);
-    let options = EngineOptions { threads: 1, kernels: Some("abacus") };
+    let options = EngineOptions { threads: 1, kernels: Some("abacus"), ..EngineOptions::default() };
     let error = Model::open(dir.path(), &options).unwrap_err();
     assert!(matches!(error, Error::Engine(_)), "{error:?}");
     assert!(

@@ -1,4 +1,8 @@
-//! `saccaded bench`: the frame loop on a clip, one frame at a time, with its allocations counted.
+//! `saccaded bench`: the frame loop on a clip, one frame at a time, with its allocations counted; with `--engine` the engine
+//! beside the limits of the machine.
+
+mod engine;
+mod first;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,6 +18,7 @@ use saccade::source::{self, Frame, Pace, Read, Repeat, Source, SourceOptions};
 use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer as _};
 use serde_json::{Value, json};
 
+use self::first::First;
 use crate::count::Count;
 use crate::shipped;
 
@@ -39,6 +44,15 @@ pub(crate) struct Args {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    /// Measure prefill, decoding, batches and the first token instead, beside what memory and the INT8 instruction allow.
+    #[arg(long)]
+    engine: bool,
+    /// What the engine's bench starts as a new process.
+    #[arg(long, hide = true)]
+    first_token: bool,
+    /// Map the weights by 4 KiB pages.
+    #[arg(long, hide = true)]
+    small_pages: bool,
 }
 
 /// Measures and prints.
@@ -47,6 +61,13 @@ pub(crate) struct Args {
 /// If the model or the source cannot be opened, or fail on the way.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let dir = shipped::model(args.model.as_deref())?;
+    if args.first_token {
+        return print(&format!("{}\n", json!(First::measure(&dir, args.threads, args.small_pages)?)));
+    }
+    if args.engine {
+        let report = engine::run(&dir, args.threads)?;
+        return print(&if args.json { format!("{report}\n") } else { engine::to_table(&report) });
+    }
     let uri = match &args.source {
         Some(uri) => uri.clone(),
         None => shipped::clip()?.to_string_lossy().into_owned(),
@@ -60,6 +81,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         measured.to_table(&model, &dir, &uri)
     };
+    print(&text)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("stdout cannot be written")
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::kernels::{self, Kernels};
+pub use crate::threads::Idle;
 use crate::threads::Pool;
 
 mod linear;
@@ -50,6 +51,8 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Forces a kernel set by name, e.g. `"scalar"`; `None` takes the fastest.
     pub kernels: Option<&'static str>,
+    /// How idle workers wait.
+    pub idle: Idle,
 }
 
 /// The CPU engine: one kernel set, one thread pool. Shared by every session.
@@ -72,7 +75,7 @@ impl Engine {
             0 => std::thread::available_parallelism().map_or(1, NonZero::get),
             threads => threads,
         };
-        let pool = Pool::new(threads)?;
+        let pool = Pool::new(threads, options.idle)?;
         let reason = if options.kernels.is_some() { "asked for" } else { "fastest of this cpu" };
         log::info!("engine=cpu kernels={} ({reason}) threads={threads}", kernels.name);
         Ok(Self { kernels, pool, linear_nanos: AtomicU64::new(0) })

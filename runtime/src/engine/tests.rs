@@ -31,7 +31,8 @@ impl Tiles {
 
 #[test]
 fn unknown_kernels_are_refused_with_the_list_of_known_ones() {
-    let error = Engine::new(&EngineOptions { threads: 1, kernels: Some("sse9") }).unwrap_err();
+    let error = Engine::new(&EngineOptions { threads: 1, kernels: Some("sse9"), ..EngineOptions::default() })
+        .unwrap_err();
     let message = error.to_string();
     assert!(message.starts_with("this machine has no kernel set `sse9`; choose one of: scalar"), "{message}");
 }
@@ -56,7 +57,12 @@ fn every_set_and_thread_count_gives_the_same_bits() {
             let mut want = Vec::new();
             for set in crate::kernels::Kernels::available() {
                 for threads in [1, 2, 3] {
-                    let engine = Engine::new(&EngineOptions { threads, kernels: Some(set.name) }).unwrap();
+                    let engine = Engine::new(&EngineOptions {
+                        threads,
+                        kernels: Some(set.name),
+                        ..EngineOptions::default()
+                    })
+                    .unwrap();
                     let (mut all, mut some) = (vec![f32::NAN; m * n], vec![f32::NAN; m * (n - 42)]);
                     engine.linear(&x, w, Some(&bias), &mut all, &mut scratch);
                     engine.product(&scratch, w, 7..n - 35, Epilogue::default(), &mut some);
@@ -78,7 +84,7 @@ fn int8_layer_is_near_the_float_one() {
     let (m, n, k) = (5, 40, 192);
     let (x, w, bias) = (wave(m * k, 0.73), wave(n * k, 0.37), wave(n, 0.11));
     let tiles = Tiles::new(&w, n, k);
-    let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
+    let engine = Engine::new(&EngineOptions { threads: 1, ..EngineOptions::default() }).unwrap();
     let mut scratch = Activations::new(m, k, 2, 3, ActivationKinds::Both);
     let (mut int8, mut float) = (vec![0.0; m * n], vec![0.0; m * n]);
     engine.linear(&x, tiles.linear(1), Some(&bias), &mut int8, &mut scratch);
@@ -95,7 +101,7 @@ fn a_second_part_keeps_what_the_first_one_loses() {
     let (m, n, k) = (5, 40, 192);
     let (x, w) = (wave(m * k, 0.73), wave(n * k, 0.37));
     let tiles = Tiles::new(&w, n, k);
-    let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
+    let engine = Engine::new(&EngineOptions { threads: 1, ..EngineOptions::default() }).unwrap();
     // The weights as they are stored, so that the activations alone make the difference.
     let mut stored = vec![0.0; n * k];
     stored.chunks_mut(k).enumerate().for_each(|(i, row)| tiles.linear(1).row(i, row));
@@ -134,7 +140,7 @@ fn rows_of_every_kind_come_back() {
 #[test]
 fn poisoned_activations_reach_the_output() {
     let tiles = Tiles::new(&wave(16 * 32, 0.37), 16, 32);
-    let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
+    let engine = Engine::new(&EngineOptions { threads: 1, ..EngineOptions::default() }).unwrap();
     let mut x = wave(2 * 32, 0.73);
     x[40] = f32::NAN;
     let mut out = vec![0.0; 2 * 16];
@@ -157,7 +163,7 @@ fn activations_are_loaded_as_they_are_or_normed() {
     let w = Linear::F32 { rows: &identity, n: k, k };
     let tiles = Tiles::new(&identity, k, k);
     for threads in [1, 3] {
-        let engine = Engine::new(&EngineOptions { threads, kernels: None }).unwrap();
+        let engine = Engine::new(&EngineOptions { threads, ..EngineOptions::default() }).unwrap();
         let mut want = [x.clone(), x.clone()];
         engine.rms_norm_inplace(&mut want[1], &norm, 1e-5);
         let mut a = Activations::new(m, k, 2, threads, ActivationKinds::Both);
@@ -188,7 +194,12 @@ fn layers_together_give_what_they_give_alone() {
         let tiles = [Tiles::new(&w[0], n, k), Tiles::new(&w[1], n, k), Tiles::new(&w[2], 7, k)];
         for set in crate::kernels::Kernels::available() {
             for threads in [1, 3] {
-                let engine = Engine::new(&EngineOptions { threads, kernels: Some(set.name) }).unwrap();
+                let engine = Engine::new(&EngineOptions {
+                    threads,
+                    kernels: Some(set.name),
+                    ..EngineOptions::default()
+                })
+                .unwrap();
                 let mut a = Activations::new(m, k, 1, threads, ActivationKinds::Both);
                 let float = Linear::F32 { rows: &w[0], n, k };
                 for [first, second, third] in
@@ -224,7 +235,7 @@ fn layers_together_give_what_they_give_alone() {
 
 #[test]
 fn residuals_add() {
-    let engine = Engine::new(&EngineOptions { threads: 1, kernels: None }).unwrap();
+    let engine = Engine::new(&EngineOptions { threads: 1, ..EngineOptions::default() }).unwrap();
     let mut x = [1.0, 2.0];
     engine.add(&mut x, &[0.5, -2.0]);
     assert_eq!(x, [1.5, 0.0]);

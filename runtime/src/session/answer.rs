@@ -1,10 +1,12 @@
 //! Answers: branches of text on what is live, decoded token by token, of one session or of several at a time.
 
+use std::iter::once;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use super::forward::{Buffers, OnLogits, Row};
+use super::forward::{Buffers, OnLogits, Row, Score};
 use super::{Segment, Session, SessionError};
 use crate::Result;
 use crate::block::{Own, Sequence, Visible};
@@ -26,6 +28,7 @@ pub enum Finish {
 
 /// An answer in the making.
 pub(super) struct Open {
+    /// Empty until the first step, which takes the whole question.
     segment: Segment,
     /// The token that goes in next.
     next: u32,
@@ -36,13 +39,14 @@ impl Session {
     /// nothing else can be added to the session.
     ///
     /// # Errors
-    /// If the session was not begun or has an answer open, the question is too long or not text, or the output is not a number.
+    /// If the session was not begun or has an answer open, or the question is too long or not text.
     pub fn open(&mut self, question: &[u32]) -> Result<()> {
         self.check_begun()?;
         self.check_text(question)?;
-        let special = self.model.config().special;
-        let segment = self.ask(question)?;
-        self.open = Some(Open { segment, next: special.ans });
+        self.question.clear();
+        self.question.extend_from_slice(question);
+        let next = self.model.config().special.ans;
+        self.open = Some(Open { segment: Segment { modality: Modality::Text, chain: Chain::EMPTY }, next });
         Ok(())
     }
 
@@ -57,7 +61,7 @@ impl Session {
     /// without `<eos>`; `on_token` sees each as it comes and stops the answer by returning `false`.
     ///
     /// # Errors
-    /// As [`Session::open`].
+    /// As [`Session::open`], or if an output is not a number.
     pub fn answer(
         &mut self,
         question: &[u32],
@@ -104,22 +108,29 @@ impl Session {
             let tokens = question.len() + answer.len();
             return Err(SessionError::TooLong { tokens, room: self.max_text_tokens }.into());
         }
-        let ans = self.model.config().special.ans;
-        let mut segment = self.ask(question)?;
-        let rows = std::iter::once(ans).chain(answer.iter().copied()).map(Row::Token);
-        let range = self.text_range();
-        self.extend(&mut segment, rows, Own::Causal, &mut Some((range, on_logits)))?;
+        let special = self.model.config().special;
+        let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
+        let rows = once(&special.ask).chain(question).chain(once(&special.ans)).chain(answer);
+        // Rows before `<ans>` say nothing about the answer.
+        let score = Score { range: self.text_range(), first: 1 + question.len(), on_logits };
+        self.extend(&mut segment, rows.map(|&id| Row::Token(id)), Own::Causal, Some(score))?;
         self.kv.release(&mut segment.chain);
         Ok(())
     }
 
-    /// Opens a branch with `<ask>` and the question.
-    fn ask(&mut self, question: &[u32]) -> Result<Segment> {
-        let ask = self.model.config().special.ask;
-        let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
-        let rows = std::iter::once(ask).chain(question.iter().copied()).map(Row::Token);
-        self.extend(&mut segment, rows, Own::Causal, &mut None)?;
-        Ok(segment)
+    /// The first step of an open answer: `<ask>`, the question and `<ans>` in one pass.
+    fn ask(&mut self, pick: &mut dyn FnMut(&[f32]) -> usize) -> Result<()> {
+        let (special, range) = (self.model.config().special, self.text_range());
+        let (question, mut open) = (std::mem::take(&mut self.question), self.open.take());
+        let rows = once(&special.ask).chain(&question).chain(once(&special.ans));
+        let mut computed = Ok(());
+        if let Some(Open { segment, next }) = &mut open {
+            let mut choose = |_: usize, logits: &[f32]| *next = token(&range, pick(logits));
+            let score = Score { range: range.clone(), first: 1 + question.len(), on_logits: &mut choose };
+            computed = self.extend(segment, rows.map(|&id| Row::Token(id)), Own::Causal, Some(score));
+        }
+        (self.question, self.open) = (question, open);
+        computed
     }
 
     /// The row of a step that continues the open answer.
@@ -133,7 +144,7 @@ impl Session {
 }
 
 /// Decodes one token of the open answer of every session in one pass over the weights, which are read once however many sessions
-/// there are. `pick(i, logits)` chooses session `i`'s next token: an index into the logits, which are those of the text tokens.
+/// there are; the first token of an answer takes a pass of its own, with the question. `pick(i, logits)` chooses session `i`'s next token: an index into the logits, which are those of the text tokens.
 ///
 /// The first session's buffers hold the step, so it must have been made for as many
 /// ([`SessionOptions::max_sequences`](super::SessionOptions)).
@@ -144,9 +155,7 @@ impl Session {
 pub fn step(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -> usize) -> Result<()> {
     let Some(leader) = sessions.first() else { return Ok(()) };
     check(leader, sessions)?;
-    let mut buffers = std::mem::take(&mut sessions[0].buffers);
-    let stepped = step_in(&mut buffers, sessions, pick);
-    sessions[0].buffers = buffers;
+    let stepped = step_all(sessions, pick);
     if stepped.is_err() {
         for session in sessions {
             if let Some(open) = &session.open {
@@ -155,6 +164,29 @@ pub fn step(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
             session.close();
         }
     }
+    stepped
+}
+
+/// First steps one by one, the others together.
+fn step_all(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -> usize) -> Result<()> {
+    let mut indices: ArrayVec<usize, MAX_SEQUENCES> = ArrayVec::new();
+    for (i, session) in sessions.iter_mut().enumerate() {
+        if session.open.as_ref().is_some_and(|open| open.segment.chain.len > 0) {
+            indices.push(i);
+        } else {
+            session.ask(&mut |logits| pick(i, logits))?;
+        }
+    }
+    let mut buffers = std::mem::take(&mut sessions[0].buffers);
+    let mut going: ArrayVec<&mut Session, MAX_SEQUENCES> = ArrayVec::new();
+    for (i, session) in sessions.iter_mut().enumerate() {
+        if indices.contains(&i) {
+            going.push(session);
+        }
+    }
+    let stepped = step_in(&mut buffers, &mut going, &mut |i, logits| pick(indices[i], logits));
+    drop(going);
+    sessions[0].buffers = buffers;
     stepped
 }
 
@@ -168,7 +200,7 @@ fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
         if !Arc::ptr_eq(&session.model, &leader.model) || session.most.blocks > most.blocks {
             return Err(SessionError::Unlike.into());
         }
-        if !session.kv.fits(&open.segment.chain, 1) {
+        if open.segment.chain.len > 0 && !session.kv.fits(&open.segment.chain, 1) {
             let room = session.max_text_tokens;
             return Err(SessionError::TooLong { tokens: room + 1, room }.into());
         }
@@ -181,7 +213,8 @@ fn step_in(
     sessions: &mut [&mut Session],
     pick: &mut dyn FnMut(usize, &[f32]) -> usize,
 ) -> Result<()> {
-    let (model, range) = (Arc::clone(&sessions[0].model), sessions[0].text_range());
+    let Some(first) = sessions.first() else { return Ok(()) };
+    let (model, range) = (Arc::clone(&first.model), first.text_range());
     for (row, session) in sessions.iter_mut().enumerate() {
         session.look();
         let open = session.open.as_mut().expect("a step checks that there is one");
@@ -194,8 +227,12 @@ fn step_in(
     buffers.decode(&model, &mut sequences)?;
     drop(sequences);
     buffers.score(&model, 0..rows, &range, &mut |row, logits| {
-        let picked = u32::try_from(pick(row, logits)).expect("token ids are u32");
         let open = sessions[row].open.as_mut().expect("a step checks that there is one");
-        open.next = range.start + picked;
+        open.next = token(&range, pick(row, logits));
     })
+}
+
+/// The token that has logit `index` of a range.
+fn token(range: &Range<u32>, index: usize) -> u32 {
+    range.start + u32::try_from(index).expect("token ids are u32")
 }

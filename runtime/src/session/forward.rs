@@ -22,8 +22,15 @@ pub(super) enum Row {
 /// Called with the index of a row and the logits that follow it.
 pub(super) type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
-/// A range of token ids, and who wants its logits after each row.
-pub(super) type Score<'a> = (Range<u32>, OnLogits<'a>);
+/// Whose logits are wanted.
+pub(super) struct Score<'a> {
+    /// Token ids.
+    pub(super) range: Range<u32>,
+    /// The first row whose logits are wanted; `on_logits` counts from it.
+    pub(super) first: usize,
+    /// Who wants them.
+    pub(super) on_logits: OnLogits<'a>,
+}
 
 /// What a step works in.
 #[derive(Default)]
@@ -108,9 +115,9 @@ impl Session {
         segment: &mut Segment,
         rows: impl Iterator<Item = Row>,
         own_rule: Own,
-        score: &mut Option<Score<'_>>,
+        mut score: Option<Score<'_>>,
     ) -> Result<()> {
-        let computed = self.compute(segment, rows, own_rule, score);
+        let computed = self.compute(segment, rows, own_rule, &mut score);
         if computed.is_err() {
             self.kv.clear(&segment.chain);
             self.kv.release(&mut segment.chain);
@@ -144,8 +151,10 @@ impl Session {
             let own = Visible { chain: segment.chain, base: self.base, modality: segment.modality };
             let sequence = Sequence { kv: &mut *kv, rows: n, offset, own, own_rule, context: &*visible };
             buffers.decode(model, &mut [sequence])?;
-            if let Some((range, on_logits)) = score {
-                buffers.score(model, 0..n, range, &mut |row, logits| on_logits(done + row, logits))?;
+            if let Some(Score { range, first, on_logits }) = score {
+                let wanted = first.saturating_sub(done).min(n)..n;
+                buffers
+                    .score(model, wanted, range, &mut |row, logits| on_logits(done + row - *first, logits))?;
             }
             done += n;
         }

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn runs_every_part_once_whatever_the_number_of_threads() {
     for threads in [0, 1, 2, 5] {
-        let pool = Pool::new(threads).unwrap();
+        let pool = Pool::new(threads, Idle::default()).unwrap();
         assert_eq!(pool.threads(), threads.max(1));
         for parts in [0, 1, 2, 3, 64] {
             for _ in 0..50 {
@@ -25,7 +25,7 @@ fn runs_every_part_once_whatever_the_number_of_threads() {
 
 #[test]
 fn cuts_slices_into_pieces_that_cover_them() {
-    let pool = Pool::new(3).unwrap();
+    let pool = Pool::new(3, Idle::default()).unwrap();
     for (len, piece) in [(0, 4), (1, 4), (8, 4), (9, 4), (100, 7)] {
         let (mut a, mut b) = (vec![0usize; len], vec![0usize; 2 * len]);
         let mut counts = vec![0usize; 3];
@@ -42,7 +42,7 @@ fn cuts_slices_into_pieces_that_cover_them() {
 
 #[test]
 fn cuts_matrices_into_columns_that_cover_them() {
-    let pool = Pool::new(3).unwrap();
+    let pool = Pool::new(3, Idle::default()).unwrap();
     for (rows, widths, piece) in
         [(0, [5, 0], 2), (1, [1, 1], 1), (3, [7, 2], 3), (4, [6, 6], 4), (2, [5, 1], 9), (2, [0, 8], 3)]
     {
@@ -78,9 +78,9 @@ fn cuts_matrices_into_columns_that_cover_them() {
 
 #[test]
 fn wakes_workers_that_sleep() {
-    let pool = Pool::new(2).unwrap();
+    let pool = Pool::new(2, Idle::default()).unwrap();
     for _ in 0..3 {
-        std::thread::sleep(SPIN * 20);
+        std::thread::sleep(Idle::default().spin * 20);
         // Both parts wait for each other, so this only ends if the worker takes one.
         let barrier = std::sync::Barrier::new(2);
         pool.run(2, &|_, _| {
@@ -91,7 +91,7 @@ fn wakes_workers_that_sleep() {
 
 #[test]
 fn a_second_caller_does_its_work_alone() {
-    let pool = Pool::new(2).unwrap();
+    let pool = Pool::new(2, Idle::default()).unwrap();
     let inner = AtomicUsize::new(0);
     pool.run(2, &|_, _| {
         pool.run(4, &|_, _| {
@@ -103,7 +103,7 @@ fn a_second_caller_does_its_work_alone() {
 
 #[test]
 fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
-    let pool = Pool::new(2).unwrap();
+    let pool = Pool::new(2, Idle::default()).unwrap();
     for bad in 0..4 {
         let done = AtomicUsize::new(0);
         let outcome = catch_unwind(AssertUnwindSafe(|| {

@@ -69,7 +69,7 @@ pub fn write_bundle(dir: &Path, model: &ModelConfig, values: &Tensors, dtype: We
 pub fn model(c: &ModelConfig, t: &Tensors, dtype: WeightDtype) -> Arc<Model> {
     let dir = tempfile::tempdir().unwrap();
     write_bundle(dir.path(), c, t, dtype);
-    Model::open(dir.path(), &EngineOptions { threads: 2, kernels: None }).unwrap()
+    Model::open(dir.path(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap()
 }
 
 /// A convolution's rows in the order `(kh, kw, in)`; everything else as it is.

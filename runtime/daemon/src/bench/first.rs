@@ -1,0 +1,94 @@
+//! From nothing to the first token, in a new process.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use saccade::config::WEIGHTS_FILE;
+use saccade::engine::EngineOptions;
+use saccade::family::Model;
+use saccade::sample::argmax;
+use saccade::session::Session;
+use serde::{Deserialize, Serialize};
+
+use super::engine::{median, options, prompt};
+
+/// Tokens of the prompt after which memory is looked at.
+const PROMPT: usize = 576;
+
+/// What one new process measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct First {
+    /// From opening the bundle to the most likely token after one prefix.
+    pub(super) ms: f64,
+    /// Share of the mapping that lies in huge pages.
+    pub(super) huge: f64,
+    /// Anonymous memory after a long prompt, at its highest: nothing is given back before.
+    pub(super) anon_bytes: u64,
+    /// Of which keys and values.
+    pub(super) arena_bytes: u64,
+}
+
+impl First {
+    /// What the process itself does.
+    pub(super) fn measure(dir: &Path, threads: usize, small_pages: bool) -> anyhow::Result<Self> {
+        let start = Instant::now();
+        let pages = if small_pages { saccade::pages::Pages::Small } else { saccade::pages::Pages::Huge };
+        let model = Model::open(dir, &EngineOptions { threads, pages, ..EngineOptions::default() })?;
+        let mut session = Session::new(&model, &options(PROMPT, 1))?;
+        let mut token = None;
+        session.score_begin(&model.config().tasks[0], &[], &mut |logits| token = argmax(logits))?;
+        let ms = super::ms(start.elapsed());
+        if token.is_none() {
+            bail!("the model has no token to say");
+        }
+        let huge = model.huge_share();
+        let ids = prompt(&model, PROMPT - model.config().task_prefix_len);
+        session.begin(&model.config().tasks[0], &ids)?;
+        Ok(Self { ms, huge, anon_bytes: anonymous_bytes(), arena_bytes: session.kv_bytes() as u64 })
+    }
+
+    /// The median of some new processes; `--cold` among `flags` drops the weights from the page cache before each.
+    pub(super) fn median(dir: &Path, threads: usize, flags: &[&str], times: usize) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("this program cannot be found again")?;
+        let mut all = Vec::new();
+        for _ in 0..times {
+            if flags.contains(&"--cold") {
+                drop_from_cache(&dir.join(WEIGHTS_FILE))?;
+            }
+            let output = Command::new(&program)
+                .args(["bench", "--first-token", "--threads", &threads.to_string(), "--model"])
+                .arg(dir)
+                .args(flags.iter().filter(|flag| **flag != "--cold"))
+                .output()
+                .with_context(|| format!("{} cannot be started", program.display()))?;
+            if !output.status.success() {
+                bail!("a new process failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+            }
+            all.push(
+                serde_json::from_slice::<Self>(&output.stdout)
+                    .context("a new process says something else")?,
+            );
+        }
+        let ms = median(all.iter().map(|first| first.ms));
+        let last = all.pop().context("nothing was measured")?;
+        Ok(Self { ms, ..last })
+    }
+}
+
+/// Makes the next reader go to the disk.
+fn drop_from_cache(path: &Path) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+        .with_context(|| format!("{} cannot be dropped from the page cache", path.display()))
+}
+
+/// Anonymous memory of this process; 0 where the system does not say.
+fn anonymous_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map_or(0, |kib| kib << 10)
+}
