@@ -14,7 +14,7 @@
 //! | [`engine`] | the operations, and the CPU's way of doing them |
 //! | `weights`, `kv` | mapped, checked tensors; the arena of keys and values |
 //! | [`source`], [`format`](mod@format), [`config`], [`kernels`], [`threads`] | frames; the container; `saccade.json`; instruction sets; the thread pool |
-//! | [`error`], `memory`, [`sample`], [`quant`] | refusals; how much memory there is; logits to a token; the INT8 arithmetic |
+//! | [`error`], `memory`, [`pages`], [`sample`], [`quant`] | refusals; how much memory there is; maps in huge pages; logits to a token; the INT8 arithmetic |
 //!
 //! **Architecture invariants.** This crate has no command line, no TOML, no `anyhow` and no `println!`. Between taking a frame out of
 //! the slot and its token ids and action values nothing allocates, locks, or logs above `debug`. Nothing read from
@@ -53,6 +53,7 @@ pub mod format;
 pub mod kernels;
 mod kv;
 mod memory;
+pub mod pages;
 pub mod quant;
 pub mod sample;
 pub mod session;
