@@ -13,6 +13,7 @@
 //! | `block`, `conv`, [`tokenize`] | the decoder block, like the paper; convolution nets; one modality into codes and back |
 //! | [`engine`] | the operations, and the CPU's way of doing them |
 //! | `weights`, `kv` | mapped, checked tensors; the arena of keys and values |
+//! | [`limits`] | what the machine could do at most, for comparison |
 //! | [`source`], [`format`](mod@format), [`config`], [`kernels`], [`threads`] | frames; the container; `saccade.json`; instruction sets; the thread pool |
 //! | [`error`], `memory`, [`pages`], [`sample`], [`quant`] | refusals; how much memory there is; maps in huge pages; logits to a token; the INT8 arithmetic |
 //!
@@ -52,6 +53,7 @@ pub mod family;
 pub mod format;
 pub mod kernels;
 mod kv;
+pub mod limits;
 mod memory;
 pub mod pages;
 pub mod quant;

@@ -1,4 +1,4 @@
-//! Files mapped by huge pages.
+//! Memory maps in huge pages: a bundle's weights, and the memory that [`crate::limits`] reads.
 //!
 //! A mapping of a file consists of huge pages where three things come together: it starts at a multiple of 2 MiB, the system
 //! may use huge pages for it (`madvise`, which `/sys/kernel/mm/transparent_hugepage/enabled` = `never` forbids), and the page cache
@@ -69,6 +69,17 @@ impl Map {
         }?;
         advise(start, len, pages);
         Ok(Self { bytes: start.cast(), len, _reserved: reserved })
+    }
+
+    /// `len` bytes of memory, in huge pages where the system has them, each of them 1.
+    pub(crate) fn of_ones(len: usize) -> io::Result<Self> {
+        let reserved = Reserved::new(len, ProtFlags::READ | ProtFlags::WRITE)?;
+        let start = reserved.start();
+        advise(start, len, Pages::Huge);
+        let bytes = start.cast::<u8>();
+        // SAFETY: `len` bytes from `start` on are writable and nobody else's.
+        unsafe { bytes.write_bytes(1, len) };
+        Ok(Self { bytes, len, _reserved: reserved })
     }
 
     /// Bytes that are mapped by huge pages now; `None` where the system does not say. A page is mapped when it is first read.
@@ -223,6 +234,7 @@ mod tests {
                 assert!(map.as_ptr().addr().is_multiple_of(HUGE));
             }
         }
+        assert!(*Map::of_ones(HUGE + 5).unwrap() == vec![1; HUGE + 5]);
     }
 
     #[test]
