@@ -1,4 +1,4 @@
-//! One conversion: plan, write under another name, let the runtime open the result, rename.
+//! One conversion: plan, write under another name, let the runtime open the result, rename, warm the page cache.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,6 +12,7 @@ use saccade::config::{
 use saccade::engine::EngineOptions;
 use saccade::family::{Model, TensorSpec};
 use saccade::format::{Rules, TensorPlan, Writer, Written, plan_header};
+use saccade::pages;
 use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
@@ -129,6 +130,10 @@ pub fn convert(
 
     opens(folder.path())?;
     folder.publish()?;
+    // The bundle is whole; if this fails, only its first pass is slower.
+    if let Err(error) = pages::warm(&out.join(WEIGHTS_FILE)) {
+        log::warn!("the page cache could not be warmed: {}", error.sentence());
+    }
     Ok(plan)
 }
 

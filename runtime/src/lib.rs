@@ -13,8 +13,9 @@
 //! | `block`, `conv`, [`tokenize`] | the decoder block, like the paper; convolution nets; one modality into codes and back |
 //! | [`engine`] | the operations, and the CPU's way of doing them |
 //! | `weights`, `kv` | mapped, checked tensors; the arena of keys and values |
+//! | [`limits`] | what the machine could do at most, for comparison |
 //! | [`source`], [`format`](mod@format), [`config`], [`kernels`], [`threads`] | frames; the container; `saccade.json`; instruction sets; the thread pool |
-//! | [`error`], `memory`, [`sample`], [`quant`] | refusals; how much memory there is; logits to a token; the INT8 arithmetic |
+//! | [`error`], `memory`, [`pages`], [`sample`], [`quant`] | refusals; how much memory there is; maps in huge pages; logits to a token; the INT8 arithmetic |
 //!
 //! **Architecture invariants.** This crate has no command line, no TOML, no `anyhow` and no `println!`. Between taking a frame out of
 //! the slot and its token ids and action values nothing allocates, locks, or logs above `debug`. Nothing read from
@@ -52,7 +53,9 @@ pub mod family;
 pub mod format;
 pub mod kernels;
 mod kv;
+pub mod limits;
 mod memory;
+pub mod pages;
 pub mod quant;
 pub mod sample;
 pub mod session;

@@ -12,9 +12,14 @@ pub(crate) fn check(what: &'static str, needed: u128) -> Result<()> {
     if available.is_none_or(|available| needed <= available) && usize::try_from(needed).is_ok_and(granted) {
         return Ok(());
     }
+    Err(refused(what, needed))
+}
+
+/// What to say when there is not enough of it.
+pub(crate) fn refused(what: &'static str, needed: u128) -> Error {
     let available_mib =
-        available.map_or_else(|| "an unknown number of".into(), |bytes| (bytes >> 20).to_string());
-    Err(Error::Memory { what, needed_mib: (needed >> 20) + 1, available_mib })
+        available_bytes().map_or_else(|| "an unknown number of".into(), |bytes| (bytes >> 20).to_string());
+    Error::Memory { what, needed_mib: (needed >> 20) + 1, available_mib }
 }
 
 /// What the kernel thinks can still be had without swapping; `None` where it does not say.

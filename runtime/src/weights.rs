@@ -11,7 +11,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::f16;
-use memmap2::Mmap;
 
 use crate::config::{
     BundleConfig, CONFIG_FILE, ConfigError, FileEntry, MAX_CONFIG_BYTES, WEIGHTS_FILE, WeightDtype,
@@ -19,6 +18,7 @@ use crate::config::{
 use crate::engine::Linear;
 use crate::family::{TensorSpec, tensors};
 use crate::format::{Dtype, Header, Rules, TensorInfo, TensorPlan, open_file, read_header};
+use crate::pages::{Map, Pages};
 use crate::quant::TilesI8;
 use crate::{Error, Result};
 
@@ -27,16 +27,16 @@ pub(crate) struct Weights {
     dir: PathBuf,
     config: BundleConfig,
     header: Header,
-    map: Mmap,
+    map: Map,
 }
 
 impl Weights {
     /// Reads `saccade.json`, maps the weights and checks every tensor.
-    pub(crate) fn open(dir: &Path) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, pages: Pages) -> Result<Self> {
         let config = read_config(dir)?;
         let path = dir.join(WEIGHTS_FILE);
         let file = open_listed(&path, &config.files[WEIGHTS_FILE])?;
-        let map = map_file(&file).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let map = Map::of_file(&file, pages).map_err(|source| Error::Io { path: path.clone(), source })?;
         let found = map.len() as u64;
         let header =
             read_header(&map, found, Rules::Bundle).map_err(|rule| Error::Format(rule.in_file(&path)))?;
@@ -53,6 +53,10 @@ impl Weights {
 
     pub(crate) fn config(&self) -> &BundleConfig {
         &self.config
+    }
+
+    pub(crate) fn map(&self) -> &Map {
+        &self.map
     }
 
     /// Finds the linear layer or float matrix `stem`.weight.
@@ -209,14 +213,6 @@ pub(crate) fn read_at_most(file: File, limit: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-/// Maps a whole file, read-only.
-#[allow(unsafe_code)]
-fn map_file(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the mapping is only sound while nobody truncates or rewrites the file. Bundles are written once, under
-    // another name, and renamed into place, never changed after; a truncation from outside ends the process (SIGBUS).
-    unsafe { Mmap::map(file) }
 }
 
 fn read_config(dir: &Path) -> Result<BundleConfig> {

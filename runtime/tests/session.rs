@@ -7,10 +7,12 @@ mod oracle;
 
 use std::sync::Arc;
 
-use oracle::bundle::model;
+use oracle::bundle::{model, write_bundle};
 use oracle::{Input, Oracle, Segment, Tensors, random_tensors, tiny};
-use saccade::config::{Modality, ModelConfig, WeightDtype};
+use saccade::config::{Modality, ModelConfig, WEIGHTS_FILE, WeightDtype};
+use saccade::engine::EngineOptions;
 use saccade::family::Model;
+use saccade::pages::Pages;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
 use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer};
@@ -347,4 +349,14 @@ fn a_session_larger_than_memory_is_refused_before_it_is_made() {
         assert!(sentence.starts_with("a session on this model needs"), "{sentence}");
         assert!(sentence.contains("MiB are available"), "{sentence}");
     }
+}
+
+#[test]
+fn weights_are_the_same_through_small_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let c = tiny();
+    write_bundle(dir.path(), &c, &random_tensors(&c, 1), WeightDtype::Int8);
+    let small = Model::open_in(dir.path(), &EngineOptions::default(), Pages::Small).unwrap();
+    assert!(small.mapped() == std::fs::read(dir.path().join(WEIGHTS_FILE)).unwrap());
+    assert!(small.huge_bytes().is_none_or(|bytes| bytes == 0));
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use crate::config::{BundleConfig, Family, ModelConfig, TOKENIZER_FILE, WeightDtype};
 use crate::engine::{Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
+use crate::pages::Pages;
 use crate::quant::{pad_k, pad_n};
 use crate::tokenize::TextTokenizer;
 use crate::weights::{Weights, open_listed, read_at_most};
@@ -121,7 +122,15 @@ impl Model {
     /// # Errors
     /// Whatever is wrong with the bundle, as one sentence that names the file or the tensor; nothing is kept then.
     pub fn open(dir: impl AsRef<Path>, options: &EngineOptions) -> Result<Arc<Self>> {
-        let weights = Weights::open(dir.as_ref())?;
+        Self::open_in(dir, options, Pages::default())
+    }
+
+    /// The same with the weights mapped by the pages that are asked for.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_in(dir: impl AsRef<Path>, options: &EngineOptions, pages: Pages) -> Result<Arc<Self>> {
+        let weights = Weights::open(dir.as_ref(), pages)?;
         let engine = Engine::new(options)?;
         let net = unimodal::Unimodal::resolve(&weights)?;
         let config = weights.config();
@@ -154,6 +163,19 @@ impl Model {
     #[must_use]
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The weights file as it is mapped.
+    #[must_use]
+    pub fn mapped(&self) -> &[u8] {
+        self.weights.map()
+    }
+
+    /// How many bytes of the weights are mapped by huge pages so far; `None` where the system does not say. A page is mapped
+    /// when it is first read.
+    #[must_use]
+    pub fn huge_bytes(&self) -> Option<u64> {
+        self.weights.map().huge_bytes()
     }
 
     pub(crate) fn weights(&self) -> &Weights {

@@ -3,14 +3,16 @@
 //! Bytes are widened to 16 bits and multiplied by `vpmaddwd`, which adds pairs in 32 bits and cannot saturate, as
 //! `vpmaddubsw` does for `255 · 127 · 2`.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
+use std::hint::black_box;
 use std::ops::Range;
 
 use half::f16;
 
 use super::attention::{DotTiles, KvPanels, Queries, instantiate_attention};
 use super::float::Dots;
-use super::{Epilogue, FloatRows, ProductI8, RowsI8, check_matmul_i8, float};
+use super::{Epilogue, FloatRows, PEAK_CHAINS, ProductI8, RowsI8, check_matmul_i8, float, scalar};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k, sum_lanes};
 use crate::threads::Columns;
 
@@ -49,6 +51,60 @@ fn block<const M: usize>(product: &mut ProductI8, i: usize, group: usize) {
     for (r, sums) in sums.into_iter().enumerate() {
         product.store(i + r, group, sums);
     }
+}
+
+/// See [`super::scalar::checksum`].
+#[target_feature(enable = "avx2")]
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
+    let (lines, tail) = bytes.as_chunks::<256>();
+    let mut acc = [_mm256_setzero_si256(); 256 / 32];
+    for line in lines {
+        for (acc, bytes) in acc.iter_mut().zip(line.as_chunks::<32>().0) {
+            // SAFETY: `bytes` is 32 bytes.
+            *acc = _mm256_xor_si256(*acc, unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) });
+        }
+    }
+    let mut words = [0; 256];
+    for (acc, bytes) in acc.into_iter().zip(words.as_chunks_mut::<32>().0) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), acc) };
+    }
+    scalar::checksum(&words) ^ scalar::checksum(tail)
+}
+
+/// See [`super::scalar::peak_i8`]. The bytes are widened already; 16 products for each pair of instructions.
+#[target_feature(enable = "avx2")]
+pub(super) fn peak_i8(rounds: u64) -> u64 {
+    let [x, y] = [_mm256_set1_epi16(3), _mm256_set1_epi16(1)];
+    let mut acc = [_mm256_setzero_si256(); PEAK_CHAINS];
+    for _ in 0..rounds {
+        for acc in &mut acc {
+            *acc = madd(*acc, x, y);
+        }
+    }
+    black_box(acc);
+    rounds * (PEAK_CHAINS * 16) as u64
+}
+
+/// `acc[i] + x[2i] · y[2i] + x[2i + 1] · y[2i + 1]`, `vpmaddwd` and `vpaddd`.
+///
+/// Inline asm because the compiler would multiply the same numbers only once.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn madd(mut acc: __m256i, x: __m256i, y: __m256i) -> __m256i {
+    // SAFETY: register-only instructions; AVX2 is enabled on this function.
+    unsafe {
+        asm!(
+            "vpmaddwd {product}, {x}, {y}",
+            "vpaddd {acc}, {acc}, {product}",
+            acc = inout(ymm_reg) acc,
+            product = out(ymm_reg) _,
+            x = in(ymm_reg) x,
+            y = in(ymm_reg) y,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    acc
 }
 
 impl DotTiles for Avx2 {

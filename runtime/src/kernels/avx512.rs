@@ -7,12 +7,13 @@
 //! so that a thread reads one ascending range of memory, with as many accumulators for every row as hide the latency.
 
 use core::arch::x86_64::*;
+use std::hint::black_box;
 use std::ops::Range;
 
 use half::f16;
 
 use super::float::Dots;
-use super::{Epilogue, FloatRows, ProductI8, RowsI8, check_matmul_i8, float};
+use super::{Epilogue, FloatRows, PEAK_CHAINS, ProductI8, RowsI8, check_matmul_i8, float, scalar};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k};
 use crate::threads::Columns;
 
@@ -50,6 +51,40 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epi
         2 => product.panel::<2>(m, group),
         _ => {}
     }
+}
+
+/// See [`super::scalar::checksum`].
+#[target_feature(enable = "avx512f")]
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
+    let (lines, tail) = bytes.as_chunks::<256>();
+    let mut acc = [_mm512_setzero_si512(); 256 / 64];
+    for line in lines {
+        for (acc, bytes) in acc.iter_mut().zip(line.as_chunks::<64>().0) {
+            // SAFETY: `bytes` is 64 bytes.
+            *acc = _mm512_xor_si512(*acc, unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) });
+        }
+    }
+    let mut words = [0; 256];
+    for (acc, bytes) in acc.into_iter().zip(words.as_chunks_mut::<64>().0) {
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), acc) };
+    }
+    scalar::checksum(&words) ^ scalar::checksum(tail)
+}
+
+/// See [`super::scalar::peak_i8`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn peak_i8(rounds: u64) -> u64 {
+    let [x, y] = black_box([_mm512_set1_epi8(3), _mm512_set1_epi8(1)]);
+    // Behind a black box they may differ, so the compiler cannot make one sum of them all.
+    let mut acc = black_box([_mm512_setzero_si512(); PEAK_CHAINS]);
+    for _ in 0..rounds {
+        for acc in &mut acc {
+            *acc = _mm512_dpbusd_epi32(*acc, x, y);
+        }
+    }
+    black_box(acc);
+    rounds * (PEAK_CHAINS * TILE) as u64
 }
 
 impl ProductI8<'_> {

@@ -48,6 +48,10 @@ pub struct Kernels {
     pub scores_f32: fn(&[f32], &[f32], &mut [f32]),
     /// Adds up to 16 weighted values in floats: `p [keys]`, `v [keys, head_dim]`, out `[head_dim]`, accumulated.
     pub weighted_sum_f32: fn(&[f32], &[f32], &mut [f32]),
+    /// Reads memory and does little else: the exclusive or of its little-endian words of eight bytes. See [`crate::limits`].
+    pub checksum: fn(&[u8]) -> u64,
+    /// Keeps the set's INT8 instruction busy for so many rounds; returns the multiply-accumulates done. See [`crate::limits`].
+    pub peak_i8: fn(u64) -> u64,
 }
 
 /// The set of a module whose functions need features that have just been detected.
@@ -68,6 +72,8 @@ macro_rules! detected_set {
             weighted_sum_i8(p, scale, kv, out),
             scores_f32(q, k, out),
             weighted_sum_f32(p, v, out),
+            checksum(bytes),
+            peak_i8(rounds),
         )
     };
     (@ $name:literal, $module:ident, $($kernel:ident($($argument:ident),*),)*) => {
@@ -99,6 +105,8 @@ impl Kernels {
         weighted_sum_i8: scalar::weighted_sum_i8,
         scores_f32: scalar::scores_f32,
         weighted_sum_f32: scalar::weighted_sum_f32,
+        checksum: scalar::checksum,
+        peak_i8: scalar::peak_i8,
     };
 
     /// Turns quantised rows, in place, into the left operand of `matmul_i8` or `scores_i8`: once, where they are made, instead of in

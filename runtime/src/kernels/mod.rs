@@ -11,6 +11,8 @@
 //! | `rope_f32` | rotates the pairs `(i, i + head_dim/2)` | queries and keys |
 //! | `scores_i8`, `softmax_u14`, `weighted_sum_i8` | `q · kᵀ`, `e^(s − max)` in 14 bits, `Σ p · v` over 16-token panels | attention |
 //! | `scores_f32`, `weighted_sum_f32` | one query · up to 16 keys, `out += Σ p · v` | attention of float bundles |
+//! | `checksum` | exclusive or of all bytes | [`crate::limits`] |
+//! | `peak_i8` | nothing but the set's INT8 instruction | [`crate::limits`] |
 //!
 //! Integer kernels of all sets agree bit for bit because integers do; the float ones because every set is
 //! compiled from the bodies in `float.rs`, whose order of operations is that of [`crate::quant`].
@@ -49,6 +51,9 @@ pub use dispatch::{Kernels, kernels};
 
 /// Keys or values that one attention kernel call takes at most: the block of the KV arena.
 pub const KV_BLOCK: usize = 16;
+
+/// Sums that `peak_i8` has in progress: enough to hide the latency of one (4 or 5 cycles, two or three begun in each).
+const PEAK_CHAINS: usize = 12;
 
 /// Activations of `m` tokens, quantised.
 #[derive(Clone, Copy, Debug)]

@@ -5,13 +5,14 @@
 
 use core::arch::aarch64::*;
 use core::arch::asm;
+use std::hint::black_box;
 use std::ops::Range;
 
 use half::f16;
 
 use super::attention::{DotTiles, KvPanels, Queries, instantiate_attention};
 use super::float::{Dots, Widen};
-use super::{Epilogue, FloatRows, ProductI8, RowsI8, check_matmul_i8, float};
+use super::{Epilogue, FloatRows, PEAK_CHAINS, ProductI8, RowsI8, check_matmul_i8, float, scalar};
 use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k, sum_lanes};
 use crate::threads::Columns;
 
@@ -50,6 +51,60 @@ fn block<const M: usize>(product: &mut ProductI8, i: usize, group: usize) {
     for (r, sums) in sums.into_iter().enumerate() {
         product.store(i + r, group, sums);
     }
+}
+
+/// See [`super::scalar::checksum`].
+#[target_feature(enable = "neon")]
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
+    let (lines, tail) = bytes.as_chunks::<256>();
+    let mut acc = [vdupq_n_u8(0); 256 / 16];
+    for line in lines {
+        for (acc, bytes) in acc.iter_mut().zip(line.as_chunks::<16>().0) {
+            // SAFETY: `bytes` is 16 bytes.
+            *acc = veorq_u8(*acc, unsafe { vld1q_u8(bytes.as_ptr()) });
+        }
+    }
+    let mut words = [0; 256];
+    for (acc, bytes) in acc.into_iter().zip(words.as_chunks_mut::<16>().0) {
+        // SAFETY: as above.
+        unsafe { vst1q_u8(bytes.as_mut_ptr(), acc) };
+    }
+    scalar::checksum(&words) ^ scalar::checksum(tail)
+}
+
+/// See [`super::scalar::peak_i8`]. Eight products for each pair of instructions.
+#[target_feature(enable = "neon")]
+pub(super) fn peak_i8(rounds: u64) -> u64 {
+    let [x, y] = [vdup_n_s8(3), vdup_n_s8(1)];
+    let mut acc = [vdupq_n_s32(0); PEAK_CHAINS];
+    for _ in 0..rounds {
+        for acc in &mut acc {
+            *acc = smull_sadalp(*acc, x, y);
+        }
+    }
+    black_box(acc);
+    rounds * (PEAK_CHAINS * 8) as u64
+}
+
+/// `acc[i] + x[2i] · y[2i] + x[2i + 1] · y[2i + 1]`, `smull` and `sadalp`.
+///
+/// Inline asm because the compiler would multiply the same numbers only once.
+#[inline]
+#[target_feature(enable = "neon")]
+fn smull_sadalp(mut acc: int32x4_t, x: int8x8_t, y: int8x8_t) -> int32x4_t {
+    // SAFETY: register-only instructions, which every 64-bit Arm has.
+    unsafe {
+        asm!(
+            "smull {product:v}.8h, {x:v}.8b, {y:v}.8b",
+            "sadalp {acc:v}.4s, {product:v}.8h",
+            acc = inout(vreg) acc,
+            product = out(vreg) _,
+            x = in(vreg) x,
+            y = in(vreg) y,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    acc
 }
 
 impl DotTiles for Neon {

@@ -5,14 +5,15 @@
 
 use core::arch::aarch64::*;
 use core::arch::asm;
+use std::hint::black_box;
 use std::ops::Range;
 
 use super::attention::{DotTiles, KvPanels, Queries, instantiate_attention};
 pub(super) use super::neon::{
-    UNSIGNED_OPERANDS, matmul_f16, matmul_f32, quantise_row, rms_norm_f32, rope_f32, scores_f32, silu_f32,
-    silu_mul_f32, softmax_f32, softmax_u14, weighted_sum_f32,
+    UNSIGNED_OPERANDS, checksum, matmul_f16, matmul_f32, quantise_row, rms_norm_f32, rope_f32, scores_f32,
+    silu_f32, silu_mul_f32, softmax_f32, softmax_u14, weighted_sum_f32,
 };
-use super::{Epilogue, ProductI8, RowsI8, check_matmul_i8};
+use super::{Epilogue, PEAK_CHAINS, ProductI8, RowsI8, check_matmul_i8};
 use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, pad_k};
 use crate::threads::Columns;
 
@@ -46,6 +47,21 @@ pub(super) fn block<const M: usize>(product: &mut ProductI8, i: usize, group: us
     for (r, sums) in sums.into_iter().enumerate() {
         product.store(i + r, group, sums);
     }
+}
+
+/// See [`super::scalar::peak_i8`].
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn peak_i8(rounds: u64) -> u64 {
+    let [w, x] = black_box([vdupq_n_s8(3), vdupq_n_s8(1)]);
+    // Behind a black box they may differ, so the compiler cannot make one sum of them all.
+    let mut acc = black_box([vdupq_n_s32(0); PEAK_CHAINS]);
+    for _ in 0..rounds {
+        for acc in &mut acc {
+            *acc = sdot_quad::<0>(acc, w, x);
+        }
+    }
+    black_box(acc);
+    rounds * (PEAK_CHAINS * 16) as u64
 }
 
 /// Four output rows of a tile and four activations in one instruction.

@@ -5,14 +5,15 @@
 
 use core::arch::aarch64::*;
 use core::arch::asm;
+use std::hint::black_box;
 use std::ops::Range;
 
 use super::neon_dotprod;
 pub(super) use super::neon_dotprod::{
-    UNSIGNED_OPERANDS, matmul_f16, matmul_f32, quantise_row, rms_norm_f32, rope_f32, scores_f32, scores_i8,
-    silu_f32, silu_mul_f32, softmax_f32, softmax_u14, weighted_sum_f32, weighted_sum_i8,
+    UNSIGNED_OPERANDS, checksum, matmul_f16, matmul_f32, quantise_row, rms_norm_f32, rope_f32, scores_f32,
+    scores_i8, silu_f32, silu_mul_f32, softmax_f32, softmax_u14, weighted_sum_f32, weighted_sum_i8,
 };
-use super::{Epilogue, ProductI8, RowsI8, check_matmul_i8};
+use super::{Epilogue, PEAK_CHAINS, ProductI8, RowsI8, check_matmul_i8};
 use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, pad_k};
 use crate::threads::Columns;
 
@@ -37,6 +38,21 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epi
             neon_dotprod::block::<1>(&mut product, i, group);
         }
     }
+}
+
+/// See [`super::scalar::peak_i8`].
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(super) fn peak_i8(rounds: u64) -> u64 {
+    let [a, b] = black_box([vdupq_n_s8(3), vdupq_n_s8(1)]);
+    // Behind a black box they may differ, so the compiler cannot make one sum of them all.
+    let mut acc = black_box([vdupq_n_s32(0); PEAK_CHAINS]);
+    for _ in 0..rounds {
+        for acc in &mut acc {
+            *acc = smmla(*acc, a, b);
+        }
+    }
+    black_box(acc);
+    rounds * (PEAK_CHAINS * 32) as u64
 }
 
 /// `P` pairs of tokens from `i` on against one group of 16 output rows.

@@ -38,6 +38,20 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epi
     }
 }
 
+/// The exclusive or of the little-endian words of eight bytes: depends on every byte and costs less than reading it. The last word may
+/// lack bytes.
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
+    let (words, tail) = bytes.as_chunks::<8>();
+    let words = words.iter().fold(0, |all, word| all ^ u64::from_le_bytes(*word));
+    tail.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)) ^ words
+}
+
+/// Multiplies and adds bytes in registers, [`super::PEAK_CHAINS`] instructions a round, and nothing else; returns how many
+/// multiply-accumulates that were. Plain code has no instruction for it: none.
+pub(super) fn peak_i8(_rounds: u64) -> u64 {
+    0
+}
+
 /// `Σ a · b` in i32.
 fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
     a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()

@@ -16,7 +16,7 @@ use saccade::session::{Session, SessionOptions, step};
 use serde_json::{Map, Value, json};
 
 use super::first::First;
-use super::{ms, rounded};
+use super::rounded;
 use crate::count::Count;
 
 /// Tokens of the prompts whose prefill is measured.

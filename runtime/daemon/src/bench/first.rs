@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use saccade::config::WEIGHTS_FILE;
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
+use saccade::pages::Pages;
 use saccade::sample::argmax;
 use saccade::session::Session;
 use serde::{Deserialize, Serialize};
@@ -35,8 +36,8 @@ impl First {
     /// What the process itself does.
     pub(super) fn measure(dir: &Path, threads: usize, small_pages: bool) -> anyhow::Result<Self> {
         let start = Instant::now();
-        let pages = if small_pages { saccade::pages::Pages::Small } else { saccade::pages::Pages::Huge };
-        let model = Model::open(dir, &EngineOptions { threads, pages, ..EngineOptions::default() })?;
+        let pages = if small_pages { Pages::Small } else { Pages::Huge };
+        let model = Model::open_in(dir, &EngineOptions { threads, ..EngineOptions::default() }, pages)?;
         let mut session = Session::new(&model, &options(PROMPT, 1))?;
         let mut token = None;
         session.score_begin(&model.config().tasks[0], &[], &mut |logits| token = argmax(logits))?;
@@ -44,7 +45,8 @@ impl First {
         if token.is_none() {
             bail!("the model has no token to say");
         }
-        let huge = model.huge_share();
+        #[allow(clippy::cast_precision_loss, reason = "a share")]
+        let huge = model.huge_bytes().unwrap_or(0) as f64 / model.mapped().len().max(1) as f64;
         let ids = prompt(&model, PROMPT - model.config().task_prefix_len);
         session.begin(&model.config().tasks[0], &ids)?;
         Ok(Self { ms, huge, anon_bytes: anonymous_bytes(), arena_bytes: session.kv_bytes() as u64 })

@@ -320,3 +320,15 @@ fn attention_weights_have_the_same_bits() {
         }
     });
 }
+
+#[test]
+fn checksums_of_every_length_are_those_of_a_plain_loop() {
+    let bytes: Vec<u8> = Random(77).i8s(1100).into_iter().map(|byte| byte as u8).collect();
+    for bytes in (0..=bytes.len()).map(|len| &bytes[..len]) {
+        let mut want = [0; 8];
+        bytes.iter().enumerate().for_each(|(i, byte)| want[i % 8] ^= byte);
+        for set in Kernels::available() {
+            assert_eq!((set.checksum)(bytes), u64::from_le_bytes(want), "{} of {}", set.name, bytes.len());
+        }
+    }
+}
