@@ -27,6 +27,10 @@ pub(super) const UNSIGNED_OPERANDS: bool = true;
 
 /// Rows up to which the weights are streamed group by group.
 const STREAM_ROWS: usize = 8;
+/// Inputs of a stretch: 24 KiB of weights.
+const STRETCH: usize = 512;
+/// Blocks of 8 rows that meet a stretch of weights together.
+const BLOCKS: usize = 12;
 /// Bytes that a stream is asked for ahead of its use: the hardware's own look-ahead ends with each page of 4 KiB.
 const AHEAD: usize = 4096;
 
@@ -34,7 +38,7 @@ const AHEAD: usize = 4096;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epilogue, out: Columns<f32>) {
     let m = check_matmul_i8(x, &w, &rows, epilogue, &out);
-    let mut group = rows.start / TILE_N;
+    let group = rows.start / TILE_N;
     let end = rows.end.div_ceil(TILE_N);
     let mut product = ProductI8 { x, w, rows, epilogue, out };
     if m <= STREAM_ROWS {
@@ -42,14 +46,19 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epi
         return;
     }
     // 8 rows × 3 groups: 24 accumulators, 3 tiles and 1 broadcast in 32 registers.
-    while group + 3 <= end {
-        product.panel::<3>(m, group);
-        group += 3;
-    }
-    match end - group {
-        1 => product.panel::<1>(m, group),
-        2 => product.panel::<2>(m, group),
-        _ => {}
+    let mut sums = [[[_mm512_setzero_si512(); 3]; 8]; BLOCKS];
+    for first in (0..m).step_by(8 * BLOCKS) {
+        let rows = first..m.min(first + 8 * BLOCKS);
+        let mut group = group;
+        while group + 3 <= end {
+            product.panel::<3>(rows.clone(), group, &mut sums);
+            group += 3;
+        }
+        match end - group {
+            1 => product.panel::<1>(rows, group, &mut sums),
+            2 => product.panel::<2>(rows, group, &mut sums),
+            _ => {}
+        }
     }
 }
 
@@ -87,67 +96,76 @@ pub(super) fn peak_i8(rounds: u64) -> u64 {
     rounds * (PEAK_CHAINS * TILE) as u64
 }
 
+/// The sums of a panel so far.
+type Sums = [[[__m512i; 3]; 8]; BLOCKS];
+
 impl ProductI8<'_> {
-    /// All rows against `T` groups of 16 output rows, which come from memory once and stay in the cache meanwhile.
+    /// Some rows against `T` groups of 16 output rows, a stretch of inputs at a time, so that the weights of a stretch stay in the
+    /// first cache while all rows meet them. On the way the next groups are asked for, so that they have come from memory when it is
+    /// their turn.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn panel<const T: usize>(&mut self, m: usize, group: usize) {
-        let whole = m / 8 * 8;
-        for i in (0..whole).step_by(8) {
-            self.block::<8, T, 1>(i, group);
-        }
-        match m - whole {
-            1 => self.block::<1, T, 1>(whole, group),
-            2 => self.block::<2, T, 1>(whole, group),
-            3 => self.block::<3, T, 1>(whole, group),
-            4 => self.block::<4, T, 1>(whole, group),
-            5 => self.block::<5, T, 1>(whole, group),
-            6 => self.block::<6, T, 1>(whole, group),
-            7 => self.block::<7, T, 1>(whole, group),
-            _ => {}
-        }
-    }
-
-    /// At most [`STREAM_ROWS`] rows against one group.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn stream_rows(&mut self, m: usize, group: usize) {
-        match m {
-            1 => self.block::<1, 1, 8>(0, group),
-            2 => self.block::<2, 1, 4>(0, group),
-            3 => self.block::<3, 1, 4>(0, group),
-            4 => self.block::<4, 1, 4>(0, group),
-            5 => self.block::<5, 1, 2>(0, group),
-            6 => self.block::<6, 1, 2>(0, group),
-            7 => self.block::<7, 1, 2>(0, group),
-            8 => self.block::<8, 1, 2>(0, group),
-            _ => {}
+    fn panel<const T: usize>(&mut self, rows: Range<usize>, group: usize, sums: &mut Sums) {
+        let k_pad = pad_k(self.w.k);
+        // Beyond this call's outputs too: the next call goes on where this one ends, often enough.
+        let next = &self.w.tiles[(group + T) * TILE_N * k_pad..];
+        let next = &next[..next.len().min(T * TILE_N * k_pad)];
+        let parts = k_pad.div_ceil(STRETCH) * rows.len().div_ceil(8);
+        let mut ahead = next.chunks(next.len().div_ceil(parts).max(1));
+        for first in (0..k_pad).step_by(STRETCH) {
+            let inputs = first..k_pad.min(first + STRETCH);
+            for (i, sums) in rows.clone().step_by(8).zip(sums.iter_mut()) {
+                let (inputs, ahead) = (inputs.clone(), ahead.next().unwrap_or_default());
+                match rows.end - i {
+                    1 => self.block::<1, T>(i, group, inputs, ahead, sums),
+                    2 => self.block::<2, T>(i, group, inputs, ahead, sums),
+                    3 => self.block::<3, T>(i, group, inputs, ahead, sums),
+                    4 => self.block::<4, T>(i, group, inputs, ahead, sums),
+                    5 => self.block::<5, T>(i, group, inputs, ahead, sums),
+                    6 => self.block::<6, T>(i, group, inputs, ahead, sums),
+                    7 => self.block::<7, T>(i, group, inputs, ahead, sums),
+                    _ => self.block::<8, T>(i, group, inputs, ahead, sums),
+                }
+            }
         }
     }
 
-    /// `M` rows from `i` on against `T` groups of 16 output rows from `group` on, in `U` accumulators for each, a divisor of 8.
+    /// `M` rows from `i` on against `T` groups, over some inputs, a multiple of 32. The sums begin with the first inputs and go to
+    /// the outputs with the last ones.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn block<const M: usize, const T: usize, const U: usize>(&mut self, i: usize, group: usize) {
+    fn block<const M: usize, const T: usize>(
+        &mut self,
+        i: usize,
+        group: usize,
+        inputs: Range<usize>,
+        ahead: &[i8],
+        sums: &mut [[__m512i; 3]; 8],
+    ) {
         let k_pad = pad_k(self.w.k);
         let tokens = &self.x.q[i * k_pad..][..M * k_pad];
         let tiles = &self.w.tiles[group * TILE_N * k_pad..][..T * TILE_N * k_pad];
-        let zero = _mm512_setzero_si512();
-        let mut acc = [[[zero; T]; M]; U];
-        acc[0] = [std::array::from_fn(|t| {
-            let lanes = Lanes::of(group + t, 0..self.w.n);
-            _mm512_sub_epi32(zero, _mm512_slli_epi32::<7>(lanes.load_i32(self.w.sum)))
-        }); M];
-        // `k_pad` is a multiple of 32: of eight quads.
-        for step in (0..k_pad / TILE_K).step_by(U) {
-            for (u, acc) in acc.iter_mut().enumerate() {
-                let quad = step + u;
-                let mut weights = [zero; T];
+        assert!(inputs.end <= k_pad);
+        let mut acc = [[_mm512_setzero_si512(); T]; M];
+        if inputs.start == 0 {
+            acc = [std::array::from_fn(|t| self.start(group + t)); M];
+        } else {
+            for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                acc.copy_from_slice(&sums[..T]);
+            }
+        }
+        let steps = inputs.len() / 32;
+        let lines = ahead.len().div_ceil(TILE).div_ceil(steps);
+        for step in 0..steps {
+            for line in 0..lines {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.as_ptr().wrapping_add((step * lines + line) * TILE));
+            }
+            for quad in 0..8 {
+                let quad = inputs.start / TILE_K + 8 * step + quad;
+                let mut weights = [_mm512_setzero_si512(); T];
                 for (t, w) in weights.iter_mut().enumerate() {
                     // SAFETY: `quad < k_pad/4` and `tiles` holds T · k_pad/4 tiles of 64 bytes; loads are unaligned ones.
-                    let at = unsafe { tiles.as_ptr().add(t * TILE_N * k_pad + quad * TILE) };
-                    if U > 1 {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD));
-                    }
-                    // SAFETY: as above.
-                    *w = unsafe { _mm512_loadu_si512(at.cast()) };
+                    *w = unsafe {
+                        _mm512_loadu_si512(tiles.as_ptr().add(t * TILE_N * k_pad + quad * TILE).cast())
+                    };
                 }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     // SAFETY: `tokens` holds M rows of k_pad bytes, and four from `4 · quad` on are inside one.
@@ -161,33 +179,112 @@ impl ProductI8<'_> {
                 }
             }
         }
-        for r in 0..M {
-            for t in 0..T {
-                let sum = acc.iter().fold(zero, |sum, acc| _mm512_add_epi32(sum, acc[r][t]));
-                self.store_register(i + r, group + t, sum);
+        if inputs.end < k_pad {
+            for (acc, sums) in acc.iter().zip(sums) {
+                sums[..T].copy_from_slice(acc);
             }
+        } else {
+            self.store_registers(i, group, acc);
         }
     }
 
-    /// [`ProductI8::store`] from a register.
+    /// What the sums of a group begin with.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn store_register(&mut self, i: usize, group: usize, acc: __m512i) {
-        let lanes = Lanes::of(group, self.rows.clone());
-        let scale = _mm512_mul_ps(_mm512_set1_ps(self.x.scale[i]), lanes.load(self.w.scale));
-        let mut y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale);
-        let part = i % self.x.parts;
-        if let Some(bias) = self.epilogue.bias.filter(|_| part == 0) {
-            y = _mm512_add_ps(y, lanes.load(bias));
+    fn start(&self, group: usize) -> __m512i {
+        let sum = Lanes::of(group, 0..self.w.n).load_i32(self.w.sum);
+        _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<7>(sum))
+    }
+
+    /// At most [`STREAM_ROWS`] rows against one group.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn stream_rows(&mut self, m: usize, group: usize) {
+        match m {
+            1 => self.stream::<1, 8>(group),
+            2 => self.stream::<2, 4>(group),
+            3 => self.stream::<3, 4>(group),
+            4 => self.stream::<4, 4>(group),
+            5 => self.stream::<5, 2>(group),
+            6 => self.stream::<6, 2>(group),
+            7 => self.stream::<7, 2>(group),
+            8 => self.stream::<8, 2>(group),
+            _ => {}
         }
-        let row = self.out.row(i / self.x.parts);
-        let at = row.as_mut_ptr().wrapping_add(lanes.first).wrapping_sub(self.rows.start);
-        if part > 0 || self.epilogue.residual {
-            // SAFETY: as below; masked lanes are not read.
-            y = _mm512_add_ps(unsafe { _mm512_maskz_loadu_ps(lanes.mask, at) }, y);
+    }
+
+    /// `M` rows against one group, with `U` accumulators a row, a divisor of 8.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn stream<const M: usize, const U: usize>(&mut self, group: usize) {
+        let k_pad = pad_k(self.w.k);
+        let tokens = &self.x.q[..M * k_pad];
+        let tiles = &self.w.tiles[group * TILE_N * k_pad..][..TILE_N * k_pad];
+        let zero = _mm512_setzero_si512();
+        let mut acc = [[zero; M]; U];
+        acc[0] = [self.start(group); M];
+        for step in (0..k_pad / TILE_K).step_by(U) {
+            for (u, acc) in acc.iter_mut().enumerate() {
+                let quad = step + u;
+                // SAFETY: `quad < k_pad/4`, a multiple of 8, and `tiles` holds as many tiles of 64 bytes.
+                let at = unsafe { tiles.as_ptr().add(quad * TILE) };
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD));
+                // SAFETY: as above; loads are unaligned ones.
+                let weights = unsafe { _mm512_loadu_si512(at.cast()) };
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    // SAFETY: `tokens` holds M rows of k_pad bytes, and four from `4 · quad` on are inside one.
+                    let x = unsafe {
+                        tokens.as_ptr().add(r * k_pad + quad * TILE_K).cast::<i32>().read_unaligned()
+                    };
+                    *acc = _mm512_dpbusd_epi32(*acc, _mm512_set1_epi32(x), weights);
+                }
+            }
         }
-        // SAFETY: only lanes of outputs within `rows` are written, and output `n` lies at `row[n − rows.start]`.
-        unsafe { _mm512_mask_storeu_ps(at, lanes.mask, y) };
+        let sum = |r: usize| acc.iter().fold(zero, |sum, acc| _mm512_add_epi32(sum, acc[r]));
+        self.store_registers(0, group, std::array::from_fn::<_, M, _>(|r| [sum(r)]));
+    }
+
+    /// [`ProductI8::store`] from registers: `M` rows from `i` on of `T` groups.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn store_registers<const M: usize, const T: usize>(
+        &mut self,
+        i: usize,
+        group: usize,
+        acc: [[__m512i; T]; M],
+    ) {
+        let lanes: [_; T] = std::array::from_fn(|t| Lanes::of(group + t, self.rows.clone()));
+        let mut scale = [_mm512_setzero_ps(); T];
+        let mut bias = [_mm512_setzero_ps(); T];
+        for (t, lanes) in lanes.into_iter().enumerate() {
+            scale[t] = lanes.load(self.w.scale);
+            if let Some(of_all) = self.epilogue.bias {
+                bias[t] = lanes.load(of_all);
+            }
+        }
+        let (mut token, mut part) = match self.x.parts {
+            1 => (i, 0),
+            parts => (i / parts, i % parts),
+        };
+        for (acc, &x_scale) in acc.iter().zip(&self.x.scale[i..]) {
+            let x_scale = _mm512_set1_ps(x_scale);
+            let row = self.out.row(token).as_mut_ptr();
+            for t in 0..T {
+                let mut y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[t]), _mm512_mul_ps(x_scale, scale[t]));
+                if part == 0 && self.epilogue.bias.is_some() {
+                    y = _mm512_add_ps(y, bias[t]);
+                }
+                let at = row.wrapping_add(lanes[t].first).wrapping_sub(self.rows.start);
+                if part > 0 || self.epilogue.residual {
+                    // SAFETY: as below; masked lanes are not read.
+                    y = _mm512_add_ps(unsafe { _mm512_maskz_loadu_ps(lanes[t].mask, at) }, y);
+                }
+                // SAFETY: only lanes of outputs within `rows` are written, and output `n` lies at `row[n − rows.start]`.
+                unsafe { _mm512_mask_storeu_ps(at, lanes[t].mask, y) };
+            }
+            part += 1;
+            if part == self.x.parts {
+                (token, part) = (token + 1, 0);
+            }
+        }
     }
 }
 

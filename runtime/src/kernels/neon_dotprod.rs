@@ -57,7 +57,7 @@ pub(super) fn peak_i8(rounds: u64) -> u64 {
     let mut acc = black_box([vdupq_n_s32(0); PEAK_CHAINS]);
     for _ in 0..rounds {
         for acc in &mut acc {
-            *acc = sdot_quad::<0>(acc, w, x);
+            *acc = sdot_quad::<0>(*acc, w, x);
         }
     }
     black_box(acc);
