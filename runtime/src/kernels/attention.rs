@@ -185,7 +185,7 @@ pub(super) fn weighted(high: i32, low: i32, scale: f32) -> f32 {
     (high as f32 * 128.0 + low as f32) * scale
 }
 
-/// Stamps the two products into a kernel set, given its [`DotTiles`].
+/// Stamps attention into a kernel set, given its [`DotTiles`].
 macro_rules! instantiate_attention {
     ($dots:ty, $(#[$attribute:meta])*) => {
         /// See [`super::scalar::scores_i8`].
@@ -193,6 +193,12 @@ macro_rules! instantiate_attention {
         pub(super) fn scores_i8(q: Queries, kv: KvPanels, out: &mut [f32], stride: usize) {
             // SAFETY: the features of the set's own dot product are enabled here.
             unsafe { super::attention::scores::<$dots>(q, kv, out, stride) }
+        }
+
+        /// See [`super::float::softmax_u14`].
+        $(#[$attribute])*
+        pub(super) fn softmax_u14(s: &mut [f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
+            super::float::softmax_u14(s, v_scale, c, p)
         }
 
         /// See [`super::scalar::weighted_sum_i8`].

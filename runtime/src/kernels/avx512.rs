@@ -18,7 +18,7 @@ use crate::quant::{LANES, TILE, TILE_K, TILE_N, TilesI8, pad_k};
 use crate::threads::Columns;
 
 mod attention;
-pub(super) use attention::{scores_i8, weighted_sum_i8};
+pub(super) use attention::{scores_i8, softmax_u14, weighted_sum_i8};
 
 float::instantiate! { #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] }
 

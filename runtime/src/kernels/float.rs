@@ -46,10 +46,6 @@ macro_rules! instantiate {
         pub(super) fn weighted_sum_f32(p: &[f32], v: &[f32], out: &mut [f32]) {
             super::float::weighted_sum(p, v, out);
         }
-        $(#[$attribute])*
-        pub(super) fn softmax_u14(s: &mut [f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
-            super::float::softmax_u14(s, v_scale, c, p)
-        }
     };
 }
 pub(super) use instantiate;

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::attention::{DotTiles, KvPanels, Queries, instantiate_attention};
 pub(super) use super::neon::{
     UNSIGNED_OPERANDS, checksum, matmul_f16, matmul_f32, quantise_row, rms_norm_f32, rope_f32, scores_f32,
-    silu_f32, silu_mul_f32, softmax_f32, softmax_u14, weighted_sum_f32,
+    silu_f32, silu_mul_f32, softmax_f32, weighted_sum_f32,
 };
 use super::{Epilogue, PEAK_CHAINS, ProductI8, RowsI8, check_matmul_i8};
 use crate::quant::{TILE, TILE_K, TILE_N, TilesI8, pad_k};

@@ -129,3 +129,23 @@ fn every_half_widens_exactly() {
         assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{bits:#06x}");
     }
 }
+
+#[test]
+fn powers_of_two_against_f64() {
+    for i in -126_000..=126_000 {
+        let x = i as f32 / 1000.0;
+        let (found, want) = (f64::from(exp2_f32(x)), f64::from(x).exp2());
+        assert!(((found - want) / want).abs() < 2.5e-7, "2^{x}: {found} for {want}");
+    }
+    assert_eq!([exp2_f32(-1e9), exp2_f32(f32::NEG_INFINITY)], [exp2_f32(-126.0); 2]);
+    assert_eq!([exp2_f32(127.6), exp2_f32(1e30), exp2_f32(f32::INFINITY)], [f32::INFINITY; 3]);
+    for payload in [0x7fc0_0000, 0x7fc0_00ff, 0xffff_ffff, 0x7f80_0001] {
+        assert!(exp2_f32(f32::from_bits(payload)).is_nan(), "{payload:x}");
+    }
+    for i in -16_000..=16_000 {
+        let x = i as f32 / 1000.0;
+        let (found, want) = (f64::from(silu(x)), f64::from(x) / (1.0 + (-f64::from(x)).exp()));
+        assert!((found - want).abs() <= 1.2e-6 * want.abs(), "silu({x}): {found} for {want}");
+    }
+    assert!(silu(f32::NAN).is_nan() && silu(-200.0).abs() < 1e-30 && silu(200.0) == 200.0);
+}

@@ -1,11 +1,11 @@
-//! The two products of attention: the loops of the linear layer with panels for groups.
+//! Attention: the loops of the linear layer with panels for groups, and the softmax between them.
 
 use core::arch::x86_64::*;
 
 use super::super::KV_BLOCK;
 use super::super::attention::{KvPanels, Queries, check_scores_i8, check_weighted_sum_i8};
 use super::Lanes;
-use crate::quant::{TILE, TILE_K, TILE_N, pad_k};
+use crate::quant::{EXP2, LANES, TILE, TILE_K, TILE_N, pad_k};
 
 /// See [`super::super::scalar::scores_i8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -94,6 +94,59 @@ fn scores_block<const M: usize, const T: usize>(
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), s) };
         }
     }
+}
+
+/// See [`super::super::float::softmax_u14`]: the same operations, with the sum and the largest score in registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(in crate::kernels) fn softmax_u14(s: &mut [f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
+    let keys = s.len();
+    assert!(keys.is_multiple_of(LANES) && v_scale.len() == keys && p.len() == 2 * keys, "weights of {keys}");
+    let (s, v_scale) = (s.as_chunks::<LANES>().0, v_scale.as_chunks::<LANES>().0);
+    let (high, low) = p.split_at_mut(keys);
+    // SAFETY: a chunk is as long as a register.
+    let load = |chunk: &[f32; LANES]| unsafe { _mm512_loadu_ps(chunk.as_ptr()) };
+    // Of a NaN and a number `vmaxps` gives its second operand: NaN is passed over.
+    let mut largest = [_mm512_set1_ps(f32::NEG_INFINITY); 4];
+    for s in s.chunks(4) {
+        for (largest, s) in largest.iter_mut().zip(s) {
+            *largest = _mm512_max_ps(load(s), *largest);
+        }
+    }
+    let [a, b, c0, d] = largest;
+    let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c0, d)));
+    let (max, c, seven) = (_mm512_set1_ps(max), _mm512_set1_ps(c), _mm512_set1_epi32(127));
+    let mut sum = _mm512_setzero_ps();
+    let parts = high.as_chunks_mut::<LANES>().0.iter_mut().zip(low.as_chunks_mut::<LANES>().0);
+    for ((s, v), (high, low)) in s.iter().zip(v_scale).zip(parts) {
+        let e = exp2(_mm512_sub_ps(load(s), max));
+        sum = _mm512_add_ps(sum, e);
+        let t = _mm512_mul_ps(_mm512_mul_ps(e, load(v)), c);
+        let t = _mm512_castps_si512(_mm512_add_ps(t, _mm512_set1_ps(8_388_608.0)));
+        let tops = _mm512_cvtepi32_epi8(_mm512_and_si512(_mm512_srli_epi32::<7>(t), seven));
+        let rest = _mm512_cvtepi32_epi8(_mm512_and_si512(t, seven));
+        // SAFETY: both are 16 bytes.
+        unsafe { _mm_storeu_si128(high.as_mut_ptr().cast(), tops) };
+        // SAFETY: as above.
+        unsafe { _mm_storeu_si128(low.as_mut_ptr().cast(), rest) };
+    }
+    super::sum_register(sum)
+}
+
+/// [`crate::quant::exp2_f32`] of a register.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn exp2(x: __m512) -> __m512 {
+    let round = _mm512_set1_ps(12_582_912.0);
+    let x = _mm512_min_ps(_mm512_set1_ps(128.0), _mm512_max_ps(_mm512_set1_ps(-126.0), x));
+    let shifted = _mm512_add_ps(x, round);
+    let r = _mm512_sub_ps(x, _mm512_sub_ps(shifted, round));
+    let mut p = _mm512_set1_ps(EXP2[0]);
+    for &c in &EXP2[1..] {
+        p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(c));
+    }
+    let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+    let one = _mm512_castps_si512(_mm512_set1_ps(1.0));
+    _mm512_mul_ps(p, _mm512_castsi512_ps(_mm512_add_epi32(exponent, one)))
 }
 
 /// See [`super::super::scalar::weighted_sum_i8`]. The weights are unsigned, so nothing has to be corrected here.
