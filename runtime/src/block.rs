@@ -250,24 +250,23 @@ impl Block {
         let (e, w, c) = (net.engine, net.weights, net.config);
         let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let (q_norm, k_norm) = (self.q_norm.get(w), self.k_norm.get(w));
+        let of_rows = &*sequences;
+        e.for_each_row((q, heads), (&mut *k, kvs), &|row, q, k| {
+            e.rms_norm_inplace(q, q_norm, c.norm_eps);
+            e.rms_norm_inplace(k, k_norm, c.norm_eps);
+            let mut first = 0;
+            let sequence = of_rows.iter().find(|sequence| {
+                first += sequence.rows;
+                row < first
+            });
+            let sequence = sequence.expect("every row is of a sequence");
+            net.rope.rotate(e, k, sequence.offset + row + sequence.rows - first);
+        });
         let mut first = 0;
         for Sequence { kv, rows, offset, own, .. } in sequences {
-            let rows = first..first + *rows;
-            let (q, k) =
-                (&mut q[rows.start * heads..rows.end * heads], &mut k[rows.start * kvs..rows.end * kvs]);
-            e.for_each_row((q, heads), (&mut *k, kvs), &|row, q, k| {
-                e.rms_norm_inplace(q, q_norm, c.norm_eps);
-                e.rms_norm_inplace(k, k_norm, c.norm_eps);
-                net.rope.rotate(e, k, *offset + row);
-            });
-            kv.write(
-                e,
-                layer,
-                (s.blocks_of(kv, &own.chain), *offset),
-                k,
-                &v[rows.start * kvs..rows.end * kvs],
-            );
-            first = rows.end;
+            let rows = first * kvs..(first + *rows) * kvs;
+            first = rows.end / kvs;
+            kv.write(e, layer, (s.blocks_of(kv, &own.chain), *offset), &k[rows.clone()], &v[rows]);
         }
     }
 }

@@ -3,16 +3,16 @@
 /// Index of the largest logit; of equals, the first. `None` if any is NaN or all are −∞.
 #[must_use]
 pub fn argmax(logits: &[f32]) -> Option<usize> {
-    let mut best: Option<(usize, f32)> = None;
-    for (at, &logit) in logits.iter().enumerate() {
-        if logit.is_nan() {
-            return None;
-        }
-        if logit > best.map_or(f32::NEG_INFINITY, |(_, b)| b) {
-            best = Some((at, logit));
-        }
+    // In chunks without branches, which the compiler turns into vectors: a vocabulary is long.
+    let (mut nan, mut largest) = (false, f32::NEG_INFINITY);
+    for chunk in logits.chunks(64) {
+        nan |= chunk.iter().fold(false, |nan, x| nan | x.is_nan());
+        largest = chunk.iter().fold(largest, |a, &b| if b > a { b } else { a });
     }
-    best.map(|(at, _)| at)
+    if nan || largest == f32::NEG_INFINITY {
+        return None;
+    }
+    logits.iter().position(|&x| x == largest)
 }
 
 /// How tokens are drawn. The default is greedy.

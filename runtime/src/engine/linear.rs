@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use half::f16;
 
-use super::{Engine, PARALLEL_VALUES, ROW_BLOCK};
+use super::Engine;
 use crate::kernels::{Epilogue, FloatRows, Kernels, RowsI8};
 use crate::quant::{TILE_N, TilesI8, f16_to_f32, pad_k};
 use crate::threads::Columns;
@@ -189,16 +189,16 @@ impl Engine {
         let m = len / k;
         let Activations { loaded: a, rows, .. } = a;
         (a.m, a.k, a.parts) = (m, k, w.parts());
-        let block = if len < PARALLEL_VALUES { m } else { ROW_BLOCK };
+        let block = self.row_block(m, len);
         let Some(parts) = a.parts else {
-            let x = (&mut a.x[..len], block.max(1) * k);
+            let x = (&mut a.x[..len], block * k);
             self.pool.for_each_piece(x, (&mut [(); 0], 0), rows, &|i, x, _, _| {
                 x.chunks_exact_mut(k).enumerate().for_each(|(r, row)| write(i * block + r, row));
             });
             return;
         };
         let row_len = parts * pad_k(k);
-        let q = (&mut a.q[..m * row_len], block.max(1) * row_len);
+        let q = (&mut a.q[..m * row_len], block * row_len);
         let scale = (&mut a.scale[..m * parts], block * parts);
         self.pool.for_each_piece(q, scale, rows, &|i, q, scale, row| {
             let row = &mut row[..k];

@@ -14,8 +14,8 @@ use crate::threads::Pool;
 mod linear;
 
 /// Passes over fewer values stay on one thread.
-pub(crate) const PARALLEL_VALUES: usize = 16 << 10;
-/// Rows that a thread takes at a time.
+pub(crate) const PARALLEL_VALUES: usize = 4 << 10;
+/// Most rows that a thread takes at a time.
 const ROW_BLOCK: usize = 8;
 
 pub use linear::{ActivationKinds, Activations, Linear};
@@ -105,6 +105,12 @@ impl Engine {
         self.linear_nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// How many rows a thread takes at a time of `rows` with so many values.
+    fn row_block(&self, rows: usize, values: usize) -> usize {
+        let block = if values < PARALLEL_VALUES { rows } else { (rows / (2 * self.threads())).min(ROW_BLOCK) };
+        block.max(1)
+    }
+
     /// A scratch of nothing for each thread, which takes no memory.
     fn nothings(&self) -> Vec<()> {
         vec![(); self.threads()]
@@ -130,7 +136,7 @@ impl Engine {
         f: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
     ) {
         assert_eq!(a.len() / a_len, b.len() / b_len, "as many rows");
-        let block = if a.len() + b.len() < PARALLEL_VALUES { a.len() / a_len } else { ROW_BLOCK }.max(1);
+        let block = self.row_block(a.len() / a_len, a.len() + b.len());
         self.for_each_pair((a, block * a_len), (b, block * b_len), &|i, a, b| {
             for (r, (a, b)) in a.chunks_exact_mut(a_len).zip(b.chunks_exact_mut(b_len)).enumerate() {
                 f(i * block + r, a, b);

@@ -50,14 +50,13 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epi
     for first in (0..m).step_by(8 * BLOCKS) {
         let rows = first..m.min(first + 8 * BLOCKS);
         let mut group = group;
-        while group + 3 <= end {
-            product.panel::<3>(rows.clone(), group, &mut sums);
-            group += 3;
-        }
-        match end - group {
-            1 => product.panel::<1>(rows, group, &mut sums),
-            2 => product.panel::<2>(rows, group, &mut sums),
-            _ => {}
+        // Four are two times two: a single group has too few sums to hide the latency behind.
+        while group < end {
+            group += match end - group {
+                1 => product.panel::<1>(rows.clone(), group, &mut sums),
+                2 | 4 => product.panel::<2>(rows.clone(), group, &mut sums),
+                _ => product.panel::<3>(rows.clone(), group, &mut sums),
+            };
         }
     }
 }
@@ -102,9 +101,9 @@ type Sums = [[[__m512i; 3]; 8]; BLOCKS];
 impl ProductI8<'_> {
     /// Some rows against `T` groups of 16 output rows, a stretch of inputs at a time, so that the weights of a stretch stay in the
     /// first cache while all rows meet them. On the way the next groups are asked for, so that they have come from memory when it is
-    /// their turn.
+    /// their turn. Returns `T`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn panel<const T: usize>(&mut self, rows: Range<usize>, group: usize, sums: &mut Sums) {
+    fn panel<const T: usize>(&mut self, rows: Range<usize>, group: usize, sums: &mut Sums) -> usize {
         let k_pad = pad_k(self.w.k);
         // Beyond this call's outputs too: the next call goes on where this one ends, often enough.
         let next = &self.w.tiles[(group + T) * TILE_N * k_pad..];
@@ -127,6 +126,7 @@ impl ProductI8<'_> {
                 }
             }
         }
+        T
     }
 
     /// `M` rows from `i` on against `T` groups, over some inputs, a multiple of 32. The sums begin with the first inputs and go to
