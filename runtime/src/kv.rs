@@ -28,15 +28,34 @@ pub(crate) enum KvDtype {
     F32,
 }
 
-/// 64 bytes that do not straddle two cache lines.
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct Tile([i8; TILE]);
+/// Zeroed bytes that start with a cache line. The system has zeroed pages ready; asked for an alignment, it would write them all.
+struct Lines {
+    bytes: Vec<i8>,
+    start: usize,
+    len: usize,
+}
+
+impl Lines {
+    fn zeroed(len: usize) -> Self {
+        let bytes = vec![0; len + TILE];
+        // A vector's address does not change while nothing is added to it.
+        let start = bytes.as_ptr().align_offset(TILE).min(TILE);
+        Self { bytes, start, len }
+    }
+
+    fn get(&self) -> &[i8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+
+    fn get_mut(&mut self) -> &mut [i8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
 
 /// Keys and values in panels: 16 tokens of one head of one layer, `[layer][kv head][block]`.
 enum Store {
     /// Panels as [`KvPanels`] has them.
-    I8 { tiles: Box<[Tile]>, scales: Box<[PanelScales]> },
+    I8 { tiles: Lines, scales: Box<[PanelScales]> },
     /// `[panels, 16, head_dim]` each.
     F32 { keys: Vec<f32>, values: Vec<f32> },
 }
@@ -94,9 +113,7 @@ impl KvArena {
         let tokens = panels * KV_BLOCK;
         let store = match shape.dtype {
             KvDtype::I8 => Store::I8 {
-                tiles: zeroed_slice_box(
-                    panels * KvPanels::panel_len(shape.head_dim).iter().sum::<usize>() / TILE,
-                ),
+                tiles: Lines::zeroed(panels * KvPanels::panel_len(shape.head_dim).iter().sum::<usize>()),
                 scales: zeroed_slice_box(panels),
             },
             KvDtype::F32 => Store::F32 {
@@ -157,8 +174,8 @@ impl KvArena {
                     let panel = self.panel(layer, block, head) as usize;
                     match &mut self.store {
                         Store::I8 { tiles, scales } => {
-                            let len = tiles.len() / scales.len();
-                            tiles[panel * len..][..len].fill(Tile([0; TILE]));
+                            let len = tiles.len / scales.len();
+                            tiles.get_mut()[panel * len..][..len].fill(0);
                             scales[panel] = PanelScales::default();
                         }
                         Store::F32 { keys, values } => {
@@ -223,14 +240,15 @@ impl KvArena {
         let together = if k.len() < PARALLEL_VALUES { n_kv_heads } else { 1 };
         match &mut self.store {
             Store::I8 { tiles, scales } => {
-                let len = tiles.len() / scales.len();
-                let tiles = (&mut tiles[heads.start * len..heads.end * len], together * n_blocks * len);
+                let len = tiles.len / scales.len();
+                let tiles =
+                    (&mut tiles.get_mut()[heads.start * len..heads.end * len], together * n_blocks * len);
                 let scales = (&mut scales[heads], together * n_blocks);
                 e.for_each_pair(tiles, scales, &|i, tiles, scales| {
                     let heads = tiles.chunks_exact_mut(n_blocks * len).zip(scales.chunks_exact_mut(n_blocks));
                     for (head, (tiles, scales)) in heads.enumerate() {
                         for (block, lane, k, v) in tokens(i * together + head) {
-                            let panel = bytemuck::cast_slice_mut(&mut tiles[block * len..][..len]);
+                            let panel = &mut tiles[block * len..][..len];
                             write_token(e, panel, &mut scales[block], lane, k, v);
                         }
                     }
@@ -251,12 +269,9 @@ impl KvArena {
     /// Keys and values of the whole arena.
     pub(crate) fn view(&self) -> KvView<'_> {
         match &self.store {
-            Store::I8 { tiles, scales } => KvView::I8(KvPanels {
-                tiles: bytemuck::cast_slice(tiles),
-                scales,
-                which: &[],
-                head_dim: self.shape.head_dim,
-            }),
+            Store::I8 { tiles, scales } => {
+                KvView::I8(KvPanels { tiles: tiles.get(), scales, which: &[], head_dim: self.shape.head_dim })
+            }
             Store::F32 { keys, values } => KvView::F32 { keys, values },
         }
     }
@@ -302,7 +317,7 @@ mod tests {
         for (dtype, head_dim) in [(KvDtype::I8, 20), (KvDtype::I8, 64), (KvDtype::F32, 20)] {
             let arena = KvArena::new(ArenaShape { n_layers: 3, n_kv_heads: 2, head_dim, n_blocks: 5, dtype });
             let allocated = match &arena.store {
-                Store::I8 { tiles, scales } => size_of_val(&tiles[..]) + size_of_val(&scales[..]),
+                Store::I8 { tiles, scales } => tiles.len + size_of_val(&scales[..]),
                 Store::F32 { keys, values } => 4 * (keys.len() + values.len()),
             };
             assert_eq!(arena.bytes(), allocated, "{dtype:?}");

@@ -13,27 +13,38 @@ use crate::kernels::{Kernels, kernels};
 use crate::pages::Map;
 use crate::{Result, memory};
 
-/// Memory that [`dram_gbps`] should read so that no cache holds it.
+/// Memory that [`Dram`] should hold so that no cache holds it.
 ///
 /// Units: bytes.
 pub const DRAM_BYTES: usize = 512 << 20;
 /// Rounds of one pass of [`peak_gops`]: some milliseconds.
 const PEAK_ROUNDS: u64 = 2_000_000;
 
-/// How fast `threads` threads read `bytes` of memory in huge pages, each its own part.
-///
-/// Units: 10⁹ bytes per second.
-///
-/// # Errors
-/// [`crate::Error::Memory`] when there is less memory.
-///
-/// # Panics
-/// If `threads` or `passes` is 0.
-pub fn dram_gbps(bytes: usize, threads: usize, passes: usize) -> Result<f64> {
-    let what = "measuring memory";
-    memory::check(what, bytes as u128)?;
-    let map = Map::of_ones(bytes).map_err(|_| memory::refused(what, bytes as u128))?;
-    Ok(dram_gbps_mapped(&map, threads, passes))
+/// Memory in huge pages to be read.
+#[derive(Debug)]
+pub struct Dram(Map);
+
+impl Dram {
+    /// Fills `bytes` of memory; [`DRAM_BYTES`] is enough.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`] when there is less memory.
+    pub fn new(bytes: usize) -> Result<Self> {
+        let what = "measuring memory";
+        memory::check(what, bytes as u128)?;
+        Map::of_ones(bytes).map(Self).map_err(|_| memory::refused(what, bytes as u128))
+    }
+
+    /// How fast `threads` threads read it, each its own part.
+    ///
+    /// Units: 10⁹ bytes per second.
+    ///
+    /// # Panics
+    /// If `threads` or `passes` is 0.
+    #[must_use]
+    pub fn gbps(&self, threads: usize, passes: usize) -> f64 {
+        mapped_gbps(&self.0, threads, passes)
+    }
 }
 
 /// The same of memory that is there: the weights of a bundle, [`crate::family::Model::mapped`]. The pass that does not count finds
@@ -42,8 +53,8 @@ pub fn dram_gbps(bytes: usize, threads: usize, passes: usize) -> Result<f64> {
 /// Units: 10⁹ bytes per second.
 ///
 /// # Panics
-/// As [`dram_gbps`].
-pub fn dram_gbps_mapped(bytes: &[u8], threads: usize, passes: usize) -> f64 {
+/// As [`Dram::gbps`].
+pub fn mapped_gbps(bytes: &[u8], threads: usize, passes: usize) -> f64 {
     let parts: Vec<&[u8]> = bytes.chunks(bytes.len().div_ceil(threads.max(1)).max(1)).collect();
     let read = |thread: usize| {
         let part = parts.get(thread).copied().unwrap_or_default();
@@ -59,7 +70,7 @@ pub fn dram_gbps_mapped(bytes: &[u8], threads: usize, passes: usize) -> f64 {
 /// Units: 10⁹ operations per second.
 ///
 /// # Panics
-/// As [`dram_gbps`].
+/// As [`Dram::gbps`].
 pub fn peak_gops(kernels: &Kernels, threads: usize, passes: usize) -> Option<f64> {
     let has_instruction = (kernels.peak_i8)(1) > 0;
     has_instruction.then(|| median_rate(threads, passes, &|_| 2 * (kernels.peak_i8)(PEAK_ROUNDS)))
@@ -106,7 +117,7 @@ mod tests {
     #[test]
     fn every_limit_is_finite_and_positive() {
         for threads in [1, 2, 3] {
-            for rate in [dram_gbps(1 << 20, threads, 3).unwrap(), dram_gbps_mapped(&[7; 1001], threads, 1)] {
+            for rate in [Dram::new(1 << 20).unwrap().gbps(threads, 3), mapped_gbps(&[7; 1001], threads, 1)] {
                 assert!(rate.is_finite() && rate > 0.0, "{rate}");
             }
         }
@@ -120,7 +131,7 @@ mod tests {
 
     #[test]
     fn more_memory_than_there_is_is_refused() {
-        assert!(matches!(dram_gbps(1 << 50, 1, 1), Err(Error::Memory { .. })));
+        assert!(matches!(Dram::new(1 << 50), Err(Error::Memory { .. })));
     }
 
     /// Which instruction that is, each set's file says.

@@ -1,8 +1,11 @@
-//! `cargo xtask bench`: the frame loop, measured by the daemon's own bench program.
+//! `cargo xtask bench`: the frame loop, or with `--shape` the engine, measured by the daemon's own bench program.
 //!
 //! With `--record` a row is added to `boards/bench/BOARD/DATE.csv`: a claim of speed needs one.
 
+mod shape;
+
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use crate::Outcome;
 use crate::step::{Step, root};
@@ -38,6 +41,9 @@ enum From {
 }
 
 pub(crate) fn run(args: &[String]) -> Outcome {
+    if args.iter().any(|arg| arg == "--shape") {
+        return shape::run(args);
+    }
     if !args.iter().any(|arg| arg == "--record") {
         return Step::cargo(BENCH).args(args).run();
     }
@@ -53,12 +59,8 @@ fn answer(step: Step, name: &str) -> Result<String, String> {
 }
 
 fn record(doctor: &str, bench: &str) -> Outcome {
-    let now = Step::new("date").args(["-u", "+%FT%TZ"]).output().ok_or("`date` does not answer")?;
-    let commit = Step::new("git").args(["describe", "--always", "--dirty"]).output().unwrap_or_default();
-    let board = member(doctor, &["variant"]).ok_or("`saccaded doctor --json` names no variant")?;
-    let board = board.to_lowercase().replace(' ', "-");
-    let day = now.split('T').next().unwrap_or(&now);
-    let path = root().join("boards/bench").join(&board).join(day).with_extension("csv");
+    let (now, commit) = now_and_commit()?;
+    let path = record_path(doctor, &now, "csv")?;
     let written = || -> std::io::Result<()> {
         std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
         let fresh = !path.exists();
@@ -79,6 +81,21 @@ fn record(doctor: &str, bench: &str) -> Outcome {
     written().map_err(|e| format!("{} cannot be written: {e}", path.display()))?;
     eprintln!("a row was added to {}", path.display());
     Ok(())
+}
+
+/// The time, and the commit that is measured.
+fn now_and_commit() -> Result<(String, String), String> {
+    let now = Step::new("date").args(["-u", "+%FT%TZ"]).output().ok_or("`date` does not answer")?;
+    let commit = Step::new("git").args(["describe", "--always", "--dirty"]).output().unwrap_or_default();
+    Ok((now, commit))
+}
+
+/// Where today's results of this machine go.
+fn record_path(doctor: &str, now: &str, extension: &str) -> Result<PathBuf, String> {
+    let board = member(doctor, &["variant"]).ok_or("`saccaded doctor --json` names no variant")?;
+    let board = board.to_lowercase().replace(' ', "-");
+    let day = now.split('T').next().unwrap_or(now);
+    Ok(root().join("boards/bench").join(&board).join(day).with_extension(extension))
 }
 
 /// The value of a nested member in an answer of our own programs, as CSV; `None` for null and where there is none.

@@ -31,7 +31,11 @@ const VERBS: [Verb; 7] = [
     ("demo", "the camera demo: first camera, or the bundled clip; arguments go to `camera`", demo::run),
     ("test", "every test of the default members; arguments go to the test runner", test::run),
     ("check", "formatting, lints, documentation, examples: all warnings are errors", check::run),
-    ("bench", "the frame loop on the bundled clip; `--record` keeps the row in boards/bench", bench::run),
+    (
+        "bench",
+        "the frame loop, or with `--shape M` the engine; `--record` keeps it in boards/bench",
+        bench::run,
+    ),
     ("golden", "make the stored outputs that tests compare with", golden::run),
     ("train", "saccade-train on libtorch, which is installed first; arguments go to it", train::run),
     ("aarch64", "the kernel tests for Arm boards, under emulation", aarch64::run),

@@ -107,7 +107,8 @@ impl Engine {
 
     /// How many rows a thread takes at a time of `rows` with so many values.
     fn row_block(&self, rows: usize, values: usize) -> usize {
-        let block = if values < PARALLEL_VALUES { rows } else { (rows / (2 * self.threads())).min(ROW_BLOCK) };
+        let block =
+            if values < PARALLEL_VALUES { rows } else { (rows / (2 * self.threads())).min(ROW_BLOCK) };
         block.max(1)
     }
 

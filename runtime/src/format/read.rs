@@ -151,6 +151,18 @@ fn header_len(bytes: &[u8], file_bytes: u64) -> Result<u64, FormatError> {
     Ok(found)
 }
 
+/// What comes before the blanks at the end: up to 2 MiB of them, so that they are looked at many at a time.
+fn without_blanks(mut header: &[u8]) -> &[u8] {
+    const MANY: usize = 256;
+    while let Some((rest, tail)) = header.split_last_chunk::<MANY>()
+        && tail.iter().fold(0, |other, byte| other | (byte ^ b' ')) == 0
+    {
+        header = rest;
+    }
+    let blanks = header.iter().rev().take_while(|&&byte| byte == b' ').count();
+    &header[..header.len() - blanks]
+}
+
 /// The header without its blanks, and where the data section starts.
 fn header_text(bytes: &[u8], file_bytes: u64) -> Result<(&str, u64), FormatError> {
     let data_start = PREFIX_BYTES + header_len(bytes, file_bytes)?;
@@ -158,13 +170,12 @@ fn header_text(bytes: &[u8], file_bytes: u64) -> Result<(&str, u64), FormatError
     let Some(header) = given else {
         return Err(FormatError::HeaderNotGiven { expected: data_start, found: bytes.len() as u64 });
     };
-    let text = std::str::from_utf8(header)
+    let text = std::str::from_utf8(without_blanks(header))
         .map_err(|e| FormatError::HeaderUtf8 { offset: PREFIX_BYTES + e.valid_up_to() as u64 })?;
     let first = header.first().copied().unwrap_or(b' ');
     if first != b'{' {
         return Err(FormatError::HeaderStart { found: first });
     }
-    let text = text.trim_end_matches(' ');
     if !text.ends_with('}') {
         let offset = PREFIX_BYTES + text.len() as u64 - 1;
         return Err(FormatError::HeaderEnd { offset, found: header[text.len() - 1] });

@@ -1,16 +1,18 @@
 //! `saccaded bench --engine`: the engine beside what the machine can do at most.
 //!
-//! The limits are measured before, between and after the parts, since memory and clocks of a virtual machine change within minutes;
-//! a part's shares are taken of the better of the two measurements around it.
+//! The limits are measured before and after every sample, since memory and clocks of a virtual machine change from one second to the
+//! next; a sample's share is taken of the better of the two around it, and the median of the shares is what is reported.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use saccade::config::Family;
+use anyhow::Context as _;
+use saccade::config::{Family, WEIGHTS_FILE};
 use saccade::engine::{EngineOptions, Idle};
 use saccade::family::Model;
-use saccade::limits;
+use saccade::limits::{self, Dram};
+use saccade::pages;
 use saccade::sample::argmax;
 use saccade::session::{Session, SessionOptions, step};
 use serde_json::{Map, Value, json};
@@ -28,15 +30,15 @@ const STEPS: [usize; 2] = [64, 32];
 /// Sequences that are decoded together.
 const BATCHES: [usize; 3] = [2, 4, 8];
 /// How long one thing is measured, at least.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Repetitions of everything, at least.
-const REPEATS: usize = 5;
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Samples of everything, at least.
+const REPEATS: usize = 7;
 /// Passes of each limit.
-const PASSES: usize = 9;
-/// Limits that differ by more than this have moved, and the run is repeated.
+const PASSES: usize = 3;
+/// Limits whose tenth and ninetieth percentile differ by more than this have moved, and the run is repeated.
 const MOVED: f64 = 1.15;
-/// Runs at most.
-const RUNS: usize = 3;
+/// Runs at most; the one whose limits moved least is reported.
+const RUNS: usize = 2;
 
 /// What a model asks of a machine for one token.
 struct Work {
@@ -70,67 +72,102 @@ impl Work {
     }
 }
 
-/// What the machine can do.
-#[derive(Clone, Copy)]
+/// What the machine can do, as often as it was asked.
 struct Limits {
-    dram_gbps: f64,
-    dram_gbps_1t: f64,
-    dram_gbps_mapped: f64,
-    int8_gops: f64,
-    int8_gops_1t: f64,
+    dram: Dram,
+    threads: usize,
+    dram_gbps: Vec<f64>,
+    int8_gops: Vec<f64>,
 }
 
 impl Limits {
-    fn measure(model: &Model) -> anyhow::Result<Self> {
-        let (threads, kernels) = (model.engine().threads(), model.engine().kernels());
-        let dram = |threads| limits::dram_gbps(limits::DRAM_BYTES, threads, PASSES);
-        let peak = |threads| limits::peak_gops(kernels, threads, PASSES).unwrap_or(f64::NAN);
-        Ok(Self {
-            dram_gbps: dram(threads)?,
-            dram_gbps_1t: dram(1)?,
-            dram_gbps_mapped: limits::dram_gbps_mapped(model.mapped(), threads, PASSES),
-            int8_gops: peak(threads),
-            int8_gops_1t: peak(1),
+    fn new(threads: usize) -> anyhow::Result<Self> {
+        let dram = Dram::new(limits::DRAM_BYTES)?;
+        Ok(Self { dram, threads, dram_gbps: Vec::new(), int8_gops: Vec::new() })
+    }
+
+    /// Measures what the engine's threads can do together.
+    fn look(&mut self, model: &Model) -> Limit {
+        // Its workers stop spinning first.
+        std::thread::sleep(2 * Idle::ALONE.spin);
+        let peak = limits::peak_gops(model.engine().kernels(), self.threads, PASSES);
+        let limit =
+            Limit { dram_gbps: self.dram.gbps(self.threads, PASSES), int8_gops: peak.unwrap_or(f64::NAN) };
+        self.dram_gbps.push(limit.dram_gbps);
+        self.int8_gops.push(limit.int8_gops);
+        limit
+    }
+
+    /// How far the limits were apart, the worse of the two.
+    fn spread(&self) -> f64 {
+        let spread = |samples: &[f64]| quantile(samples, 0.9) / quantile(samples, 0.1);
+        spread(&self.dram_gbps).max(spread(&self.int8_gops))
+    }
+
+    fn to_json(&self, model: &Model) -> Value {
+        let one = limits::peak_gops(model.engine().kernels(), 1, PASSES).unwrap_or(f64::NAN);
+        json!({
+            "dram_gbps": rounded(median(&self.dram_gbps)),
+            "int8_gops": rounded(median(&self.int8_gops)),
+            "dram_gbps_1t": rounded(self.dram.gbps(1, PASSES)),
+            "int8_gops_1t": rounded(one),
+            "dram_gbps_mapped": rounded(limits::mapped_gbps(model.mapped(), self.threads, PASSES)),
+            "dram_gbps_p10_p90": ([0.1, 0.9].map(|share| rounded(quantile(&self.dram_gbps, share)))),
+            "int8_gops_p10_p90": ([0.1, 0.9].map(|share| rounded(quantile(&self.int8_gops, share)))),
+            "moved": self.spread() > MOVED,
         })
     }
+}
 
-    fn all(&self) -> [(&'static str, f64); 5] {
-        [
-            ("dram_gbps", self.dram_gbps),
-            ("int8_gops", self.int8_gops),
-            ("dram_gbps_1t", self.dram_gbps_1t),
-            ("int8_gops_1t", self.int8_gops_1t),
-            ("dram_gbps_mapped", self.dram_gbps_mapped),
-        ]
-    }
+/// What the machine can do at one time.
+#[derive(Clone, Copy)]
+struct Limit {
+    dram_gbps: f64,
+    int8_gops: f64,
+}
 
-    /// The better of two.
-    fn max(self, other: Self) -> Self {
-        Self {
-            dram_gbps: self.dram_gbps.max(other.dram_gbps),
-            dram_gbps_1t: self.dram_gbps_1t.max(other.dram_gbps_1t),
-            dram_gbps_mapped: self.dram_gbps_mapped.max(other.dram_gbps_mapped),
-            int8_gops: self.int8_gops.max(other.int8_gops),
-            int8_gops_1t: self.int8_gops_1t.max(other.int8_gops_1t),
-        }
-    }
-
-    /// Whether memory or the clock has changed.
-    fn moved(&self, other: &Self) -> bool {
-        let far = |a: f64, b: f64| a.max(b) > MOVED * a.min(b);
-        far(self.dram_gbps, other.dram_gbps) || far(self.int8_gops, other.int8_gops)
-    }
-
-    fn to_json(self) -> Map<String, Value> {
-        self.all().map(|(name, value)| (name.to_owned(), json!(rounded(value)))).into_iter().collect()
-    }
-
+impl Limit {
     /// The shortest time in which `bytes` can be read and `macs` done.
     ///
     /// Units: seconds.
-    fn bound(&self, bytes: f64, macs: f64) -> f64 {
+    fn bound(self, bytes: f64, macs: f64) -> f64 {
         (bytes / self.dram_gbps).max(2.0 * macs / self.int8_gops) / 1e9
     }
+}
+
+/// One run of something, in seconds, and what the machine could do around it.
+struct Sample {
+    wall: f64,
+    linear: f64,
+    allocations: u64,
+    limit: Limit,
+}
+
+/// Runs `f` again and again; the first run, which finds cold buffers, does not count.
+fn samples(
+    model: &Model,
+    limits: &mut Limits,
+    f: &mut dyn FnMut() -> anyhow::Result<(Duration, Duration, u64)>,
+) -> anyhow::Result<Vec<Sample>> {
+    f()?;
+    let (start, mut all) = (Instant::now(), Vec::new());
+    let mut before = limits.look(model);
+    while all.len() < REPEATS || start.elapsed() < PATIENCE {
+        let (wall, linear, allocations) = f()?;
+        let after = limits.look(model);
+        let limit = Limit {
+            dram_gbps: before.dram_gbps.max(after.dram_gbps),
+            int8_gops: before.int8_gops.max(after.int8_gops),
+        };
+        all.push(Sample { wall: wall.as_secs_f64(), linear: linear.as_secs_f64(), allocations, limit });
+        before = after;
+    }
+    Ok(all)
+}
+
+/// The median of something of all samples.
+fn median_of(samples: &[Sample], f: impl Fn(&Sample) -> f64) -> f64 {
+    median(&samples.iter().map(f).collect::<Vec<_>>())
 }
 
 /// Measures everything, again if the machine changed meanwhile.
@@ -138,102 +175,88 @@ impl Limits {
 /// # Errors
 /// If the model fails, there is no memory for the sessions, or this program cannot be started again.
 pub(super) fn run(dir: &Path, threads: usize) -> anyhow::Result<Value> {
-    let model = Model::open(dir, &EngineOptions { threads, idle: Idle::ALONE, ..EngineOptions::default() })?;
-    let mut report = measure(&model, dir)?;
-    for _ in 1..RUNS {
-        if report["limits"]["moved"] == json!(false) {
-            break;
+    let mut best: Option<(f64, Value)> = None;
+    for run in 0..RUNS {
+        let (spread, report) = measure(dir, threads)?;
+        let (spread, report) = match best.take() {
+            Some(steadier) if steadier.0 <= spread => steadier,
+            _ => (spread, report),
+        };
+        if spread <= MOVED || run + 1 == RUNS {
+            return Ok(report);
         }
-        log::warn!("memory or clock changed by more than {MOVED} during the run; it is repeated");
-        report = measure(&model, dir)?;
+        log::warn!("memory or clock changed by {spread:.2} during the run; it is repeated");
+        best = Some((spread, report));
     }
-    Ok(report)
+    unreachable!("the last run returns")
 }
 
-fn measure(model: &Arc<Model>, dir: &Path) -> anyhow::Result<Value> {
-    let work = Work::of(model);
-    let mut limits = vec![Limits::measure(model)?];
-    let around = |limits: &[Limits]| match limits {
-        [.., a, b] => a.max(*b),
-        _ => limits[0],
-    };
+#[allow(clippy::cast_precision_loss, reason = "tokens, sequences and allocations are far below 2⁵²")]
+fn measure(dir: &Path, threads: usize) -> anyhow::Result<(f64, Value)> {
+    // Before this process maps the weights: what is mapped cannot be dropped from the page cache.
+    let options = EngineOptions { threads, idle: Idle::ALONE, ..EngineOptions::default() };
+    let cold = First::median(dir, threads, &["--cold"], REPEATS)?;
+    pages::warm(&dir.join(WEIGHTS_FILE))?;
+    let warm = First::median(dir, threads, &[], REPEATS)?;
+    let warm_4k = First::median(dir, threads, &["--small-pages"], REPEATS)?;
 
-    let mut prefills = Vec::new();
-    for tokens in PROMPTS {
-        prefills.push((tokens, prefill(model, tokens)?));
-    }
-    limits.push(Limits::measure(model)?);
-    let peak = around(&limits).int8_gops;
+    let model = &Model::open(dir, &options)?;
+    let work = Work::of(model);
+    let limits = &mut Limits::new(model.engine().threads())?;
+    let first = limits.look(model);
     let mut prefill = Map::new();
-    for (tokens, Prefill { wall, linear }) in prefills {
-        #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
-        let tokens_f = tokens as f64;
-        let share = |seconds: f64| rounded(2.0 * work.macs * tokens_f / seconds / 1e9 / peak);
+    for tokens in PROMPTS {
+        let samples = prefills(model, limits, tokens)?;
+        let operations = 2.0 * work.macs * tokens as f64 / 1e9;
         let value = json!({
-            "tokens_per_s": rounded(tokens_f / wall),
-            "peak_share": share(wall),
-            "gemm_share": share(linear),
+            "tokens_per_s": rounded(tokens as f64 / median_of(&samples, |s| s.wall)),
+            "peak_share": rounded(median_of(&samples, |s| operations / s.wall / s.limit.int8_gops)),
+            "gemm_share": rounded(median_of(&samples, |s| operations / s.linear / s.limit.int8_gops)),
         });
         prefill.insert(tokens.to_string(), value);
     }
-
-    let one = decode(model, 1, STEPS[0])?;
-    let mut several = Vec::new();
-    for sequences in BATCHES {
-        several.push((sequences, decode(model, sequences, STEPS[1])?));
-    }
-    limits.push(Limits::measure(model)?);
-    let now = around(&limits);
-    let decoded = json!({
-        "tokens_per_s": rounded(1.0 / one.step),
-        "step_ms": rounded(one.step * 1e3),
-        "dram_share": rounded(work.bytes / one.step / 1e9 / now.dram_gbps),
-        "mapped_share": rounded(work.bytes / one.step / 1e9 / now.dram_gbps_mapped),
+    let one = decodes(model, limits, 1, STEPS[0])?;
+    let step = median_of(&one, |s| s.wall);
+    let decode = json!({
+        "tokens_per_s": rounded(1.0 / step),
+        "step_ms": rounded(step * 1e3),
+        "dram_share": rounded(median_of(&one, |s| work.bytes / s.wall / 1e9 / s.limit.dram_gbps)),
+        "linear_dram_share": rounded(median_of(&one, |s| work.bytes / s.linear / 1e9 / s.limit.dram_gbps)),
     });
     let mut batch = Map::new();
-    for (sequences, Decode { step, .. }) in &several {
-        #[allow(clippy::cast_precision_loss, reason = "at most eight")]
-        let n = *sequences as f64;
+    for sequences in BATCHES {
+        let (n, samples) = (sequences as f64, decodes(model, limits, sequences, STEPS[1])?);
+        let wall = median_of(&samples, |s| s.wall);
+        let bound = |s: &Sample| s.limit.bound(work.bytes, n * work.macs_decoded) / s.wall;
         let value = json!({
-            "tokens_per_s": rounded(n / step),
-            "speedup": rounded(n * one.step / step),
-            "bound_share": rounded(now.bound(work.bytes, n * work.macs_decoded) / step),
+            "tokens_per_s": rounded(n / wall),
+            "speedup": rounded(n * step / wall),
+            "bound_share": rounded(median_of(&samples, bound)),
         });
         batch.insert(sequences.to_string(), value);
     }
-
-    let threads = model.engine().threads();
-    let warm = First::median(dir, threads, &[], REPEATS)?;
-    let warm_4k = First::median(dir, threads, &["--small-pages"], REPEATS)?;
-    let cold = First::median(dir, threads, &["--cold"], REPEATS)?;
-    limits.push(Limits::measure(model)?);
-    let now = around(&limits);
-
-    let best = limits.iter().skip(1).fold(limits[0], |a, b| a.max(*b));
-    let mut json = best.to_json();
-    json.insert("moved".into(), json!(limits.iter().any(|l| best.moved(l))));
-    json.insert("each".into(), limits.iter().map(|l| Value::Object(l.to_json())).collect());
-    Ok(json!({
+    let report = json!({
         "model": model.config().name,
         "kernels": model.engine().kernels().name,
-        "threads": threads,
+        "threads": model.engine().threads(),
         "bytes_per_token": work.bytes,
         "macs_per_token": work.macs,
-        "limits": json,
+        "limits": limits.to_json(model),
         "prefill": prefill,
-        "decode": decoded,
+        "decode": decode,
         "batch": batch,
         "first_token_ms": {
             "warm": rounded(warm.ms),
             "warm_4k": rounded(warm_4k.ms),
             "cold": rounded(cold.ms),
-            "bound": rounded(now.bound(work.bytes, 0.0) * 1e3),
+            "bound": rounded(first.bound(work.bytes, 0.0) * 1e3),
             "huge_pages": rounded(warm.huge),
         },
         "anon_bytes": warm.anon_bytes,
         "arena_bytes": warm.arena_bytes,
-        "allocs_per_step": one.allocations,
-    }))
+        "allocs_per_step": rounded(one.iter().map(|s| s.allocations as f64).sum::<f64>() / (one.len() * STEPS[0]) as f64),
+    });
+    Ok((limits.spread(), report))
 }
 
 /// Token ids without a pattern that matters.
@@ -242,83 +265,71 @@ pub(super) fn prompt(model: &Model, tokens: usize) -> Vec<u32> {
     (0..).map(|i: u32| from + (i.wrapping_mul(2_654_435_761) >> 8) % (to - from)).take(tokens).collect()
 }
 
-/// Median seconds of a prompt: all of it, and its linear layers.
-struct Prefill {
-    wall: f64,
-    linear: f64,
-}
-
 /// A prompt of `tokens` tokens, prefix included, up to the logits after its last one.
-fn prefill(model: &Arc<Model>, tokens: usize) -> anyhow::Result<Prefill> {
+fn prefills(model: &Arc<Model>, limits: &mut Limits, tokens: usize) -> anyhow::Result<Vec<Sample>> {
     let c = model.config();
     let mut session = Session::new(model, &options(tokens, 1))?;
     let ids = prompt(model, tokens.saturating_sub(c.task_prefix_len));
-    let mut samples = Vec::new();
-    let start = Instant::now();
-    // The first one finds cold buffers.
-    while samples.len() <= REPEATS || start.elapsed() < PATIENCE {
-        let (linear, begin) = (model.engine().linear_time(), Instant::now());
+    samples(model, limits, &mut || {
+        let (linear, count, begin) = (model.engine().linear_time(), Count::start(), Instant::now());
         session.score_begin(&c.tasks[0], &ids, &mut |logits| {
             std::hint::black_box(argmax(logits));
         })?;
-        samples.push((begin.elapsed(), model.engine().linear_time() - linear));
-    }
-    samples.remove(0);
-    Ok(Prefill {
-        wall: median(samples.iter().map(|s| s.0.as_secs_f64())),
-        linear: median(samples.iter().map(|s| s.1.as_secs_f64())),
+        Ok((begin.elapsed(), model.engine().linear_time() - linear, count.stop()))
     })
 }
 
-/// Median seconds of a step, and its allocations.
-struct Decode {
-    step: f64,
-    allocations: f64,
-}
-
-/// Sequences that are decoded together, each after a prompt.
-fn decode(model: &Arc<Model>, sequences: usize, steps: usize) -> anyhow::Result<Decode> {
+/// Some steps of sequences that are decoded together, each after a prompt; the times are those of one step.
+fn decodes(
+    model: &Arc<Model>,
+    limits: &mut Limits,
+    sequences: usize,
+    steps: usize,
+) -> anyhow::Result<Vec<Sample>> {
     let c = model.config();
     let ids = prompt(model, DECODE_PROMPT);
     let mut sessions: Vec<Session> = (0..sequences)
         .map(|_| Session::new(model, &options(DECODE_PROMPT + steps, sequences)))
         .collect::<Result<_, _>>()?;
     let mut sessions: Vec<&mut Session> = sessions.iter_mut().collect();
-    let (mut samples, mut allocations) = (Vec::new(), 0);
-    let start = Instant::now();
     let mut pick = |_: usize, logits: &[f32]| argmax(logits).unwrap_or(0);
-    let mut runs = 0;
-    while runs <= REPEATS || start.elapsed() < PATIENCE {
+    let n = u32::try_from(steps).context("so many steps")?;
+    samples(model, limits, &mut || {
         for session in &mut sessions {
             session.begin(&c.tasks[0], &ids)?;
             session.open(&[])?;
         }
         // The question's pass.
         step(&mut sessions, &mut pick)?;
-        let (count, begin) = (Count::start(), Instant::now());
+        let (linear, count, begin) = (model.engine().linear_time(), Count::start(), Instant::now());
         for _ in 0..steps {
             step(&mut sessions, &mut pick)?;
         }
-        let elapsed = begin.elapsed();
-        allocations += count.stop();
-        #[allow(clippy::cast_precision_loss, reason = "a few steps")]
-        samples.push(elapsed.as_secs_f64() / steps as f64);
-        runs += 1;
-    }
-    samples.remove(0);
-    #[allow(clippy::cast_precision_loss, reason = "counts far below 2⁵²")]
-    let allocations = rounded(allocations as f64 / (runs * steps) as f64);
-    Ok(Decode { step: median(samples.into_iter()), allocations })
+        let linear = model.engine().linear_time() - linear;
+        Ok((begin.elapsed() / n, linear / n, count.stop()))
+    })
 }
 
 pub(super) fn options(max_text_tokens: usize, max_sequences: usize) -> SessionOptions {
     SessionOptions { max_text_tokens, max_sequences }
 }
 
-pub(super) fn median(samples: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = samples.collect();
+pub(super) fn median(samples: &[f64]) -> f64 {
+    quantile(samples, 0.5)
+}
+
+/// By nearest rank.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a few samples"
+)]
+fn quantile(samples: &[f64], share: f64) -> f64 {
+    let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    let at = (sorted.len().saturating_sub(1) as f64 * share).round() as usize;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
 /// A report as text.

@@ -74,7 +74,7 @@ impl First {
                     .context("a new process says something else")?,
             );
         }
-        let ms = median(all.iter().map(|first| first.ms));
+        let ms = median(&all.iter().map(|first| first.ms).collect::<Vec<_>>());
         let last = all.pop().context("nothing was measured")?;
         Ok(Self { ms, ..last })
     }
