@@ -79,7 +79,7 @@ impl Operands {
     }
 
     fn of(&self, set: &Kernels) -> &[i8] {
-        &self.0.iter().find(|(name, _)| *name == set.name).unwrap().1
+        &self.0.iter().find(|(name, _)| *name == set.name).expect("every set is there").1
     }
 }
 
@@ -143,7 +143,8 @@ fn attention(head_dim: usize) {
     let (q, tiles) = (Operands::new(&values(QUERIES * pad_k(head_dim))), values(PANELS * panel_len));
     let scales = |panel: &[i8]| {
         let keys = unpack_n16k4(&panel[..KvPanels::panel_len(head_dim)[0]], KV_BLOCK, pad_k(head_dim));
-        let key_sum = row_sums(&keys, KV_BLOCK, pad_k(head_dim)).try_into().unwrap();
+        let key_sum =
+            row_sums(&keys, KV_BLOCK, pad_k(head_dim)).try_into().expect("a block has as many keys");
         PanelScales { key: [0.01; KV_BLOCK], key_sum, value: [0.01; KV_BLOCK] }
     };
     let (scales, scale) = (tiles.chunks(panel_len).map(scales).collect::<Vec<_>>(), vec![0.01; KEYS]);

@@ -159,7 +159,7 @@ fn drop_cached(_: &File, _: u64) {}
 mod tests {
     use super::*;
 
-    const HUGE: usize = HUGE_PAGE as usize;
+    const HUGE: usize = 2 << 20;
 
     /// A new file of `len` bytes that count up.
     fn file(len: usize) -> tempfile::NamedTempFile {

@@ -29,7 +29,7 @@ pub use answer::{Finish, step};
 use capacity::Capacity;
 pub use capacity::SessionOptions;
 pub use error::SessionError;
-use forward::{Buffers, OnLogits, Row, Score};
+use forward::{Buffers, OnLast, OnLogits, Row, Score};
 
 /// A predicted chunk of actions: `[steps, dims]`.
 #[derive(Clone, Debug, Default)]
@@ -161,21 +161,11 @@ impl Session {
     ///
     /// # Errors
     /// As [`Self::begin`].
-    pub fn score_begin(
-        &mut self,
-        task: &str,
-        instruction: &[u32],
-        on_logits: &mut dyn FnMut(&[f32]),
-    ) -> Result<()> {
+    pub fn score_begin(&mut self, task: &str, instruction: &[u32], on_logits: OnLast<'_>) -> Result<()> {
         self.start(task, instruction, Some(on_logits))
     }
 
-    fn start(
-        &mut self,
-        task: &str,
-        instruction: &[u32],
-        on_logits: Option<&mut dyn FnMut(&[f32])>,
-    ) -> Result<()> {
+    fn start(&mut self, task: &str, instruction: &[u32], on_logits: Option<OnLast<'_>>) -> Result<()> {
         let c = self.model.config();
         let Some(at) = c.tasks.iter().position(|name| name == task) else {
             return Err(SessionError::Task { name: task.to_string(), known: c.tasks.join(", ") }.into());

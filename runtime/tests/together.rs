@@ -72,7 +72,7 @@ fn together_is_what_each_says_alone() {
         let mut late = sessions();
         let (first, others) = late.split_first_mut().unwrap();
         let mut seen = vec![];
-        let mut pick = |logits: &[f32]| argmax(logits).unwrap();
+        let pick = |logits: &[f32]| argmax(logits).unwrap();
         step(&mut [&mut *first], &mut |_, l| pick(l)).unwrap();
         step(&mut [&mut *first, &mut others[2]], &mut |_, l| pick(l)).unwrap();
         others[2].close();

@@ -22,6 +22,9 @@ pub(super) enum Row {
 /// Called with the index of a row and the logits that follow it.
 pub(super) type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
+/// Called with the logits after the last row.
+pub(super) type OnLast<'a> = &'a mut dyn FnMut(&[f32]);
+
 /// Whose logits are wanted.
 pub(super) struct Score<'a> {
     /// Token ids.
