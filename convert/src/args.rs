@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use saccade::config::WeightDtype;
+use saccade_convert::random::Shape;
 
 /// Turns checkpoints into Saccade bundles and reports what the conversion cost.
 #[derive(Debug, Parser)]
@@ -36,9 +37,8 @@ pub(crate) enum Command {
     },
     /// Makes an INT8 bundle of random weights, of a size that benches compare engines at
     Random {
-        /// 58, 305 or 1,445 million parameters
-        #[arg(value_parser = ["S", "M", "L"])]
-        shape: String,
+        /// 49, 304 or 1,443 million parameters
+        shape: ShapeArg,
         /// The bundle folder to make
         out: PathBuf,
     },
@@ -69,6 +69,25 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// As [`Shape`], for the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "verbatim")]
+pub(crate) enum ShapeArg {
+    S,
+    M,
+    L,
+}
+
+impl From<ShapeArg> for Shape {
+    fn from(shape: ShapeArg) -> Self {
+        match shape {
+            ShapeArg::S => Self::S,
+            ShapeArg::M => Self::M,
+            ShapeArg::L => Self::L,
+        }
+    }
 }
 
 /// As [`WeightDtype`], for the command line.

@@ -37,7 +37,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             convert(&checkpoint, &out, Recipe { dtype: dtype.into(), two_part: !one_part }, dry_run, force)
         }
         Command::Random { shape, out } => {
-            let model = random::shape(&shape).context("the command line knows the shapes")?;
+            let model = random::shape(shape.into());
             let recipe = Recipe { dtype: WeightDtype::Int8, two_part: false };
             Ok(random::write_bundle(&out, &model, recipe, 1)?)
         }

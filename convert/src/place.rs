@@ -56,6 +56,11 @@ impl Place {
         Ok(Self { out, part, aside, replaces })
     }
 
+    /// A file beside the place, named after it.
+    pub(crate) fn beside(&self, suffix: &str) -> PathBuf {
+        suffixed(&self.out, suffix)
+    }
+
     /// Puts back the bundle that a killed run has left aside; then looks, and starts a part.
     pub(crate) fn start(out: &Path, force: bool) -> Result<PartFolder> {
         let bare: PathBuf = out.components().collect();

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::bundle::{self, Recipe};
 use crate::checkpoint::{Checkpoint, FORMAT};
 use crate::error::{Result, io};
+use crate::place::Place;
 use crate::progress::Progress;
 
 /// Writes a checkpoint for `model` in F16, the same for the same `seed`.
@@ -43,18 +44,28 @@ pub fn write_checkpoint(path: &Path, model: &ModelConfig, seed: u64) -> Result<W
     Ok(writer.finish()?)
 }
 
-/// A model of one of the sizes that benches compare engines at: `S`, `M` or `L`; `None` for another name. Nearly the whole vocabulary is
-/// text, as in a language model, and no position but text has a size worth mentioning.
+/// A size that benches compare engines at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// 12 layers of width 512.
+    S,
+    /// 24 layers of width 1024.
+    M,
+    /// 24 layers of width 2048, the text model of Janus-Pro-1B.
+    L,
+}
+
+/// A model of one of these sizes. Nearly the whole vocabulary is text, as in a language model, and nothing but text has a size worth
+/// mentioning.
 #[must_use]
-pub fn shape(name: &str) -> Option<ModelConfig> {
-    let (n_layers, d_model, n_heads, n_kv_heads, d_ff, vocab) = match name {
-        "S" => (12, 512, 8, 8, 1536, 16_384),
-        "M" => (24, 1024, 16, 4, 2816, 32_768),
-        "L" => (24, 2048, 16, 16, 5632, 102_400),
-        _ => return None,
+pub fn shape(shape: Shape) -> ModelConfig {
+    let (n_layers, d_model, n_heads, n_kv_heads, d_ff, vocab) = match shape {
+        Shape::S => (12, 512, 8, 8, 1536, 16_384),
+        Shape::M => (24, 1024, 16, 4, 2816, 32_768),
+        Shape::L => (24, 2048, 16, 16, 5632, 102_400),
     };
     let mut c = nano();
-    (c.n_layers, c.d_model, c.d_ff, c.name) = (n_layers, d_model, d_ff, format!("random-{name}"));
+    (c.n_layers, c.d_model, c.d_ff, c.name) = (n_layers, d_model, d_ff, format!("random-{shape:?}"));
     (c.n_heads, c.n_kv_heads, c.head_dim) = (n_heads, n_kv_heads, d_model / n_heads);
     c.vocab_size = vocab as usize;
     (c.tokens.text, c.tokens.bins, c.tokens.image) =
@@ -62,7 +73,7 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
     c.image.codebook_size = 16;
     c.task_prefix_len = 1;
     c.modalities.iter_mut().filter_map(|m| m.window.as_mut()).for_each(|window| *window = 1);
-    Some(c)
+    c
 }
 
 /// Writes a bundle of random weights into the new folder `out`, as `saccade-convert` would from [`write_checkpoint`]'s file.
@@ -70,7 +81,10 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
 /// # Errors
 /// [`crate::ConvertError`] when the folder exists or cannot be written.
 pub fn write_bundle(out: &Path, model: &ModelConfig, recipe: impl Into<Recipe>, seed: u64) -> Result<()> {
-    let path = out.with_extension("safetensors");
+    let place = Place::look(out, false)?;
+    let path = place.beside(".checkpoint.part");
+    // A run that was killed may have left one.
+    let _ = std::fs::remove_file(&path);
     write_checkpoint(&path, model, seed)?;
     let written = Checkpoint::open(&path).and_then(|mut checkpoint| {
         bundle::convert(&mut checkpoint, out, recipe, false, &mut Progress::silent())
@@ -151,4 +165,30 @@ fn byte_letters() -> impl Iterator<Item = char> {
         b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
         _ => free.next().unwrap_or('\u{fffd}'),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_models_of_their_sizes() {
+        for (size, millions) in [(Shape::S, 49), (Shape::M, 304), (Shape::L, 1443)] {
+            let model = shape(size);
+            model.check().unwrap();
+            let parameters: usize = tensors(&model).iter().map(TensorSpec::parameters).sum();
+            assert_eq!(parameters / 1_000_000, millions, "{size:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_like_name_survives() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mine, out) = (dir.path().join("b.safetensors"), dir.path().join("b"));
+        std::fs::write(&mine, b"mine").unwrap();
+        write_bundle(&out, &nano(), saccade::config::WeightDtype::Int8, 1).unwrap();
+        assert_eq!(std::fs::read(&mine).unwrap(), b"mine");
+        assert!(write_bundle(&out, &nano(), saccade::config::WeightDtype::Int8, 1).is_err(), "it exists");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left behind");
+    }
 }

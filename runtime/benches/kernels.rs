@@ -156,7 +156,7 @@ fn attention(head_dim: usize) {
         let (s, p) = &mut *scores.borrow_mut();
         let queries = Queries { q: q.of(set), scale: &[0.002; QUERIES], bias: &[0.0; QUERIES] };
         (set.scores_i8)(queries, kv, s, KEYS);
-        for (s, p) in s.chunks_mut(KEYS).zip(p.chunks_mut(2 * KEYS)) {
+        for (s, p) in s.chunks(KEYS).zip(p.chunks_mut(2 * KEYS)) {
             (set.softmax_u14)(s, &scale, WEIGHT_MAX / 0.01, p);
         }
         (set.weighted_sum_i8)(p, &[1e-4; QUERIES], kv, out);

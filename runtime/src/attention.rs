@@ -242,10 +242,11 @@ impl Of<'_> {
                 row_amax =
                     amax(&value_scale[context_keys + seen.start..context_keys + seen.end], context_amax);
             }
-            let c = if row_amax > 0.0 { (WEIGHT_MAX / row_amax).min(f32::MAX) } else { 0.0 };
+            // Capped so that what is hidden, 2⁻¹²⁶ times any scale, stays below half a step.
+            let c = if row_amax > 0.0 { (WEIGHT_MAX / row_amax).min(2f32.powi(100)) } else { 0.0 };
             let weights = &mut weights[i * 2 * keys..][..2 * keys];
             let sum = (kernels.softmax_u14)(scores, &value_scale[..keys], c, weights);
-            scale[i] = row_amax / WEIGHT_MAX / sum;
+            scale[i] = if c > 0.0 { 1.0 / c / sum } else { row_amax / sum };
         }
         let weights = &weights[..queries * 2 * keys];
         (kernels.weighted_sum_i8)(weights, &scale[..queries], kv, &mut out[..queries * hd]);

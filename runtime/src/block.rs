@@ -142,7 +142,7 @@ pub(crate) struct BlockScratch {
 }
 
 impl BlockScratch {
-    /// For steps of at most `max_rows` rows of `max_sequences` sequences, each of which sees at most `max_blocks` blocks.
+    /// For steps of at most so much.
     pub(crate) fn new(c: &ModelConfig, max: Most, kinds: ActivationKinds, e: &Engine) -> Self {
         let (heads, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let rows = |n: usize| vec![0.0; max.rows * n];

@@ -28,7 +28,8 @@ pub(crate) enum KvDtype {
     F32,
 }
 
-/// Zeroed bytes that start with a cache line. The system has zeroed pages ready; asked for an alignment, it would write them all.
+/// Zeroed bytes that start with a cache line. The system has zeroed pages ready, but an allocator that is asked
+/// for an alignment too writes zeros to all of them.
 struct Lines {
     bytes: Vec<i8>,
     start: usize,

@@ -142,9 +142,9 @@ pub fn warm(path: &Path) -> Result<u64> {
     Ok(huge_bytes)
 }
 
-/// Takes the first `bytes` of a file out of the page cache.
+/// Takes the first `bytes` of a file (0: all) out of the page cache, as far as nobody has them mapped.
 #[cfg(target_os = "linux")]
-fn drop_cached(file: &File, bytes: u64) {
+pub fn drop_cached(file: &File, bytes: u64) {
     use rustix::fs::{Advice, fadvise};
     if let Err(error) = fadvise(file, 0, std::num::NonZero::new(bytes), Advice::DontNeed) {
         log::debug!("the page cache keeps what it has: {error}");
@@ -153,7 +153,7 @@ fn drop_cached(file: &File, bytes: u64) {
 
 /// Other systems have no such call.
 #[cfg(not(target_os = "linux"))]
-fn drop_cached(_: &File, _: u64) {}
+pub fn drop_cached(_: &File, _: u64) {}
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@
 //!
 //! **Floats.** A sum over a row runs in [`LANES`] accumulators (element `i` goes to lane `i % 16`, in order) and
 //! ends in the tree of [`sum_lanes`]. Products and sums are rounded separately (no fused multiply-add) and the
-//! exponential is [`exp_f32`]. Every kernel set is compiled from these definitions, so all give the same bits.
+//! exponentials are [`exp_f32`] (softmax of floats) and [`exp2_f32`] (gates, INT8 attention). Every kernel set is compiled from these definitions, so all give the same bits.
 
 use half::f16;
 

@@ -167,7 +167,7 @@ impl Pool {
     /// each piece sees one that no other sees meanwhile.
     ///
     /// # Panics
-    /// If `a`'s length is 0, `scratch` has fewer elements than there are threads, or a piece's work panics.
+    /// If the pieces of `a` have no length, `scratch` has fewer elements than there are threads, or a piece's work panics.
     #[expect(clippy::type_complexity, reason = "what a piece's work is given")]
     pub fn for_each_piece<A: Send, B: Send, S: Send>(
         &self,

@@ -86,7 +86,7 @@ fn nothing_is_allocated_after_the_engine_is_made() {
                 let (which, head_dim) = (&[0u32][..], 64);
                 let panels = KvPanels { tiles: &tiles, scales: &scales, which, head_dim };
                 (engine.kernels().scores_i8)(queries, panels, &mut p, KV_BLOCK);
-                let sum = (engine.kernels().softmax_u14)(&mut p, &scales[0].value, 100.0, &mut weights);
+                let sum = (engine.kernels().softmax_u14)(&p, &scales[0].value, 100.0, &mut weights);
                 (engine.kernels().weighted_sum_i8)(&weights, &[sum], panels, &mut head);
                 (engine.kernels().scores_f32)(&head, &float_keys, &mut p);
                 engine.softmax_inplace(&mut p);

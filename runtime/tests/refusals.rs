@@ -127,7 +127,7 @@ fn a_damaged_container_is_refused_by_name() {
 #[test]
 fn tensors_that_do_not_fit_the_description_are_named() {
     type Change = fn(&mut BundleConfig);
-    let cases: [(WeightDtype, &str, Change); 8] = [
+    let cases: [(WeightDtype, &str, Change); 10] = [
         (WeightDtype::F32, "tensor `layers.2.attn.k.weight` is missing", |c| c.model.n_layers = 3),
         (WeightDtype::F32, "tensor `layers.1.attn_norm.weight` does not belong", |c| c.model.n_layers = 1),
         (
@@ -150,6 +150,12 @@ fn tensors_that_do_not_fit_the_description_are_named() {
         }),
         (WeightDtype::Int8, "in two parts to `image.codebook`, which is no tiled layer", |c| {
             c.quantisation.two_part_activations.insert("image.codebook".into());
+        }),
+        (WeightDtype::Int8, "`layers.1.attn.q`, which read the same", |c| {
+            c.quantisation.two_part_activations.insert("layers.1.attn.k".into());
+        }),
+        (WeightDtype::Int8, "`layers.0.ffn.up`, which read the same", |c| {
+            c.quantisation.two_part_activations.insert("layers.0.ffn.gate".into());
         }),
     ];
     for (dtype, part, change) in cases {

@@ -117,5 +117,48 @@ fn a_step_that_cannot_be_is_one_sentence() {
             Err(error) => break error.to_string(),
         }
     };
-    assert!(error.contains("room for 40"), "{error}");
+    assert!(error.contains("40 text") || error.contains("room for 40"), "{error}");
+
+    // A choice that is not there ends every answer of the step, and both sessions go on as new ones would.
+    let (mut a, mut b) = (with_a_past(&one, 3, 2), with_a_past(&one, 4, 2));
+    step(&mut [&mut a, &mut b], &mut pick).unwrap();
+    let mut wrong = |i: usize, _: &[f32]| if i == 1 { usize::MAX } else { 0 };
+    says(step(&mut [&mut a, &mut b], &mut wrong), "was chosen");
+    says(step(&mut [&mut a, &mut b], &mut pick), "no answer open");
+    let first = |session: &mut Session| {
+        let mut seen = vec![];
+        session.open(&[14]).unwrap();
+        step(&mut [session], &mut |_, logits| {
+            seen.extend_from_slice(logits);
+            0
+        })
+        .unwrap();
+        seen
+    };
+    for (session, i) in [(&mut a, 3), (&mut b, 4)] {
+        let mut new = with_a_past(&one, i, 2);
+        new.close();
+        assert!(first(session) == first(&mut new));
+    }
+}
+
+#[test]
+fn the_logits_after_a_prompt_are_those_of_its_last_token() {
+    let c = tiny();
+    let t = random_tensors(&c, 13);
+    for dtype in [WeightDtype::Int8, WeightDtype::F32] {
+        let model = model(&c, &t, dtype);
+        let mut session = session(&model, 1);
+        let logits = |session: &mut Session, ids: &[u32]| {
+            let mut seen = vec![];
+            session.score_begin("robot", ids, &mut |logits| seen.push(logits.to_vec())).unwrap();
+            assert_eq!(seen.len(), 1, "once");
+            seen.remove(0)
+        };
+        let [short, long] = [&[12, 30, 41][..], &[12, 30, 41, 77]].map(|ids| logits(&mut session, ids));
+        assert_eq!(short.len(), c.tokens.text[1] as usize);
+        assert!(short != long);
+        assert!(logits(&mut session, &[12, 30, 41]) == short, "{dtype:?}: nothing of the longer one is left");
+        assert!(logits(&mut session, &[]).iter().all(|x| x.is_finite()));
+    }
 }

@@ -45,7 +45,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     /// Measure prefill, decoding, batches and the first token instead, beside what memory and the INT8 instruction allow.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["source", "frames"])]
     engine: bool,
     /// What the engine's bench starts as a new process.
     #[arg(long, hide = true)]

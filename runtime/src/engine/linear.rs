@@ -19,6 +19,7 @@ const OUTPUT_BLOCK: usize = 48;
 const SHARES: usize = 2;
 /// Products of fewer multiplications stay on one thread: the AVX-512 set is through with these in about 5 µs.
 const PARALLEL_MACS: usize = 1 << 20;
+
 /// The weights of a linear layer, in one of the three kinds a bundle holds.
 #[derive(Clone, Copy, Debug)]
 pub enum Linear<'a> {
@@ -249,9 +250,9 @@ impl Engine {
     /// Shapes: `a [m, k]`, `gate, up [n, k]`, `out [m, n] f32`.
     ///
     /// # Panics
-    /// As [`Self::product`], or if the two layers differ in size.
+    /// As [`Self::product`], or if the two layers differ in size or kind.
     pub fn gated(&self, a: &mut Activations, gate: Linear, up: Linear, out: &mut [f32]) {
-        assert_eq!(gate.n(), up.n(), "as many outputs");
+        assert_eq!((gate.n(), gate.k(), gate.parts()), (up.n(), up.k(), up.parts()), "two layers alike");
         let Activations { loaded: a, panels, .. } = a;
         let a = &*a;
         self.share(a, [(gate, out, gate.n())], panels, &|gate, columns, mut out, panel| {

@@ -148,7 +148,7 @@ impl Engine {
     /// Cuts `a` and `b` into as many pieces of the given lengths and runs `f(i, piece i of a, piece i of b)`, in parallel.
     ///
     /// # Panics
-    /// If `a`'s length is 0, or `f` panics.
+    /// If the pieces of `a` have no length, or `f` panics.
     #[expect(clippy::type_complexity, reason = "what a piece's work is given")]
     pub(crate) fn for_each_pair<A: Send, B: Send>(
         &self,

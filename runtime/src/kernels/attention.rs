@@ -197,7 +197,7 @@ macro_rules! instantiate_attention {
 
         /// See [`super::float::softmax_u14`].
         $(#[$attribute])*
-        pub(super) fn softmax_u14(s: &mut [f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
+        pub(super) fn softmax_u14(s: &[f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
             super::float::softmax_u14(s, v_scale, c, p)
         }
 

@@ -40,8 +40,8 @@ pub struct Kernels {
     pub rope_f32: fn(&mut [f32], &[f32], &[f32]),
     /// Queries against panels of keys; scores of row `i` go to `out[i · stride..]`. See [`super::attention`].
     pub scores_i8: fn(Queries, KvPanels, &mut [f32], usize),
-    /// Scores `[keys]` (used up), scales of the values `[keys]` and their factor → weights `[2, keys]` and the sum of exponentials.
-    pub softmax_u14: fn(&mut [f32], &[f32], f32, &mut [i8]) -> f32,
+    /// Scores `[keys]`, scales of the values `[keys]` and their factor → weights `[2, keys]` and the sum of exponentials.
+    pub softmax_u14: fn(&[f32], &[f32], f32, &mut [i8]) -> f32,
     /// Weights `[m, 2, keys]`, scale of each row, panels of values → out `[m, head_dim]`.
     pub weighted_sum_i8: fn(&[i8], &[f32], KvPanels, &mut [f32]),
     /// One query against up to 16 keys in floats: `q [head_dim]`, `k [keys, head_dim]`, out `[keys]`.

@@ -175,18 +175,18 @@ pub(super) fn softmax(x: &mut [f32]) {
 }
 
 /// The weights of [`super::attention`] from scores: `e = 2^(s − max)`, `t = round(e · v_scale · c) = 128 · high + low`; returns
-/// `Σ e`. The scores are used up. A NaN among the scores makes the sum NaN.
+/// `Σ e`. What is hidden has e = 2⁻¹²⁶, and a scale of 0 keeps it out. A NaN among the scores makes the sum NaN.
 ///
 /// Shapes: `s, v_scale [keys] f32`, a multiple of 16, `p [2, keys] i8`, high parts first.
 #[inline(always)]
-pub(super) fn softmax_u14(s: &mut [f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
+pub(super) fn softmax_u14(s: &[f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
     const ROUND: f32 = 8_388_608.0; // 2²³: a sum with it has no bits for a fraction
     let keys = s.len();
     assert!(keys.is_multiple_of(LANES) && v_scale.len() == keys && p.len() == 2 * keys, "weights of {keys}");
     let max = maximum(s);
     let (high, low) = p.split_at_mut(keys);
     let mut lanes = [0.0; LANES];
-    let values = s.as_chunks_mut::<LANES>().0.iter_mut().zip(v_scale.as_chunks::<LANES>().0);
+    let values = s.as_chunks::<LANES>().0.iter().zip(v_scale.as_chunks::<LANES>().0);
     let parts = high.as_chunks_mut::<LANES>().0.iter_mut().zip(low.as_chunks_mut::<LANES>().0);
     for ((s, v), (high, low)) in values.zip(parts) {
         for lane in 0..LANES {

@@ -9,7 +9,7 @@
 //! | `softmax_f32` | `e^(x − max) / Σ` | attention, sampling |
 //! | `silu_f32`, `silu_mul_f32` | `x · sigmoid(x)`, and times a second operand | convolution nets, SwiGLU |
 //! | `rope_f32` | rotates the pairs `(i, i + head_dim/2)` | queries and keys |
-//! | `scores_i8`, `softmax_u14`, `weighted_sum_i8` | `q · kᵀ`, `e^(s − max)` in 14 bits, `Σ p · v` over 16-token panels | attention |
+//! | `scores_i8`, `softmax_u14`, `weighted_sum_i8` | `q · kᵀ`, `2^(s − max)` in 14 bits, `Σ p · v` over 16-token panels | attention |
 //! | `scores_f32`, `weighted_sum_f32` | one query · up to 16 keys, `out += Σ p · v` | attention of float bundles |
 //! | `checksum` | exclusive or of all bytes | [`crate::limits`] |
 //! | `peak_i8` | nothing but the set's INT8 instruction | [`crate::limits`] |
@@ -128,6 +128,7 @@ fn check_matmul_i8(
     out: &Columns<f32>,
 ) -> usize {
     w.assert_shapes();
+    assert!(w.k > 0, "a product of no inputs");
     let m = x.scale.len();
     assert!(x.parts > 0 && m.is_multiple_of(x.parts), "{m} rows in tokens of {} parts", x.parts);
     assert_eq!(x.q.len(), m * pad_k(w.k), "activations of {m} rows for {} inputs", w.k);

@@ -1,7 +1,6 @@
 //! Answers: branches of text on what is live, decoded token by token, of one session or of several at a time.
 
 use std::iter::once;
-use std::ops::Range;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -121,16 +120,28 @@ impl Session {
     /// The first step of an open answer: `<ask>`, the question and `<ans>` in one pass.
     fn ask(&mut self, pick: &mut dyn FnMut(&[f32]) -> usize) -> Result<()> {
         let (special, range) = (self.model.config().special, self.text_range());
-        let (question, mut open) = (std::mem::take(&mut self.question), self.open.take());
+        let (question, open) = (std::mem::take(&mut self.question), self.open.take());
+        let mut open = open.expect("a step checks that there is one");
         let rows = once(&special.ask).chain(&question).chain(once(&special.ans));
-        let mut computed = Ok(());
-        if let Some(Open { segment, next }) = &mut open {
-            let mut choose = |_: usize, logits: &[f32]| *next = token(&range, pick(logits));
-            let score = Score { range: range.clone(), first: 1 + question.len(), on_logits: &mut choose };
-            computed = self.extend(segment, rows.map(|&id| Row::Token(id)), Own::Causal, Some(score));
-        }
-        (self.question, self.open) = (question, open);
-        computed
+        let mut picked = 0;
+        let mut choose = |_: usize, logits: &[f32]| picked = pick(logits);
+        let score = Score { range, first: 1 + question.len(), on_logits: &mut choose };
+        let computed =
+            self.extend(&mut open.segment, rows.map(|&id| Row::Token(id)), Own::Causal, Some(score));
+        (self.question, self.open) = (question, Some(open));
+        computed?;
+        self.choose(picked)
+    }
+
+    /// The token of the text logit `index` goes in next.
+    fn choose(&mut self, index: usize) -> Result<()> {
+        let range = self.text_range();
+        let id = u32::try_from(index).ok().and_then(|index| range.start.checked_add(index));
+        let Some(id) = id.filter(|id| range.contains(id)) else {
+            return Err(SessionError::Choice { index, limit: range.len() }.into());
+        };
+        self.open.as_mut().expect("a step checks that there is one").next = id;
+        Ok(())
     }
 
     /// The row of a step that continues the open answer.
@@ -144,14 +155,15 @@ impl Session {
 }
 
 /// Decodes one token of the open answer of every session in one pass over the weights, which are read once however many sessions
-/// there are; the first token of an answer takes a pass of its own, with the question. `pick(i, logits)` chooses session `i`'s next token: an index into the logits, which are those of the text tokens.
+/// there are; the first token of an answer takes a pass of its own, with the question. `pick(i, logits)` chooses session `i`'s next
+/// token: an index into the logits, which are those of the text tokens. If it panics, the sessions are lost.
 ///
 /// The first session's buffers hold the step, so it must have been made for as many
 /// ([`SessionOptions::max_sequences`](super::SessionOptions)).
 ///
 /// # Errors
 /// If a session has no open answer or no room for another token, the sessions are not all of one model, or the first one was made
-/// for fewer or smaller ones. If an output is not a number; these answers are closed then.
+/// for fewer or smaller ones. If an output is not a number or `pick` chooses what is not there; every answer of the step is closed then.
 pub fn step(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -> usize) -> Result<()> {
     let Some(leader) = sessions.first() else { return Ok(()) };
     check(leader, sessions)?;
@@ -177,6 +189,7 @@ fn step_all(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
             session.ask(&mut |logits| pick(i, logits))?;
         }
     }
+    let mut picked: ArrayVec<usize, MAX_SEQUENCES> = ArrayVec::new();
     let mut buffers = std::mem::take(&mut sessions[0].buffers);
     let mut going: ArrayVec<&mut Session, MAX_SEQUENCES> = ArrayVec::new();
     for (i, session) in sessions.iter_mut().enumerate() {
@@ -184,10 +197,14 @@ fn step_all(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
             going.push(session);
         }
     }
-    let stepped = step_in(&mut buffers, &mut going, &mut |i, logits| pick(indices[i], logits));
+    let stepped = step_in(&mut buffers, &mut going, &mut |i, logits| picked.push(pick(indices[i], logits)));
     drop(going);
     sessions[0].buffers = buffers;
-    stepped
+    stepped?;
+    for (i, picked) in indices.into_iter().zip(picked) {
+        sessions[i].choose(picked)?;
+    }
+    Ok(())
 }
 
 fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
@@ -200,19 +217,16 @@ fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
         if !Arc::ptr_eq(&session.model, &leader.model) || session.most.blocks > most.blocks {
             return Err(SessionError::Unlike.into());
         }
-        if open.segment.chain.len > 0 && !session.kv.fits(&open.segment.chain, 1) {
-            let room = session.max_text_tokens;
-            return Err(SessionError::TooLong { tokens: room + 1, room }.into());
+        // Besides `<ask>` and `<ans>`.
+        let (tokens, room) = ((open.segment.chain.len + 1).saturating_sub(2), session.max_text_tokens);
+        if tokens > room {
+            return Err(SessionError::TooLong { tokens, room }.into());
         }
     }
     Ok(())
 }
 
-fn step_in(
-    buffers: &mut Buffers,
-    sessions: &mut [&mut Session],
-    pick: &mut dyn FnMut(usize, &[f32]) -> usize,
-) -> Result<()> {
+fn step_in(buffers: &mut Buffers, sessions: &mut [&mut Session], on_logits: OnLogits<'_>) -> Result<()> {
     let Some(first) = sessions.first() else { return Ok(()) };
     let (model, range) = (Arc::clone(&first.model), first.text_range());
     for (row, session) in sessions.iter_mut().enumerate() {
@@ -226,13 +240,5 @@ fn step_in(
         sessions.iter_mut().map(|session| session.open_sequence()).collect();
     buffers.decode(&model, &mut sequences)?;
     drop(sequences);
-    buffers.score(&model, 0..rows, &range, &mut |row, logits| {
-        let open = sessions[row].open.as_mut().expect("a step checks that there is one");
-        open.next = token(&range, pick(row, logits));
-    })
-}
-
-/// The token that has logit `index` of a range.
-fn token(range: &Range<u32>, index: usize) -> u32 {
-    range.start + u32::try_from(index).expect("token ids are u32")
+    buffers.score(&model, 0..rows, &range, on_logits)
 }

@@ -26,6 +26,14 @@ pub enum SessionError {
     /// A step of sessions that cannot share one.
     #[error("the sessions of a step must be of one model, and none made for more tokens than the first")]
     Unlike,
+    /// A next token that is not among the text tokens.
+    #[error("logit {index} was chosen, there are {limit}")]
+    Choice {
+        /// The index chosen.
+        index: usize,
+        /// Logits there are.
+        limit: usize,
+    },
     /// A token id outside its range.
     #[error("{what} {id} is outside 0 to {}", limit - 1)]
     Token {

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use saccade::config::{Family, WEIGHTS_FILE};
+use anyhow::{Context as _, bail};
+use saccade::config::{Family, WEIGHTS_FILE, WeightDtype};
 use saccade::engine::{EngineOptions, Idle};
 use saccade::family::Model;
 use saccade::limits::{self, Dram};
@@ -42,7 +42,8 @@ const RUNS: usize = 2;
 
 /// What a model asks of a machine for one token.
 struct Work {
-    /// Weights of the linear layers: multiply-accumulates a token of a prompt.
+    /// Weights of the linear layers: multiply-accumulates a token of a prompt (second parts of activations are extra work that does
+    /// not count).
     macs: f64,
     /// The same with the head over text.
     macs_decoded: f64,
@@ -201,6 +202,12 @@ fn measure(dir: &Path, threads: usize) -> anyhow::Result<(f64, Value)> {
     let warm_4k = First::median(dir, threads, &["--small-pages"], REPEATS)?;
 
     let model = &Model::open(dir, &options)?;
+    if model.bundle().dtype != WeightDtype::Int8 {
+        bail!(
+            "{} is not an INT8 bundle, and the engine's limits are those of INT8; convert it with --dtype int8",
+            dir.display()
+        );
+    }
     let work = Work::of(model);
     let limits = &mut Limits::new(model.engine().threads())?;
     let first = limits.look(model);
@@ -378,4 +385,25 @@ pub(super) fn to_table(report: &Value) -> String {
         at("/arena_bytes") / 1e6,
         at("/allocs_per_step"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_by_hand() {
+        assert_eq!(quantile(&[3.0, 1.0, 2.0, 5.0, 4.0], 0.5), 3.0);
+        assert_eq!([0.0, 0.1, 0.9, 1.0].map(|q| quantile(&[1.0, 2.0, 3.0], q)), [1.0, 1.0, 3.0, 3.0]);
+        assert!(quantile(&[], 0.5).is_nan());
+        // 20 GB at 10 GB/s are two seconds; 5 · 10¹¹ MACs at 250 GOPS are four.
+        let limit = Limit { dram_gbps: 10.0, int8_gops: 250.0 };
+        assert_eq!([limit.bound(20e9, 1.0), limit.bound(20e9, 5e11)], [2.0, 4.0]);
+    }
+
+    #[test]
+    fn a_report_becomes_text_even_where_it_has_holes() {
+        let text = to_table(&json!({"model": "m", "decode": {"tokens_per_s": 12.25, "dram_share": 0.5}}));
+        assert!(text.contains("12.2") && text.contains("50.0 % of memory") && text.contains("NaN"), "{text}");
+    }
 }

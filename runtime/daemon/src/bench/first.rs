@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use saccade::config::WEIGHTS_FILE;
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
-use saccade::pages::Pages;
+use saccade::pages::{self, Pages};
 use saccade::sample::argmax;
 use saccade::session::Session;
 use serde::{Deserialize, Serialize};
@@ -58,7 +58,10 @@ impl First {
         let mut all = Vec::new();
         for _ in 0..times {
             if flags.contains(&"--cold") {
-                drop_from_cache(&dir.join(WEIGHTS_FILE))?;
+                let path = dir.join(WEIGHTS_FILE);
+                let file =
+                    File::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+                pages::drop_cached(&file, 0);
             }
             let output = Command::new(&program)
                 .args(["bench", "--first-token", "--threads", &threads.to_string(), "--model"])
@@ -78,13 +81,6 @@ impl First {
         let last = all.pop().context("nothing was measured")?;
         Ok(Self { ms, ..last })
     }
-}
-
-/// Makes the next reader go to the disk.
-fn drop_from_cache(path: &Path) -> anyhow::Result<()> {
-    let file = File::open(path).with_context(|| format!("{} cannot be opened", path.display()))?;
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
-        .with_context(|| format!("{} cannot be dropped from the page cache", path.display()))
 }
 
 /// Anonymous memory of this process; 0 where the system does not say.

@@ -11,6 +11,9 @@ use crate::quant::{EXP2, LANES, TILE, TILE_K, TILE_N, pad_k};
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(in crate::kernels) fn scores_i8(q: Queries, kv: KvPanels, out: &mut [f32], stride: usize) {
     let m = check_scores_i8(q, kv, out, stride);
+    if m == 0 {
+        return;
+    }
     for (c, pair) in kv.which.chunks(2).enumerate() {
         let out = &mut out[2 * c * KV_BLOCK..];
         match *pair {
@@ -98,7 +101,7 @@ fn scores_block<const M: usize, const T: usize>(
 
 /// See [`super::super::float::softmax_u14`]: the same operations, with the sum and the largest score in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::kernels) fn softmax_u14(s: &mut [f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
+pub(in crate::kernels) fn softmax_u14(s: &[f32], v_scale: &[f32], c: f32, p: &mut [i8]) -> f32 {
     let keys = s.len();
     assert!(keys.is_multiple_of(LANES) && v_scale.len() == keys && p.len() == 2 * keys, "weights of {keys}");
     let (s, v_scale) = (s.as_chunks::<LANES>().0, v_scale.as_chunks::<LANES>().0);
