@@ -15,9 +15,10 @@ pub struct SessionOptions {
     pub max_sequences: usize,
 }
 
-/// Rows that go through the network together, at most: enough to hide the pass over the weights, few enough for the buffers of a model
-/// of 1.5 billion parameters to stay below 8 MB.
-const PASS_ROWS: usize = 96;
+/// Rows that go through the network together: whole stretches of a kernel set's blocks, as many as fit into [`BUFFER_BYTES`].
+const PASS_ROWS: [usize; 2] = [96, 384];
+/// What the buffers of a pass may take: with the rest, a session stays below 8 MB beside its arena.
+const BUFFER_BYTES: usize = 6 << 20;
 
 impl Default for SessionOptions {
     fn default() -> Self {
@@ -52,7 +53,7 @@ impl Capacity {
         let len = |[from, to]: [u32; 2]| (to - from) as usize;
         Self {
             segments: 1 + window(Modality::Image) + window(Modality::State) + window(Modality::Action),
-            most: Most { rows: PASS_ROWS, sequences, blocks: trunk + branch, parts },
+            most: Most { rows: pass_rows(c, parts), sequences, blocks: trunk + branch, parts },
             logits: (sequences * len(c.tokens.text)).max(len(c.tokens.bins)).max(len(c.tokens.image)),
         }
     }
@@ -71,11 +72,30 @@ impl Capacity {
     }
 }
 
+/// How many rows a pass takes.
+fn pass_rows(c: &ModelConfig, parts: usize) -> usize {
+    let (heads, kv_heads) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+    let floats = c.d_model + 2 * (heads + kv_heads) + c.d_ff;
+    let row = 4 * floats + parts * c.d_model.max(c.d_ff).max(heads);
+    let [least, most] = PASS_ROWS;
+    (BUFFER_BYTES / row / least * least).clamp(least, most)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::nano;
     use crate::kv::KvDtype;
+
+    #[test]
+    fn a_pass_has_as_many_rows_as_its_buffers_may_take() {
+        let mut c = nano();
+        assert_eq!(pass_rows(&c, 2), 384);
+        (c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff) = (1024, 16, 4, 64, 2816);
+        assert_eq!(pass_rows(&c, 1), 192, "6 MiB of 28,416 bytes are 221 rows");
+        (c.d_model, c.n_kv_heads, c.head_dim, c.d_ff) = (2048, 16, 128, 5632);
+        assert_eq!(pass_rows(&c, 1), 96);
+    }
 
     #[test]
     fn the_largest_sizes_do_not_overflow() {
