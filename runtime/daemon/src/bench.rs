@@ -210,15 +210,17 @@ impl Measured {
     }
 }
 
-/// p50, p95 and p99 by nearest rank.
+/// p50, p95 and p99.
 fn percentiles(samples: &[f64]) -> Value {
+    let rank = |percent| percentile(samples, percent).map_or(Value::Null, |value| json!(rounded(value)));
+    json!({"p50": rank(50), "p95": rank(95), "p99": rank(99)})
+}
+
+/// By nearest rank; `None` of no samples.
+fn percentile(samples: &[f64], percent: usize) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let rank = |percent: usize| {
-        let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-        sorted.get(at).copied().map_or(Value::Null, |value| json!(rounded(value)))
-    };
-    json!({"p50": rank(50), "p95": rank(95), "p99": rank(99)})
+    sorted.get((sorted.len() * percent).div_ceil(100).saturating_sub(1)).copied()
 }
 
 fn rounded(value: f64) -> f64 {

@@ -102,7 +102,7 @@ impl Metrics {
 }
 
 /// RssAnon + VmSwap: what a leak shows in, which RSS alone hides as soon as the board swaps.
-fn anonymous_bytes() -> Option<i64> {
+pub(crate) fn anonymous_bytes() -> Option<i64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kib = |key: &str| -> Option<i64> {
         let line = status.lines().find(|line| line.starts_with(key))?;

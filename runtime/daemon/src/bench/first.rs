@@ -15,6 +15,7 @@ use saccade::session::Session;
 use serde::{Deserialize, Serialize};
 
 use super::engine::{median, options, prompt};
+use crate::metrics::anonymous_bytes;
 
 /// Tokens of the prompt after which memory is looked at.
 const PROMPT: usize = 576;
@@ -26,8 +27,8 @@ pub(super) struct First {
     pub(super) ms: f64,
     /// Share of the mapping that lies in huge pages.
     pub(super) huge: f64,
-    /// Anonymous memory after a long prompt, at its highest: nothing is given back before.
-    pub(super) anon_bytes: u64,
+    /// Anonymous memory after a long prompt, at its highest: nothing is given back before. 0 where the system does not say.
+    pub(super) anon_bytes: i64,
     /// Of which keys and values.
     pub(super) arena_bytes: u64,
 }
@@ -49,7 +50,12 @@ impl First {
         let huge = model.huge_bytes().unwrap_or(0) as f64 / model.mapped().len().max(1) as f64;
         let ids = prompt(&model, PROMPT - model.config().task_prefix_len);
         session.begin(&model.config().tasks[0], &ids)?;
-        Ok(Self { ms, huge, anon_bytes: anonymous_bytes(), arena_bytes: session.kv_bytes() as u64 })
+        Ok(Self {
+            ms,
+            huge,
+            anon_bytes: anonymous_bytes().unwrap_or(0),
+            arena_bytes: session.kv_bytes() as u64,
+        })
     }
 
     /// The median of some new processes; `--cold` among `flags` drops the weights from the page cache before each.
@@ -81,12 +87,4 @@ impl First {
         let last = all.pop().context("nothing was measured")?;
         Ok(Self { ms, ..last })
     }
-}
-
-/// Anonymous memory of this process; 0 where the system does not say.
-fn anonymous_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map_or(0, |kib| kib << 10)
 }
