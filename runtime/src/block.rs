@@ -186,7 +186,7 @@ impl Block {
     pub(crate) fn resolve(w: &Weights, layer: usize) -> Result<Self> {
         let linear = |name: &str| w.linear(&format!("layers.{layer}.{name}"));
         let vector = |name: &str| w.vector(&format!("layers.{layer}.{name}"));
-        Ok(Self {
+        let block = Self {
             attn_norm: vector("attn_norm.weight")?,
             q: linear("attn.q")?,
             k: linear("attn.k")?,
@@ -199,7 +199,20 @@ impl Block {
             gate: linear("ffn.gate")?,
             up: linear("ffn.up")?,
             down: linear("ffn.down")?,
-        })
+        };
+        // What shares its activations must want the same of them.
+        let Self { q, k, v, gate, up, .. } = &block;
+        let pairs =
+            [("attn.k", k, "attn.q", q), ("attn.v", v, "attn.q", q), ("ffn.gate", gate, "ffn.up", up)];
+        for (name, one, other_name, other) in pairs {
+            if one.get(w).parts() != other.get(w).parts() {
+                return Err(w.refused(format!(
+                    "saccade.json gives activations in two parts to one of `layers.{layer}.{name}` and \
+                     `layers.{layer}.{other_name}`, which read the same ones"
+                )));
+            }
+        }
+        Ok(block)
     }
 
     /// `x [rows, d_model]` in place: `x += attention(norm(x))`, then `x += ffn(norm(x))`. The rows are those of the sequences, one

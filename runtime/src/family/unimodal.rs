@@ -111,7 +111,7 @@ pub(crate) struct ImageNet {
 }
 
 impl Unimodal {
-    /// Finds every tensor. The weights were checked against [`tensors`], so only a bug can fail here.
+    /// Finds every tensor. The weights were checked against [`tensors`], so what can fail is layers that do not fit each other.
     pub(crate) fn resolve(w: &Weights) -> Result<Self> {
         let c = &w.config().model;
         Ok(Self {

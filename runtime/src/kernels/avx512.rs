@@ -53,7 +53,6 @@ pub(super) fn matmul_i8(x: RowsI8, w: TilesI8, rows: Range<usize>, epilogue: Epi
         (group..end).for_each(|group| product.stream_rows(m, group));
         return;
     }
-    // 8 rows × 3 groups: 24 accumulators, 3 tiles and 1 broadcast in 32 registers.
     let mut sums = [[[_mm512_setzero_si512(); 3]; 8]; BLOCKS];
     for first in (0..m).step_by(8 * BLOCKS) {
         let rows = first..m.min(first + 8 * BLOCKS);
