@@ -242,8 +242,8 @@ impl Of<'_> {
                 row_amax =
                     amax(&value_scale[context_keys + seen.start..context_keys + seen.end], context_amax);
             }
-            // Capped so that what is hidden, 2⁻¹²⁶ times any scale, stays below half a step.
-            let c = if row_amax > 0.0 { (WEIGHT_MAX / row_amax).min(2f32.powi(100)) } else { 0.0 };
+            // Capped so that what is hidden, 2⁻¹⁰⁰ times any scale, stays below half a step.
+            let c = if row_amax > 0.0 { (WEIGHT_MAX / row_amax).min(2f32.powi(60)) } else { 0.0 };
             let weights = &mut weights[i * 2 * keys..][..2 * keys];
             let sum = (kernels.softmax_u14)(scores, &value_scale[..keys], c, weights);
             scale[i] = if c > 0.0 { 1.0 / c / sum } else { row_amax / sum };

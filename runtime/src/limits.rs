@@ -9,8 +9,10 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::Instant;
 
-use crate::kernels::{Kernels, kernels};
+use crate::kernels::{Epilogue, Kernels, RowsI8, kernels};
 use crate::pages::Map;
+use crate::quant::TilesI8;
+use crate::threads::Columns;
 use crate::{Result, memory};
 
 /// Memory that [`Dram`] should hold so that no cache holds it.
@@ -19,6 +21,10 @@ use crate::{Result, memory};
 pub const DRAM_BYTES: usize = 512 << 20;
 /// Rounds of one pass of [`peak_gops`]: some milliseconds.
 const PEAK_ROUNDS: u64 = 2_000_000;
+/// Rows, outputs and inputs of [`cached_gops`]: 24 KiB of weights.
+const CACHED_SHAPE: [usize; 3] = [96, 48, 512];
+/// Products of one of its passes: some milliseconds.
+const CACHED_ROUNDS: usize = 400;
 
 /// Memory in huge pages to be read.
 #[derive(Debug)]
@@ -74,6 +80,32 @@ pub fn mapped_gbps(bytes: &[u8], threads: usize, passes: usize) -> f64 {
 pub fn peak_gops(kernels: &Kernels, threads: usize, passes: usize) -> Option<f64> {
     let has_instruction = (kernels.peak_i8)(1) > 0;
     has_instruction.then(|| median_rate(threads, passes, &|_| 2 * (kernels.peak_i8)(PEAK_ROUNDS)))
+}
+
+/// The same of a whole matrix product whose weights stay in the first cache: what the kernel reaches when memory costs nothing. Beside
+/// [`peak_gops`] it tells the kernel's own loss, and a core that is shared: a neighbour on the same core takes from a loop that loads
+/// and little from one in registers.
+///
+/// Units: 10⁹ operations per second.
+///
+/// # Panics
+/// As [`Dram::gbps`].
+pub fn cached_gops(kernels: &Kernels, threads: usize, passes: usize) -> f64 {
+    let [m, n, k] = CACHED_SHAPE;
+    // Two bytes that differ: the time does not depend on what is multiplied.
+    let (weights, mut x) = (vec![3; n * k], vec![-5; m * k]);
+    kernels.make_operand(&mut x);
+    let (ones, sum) = (vec![1.0; m.max(n)], vec![3 * k as i32; n]);
+    let w = TilesI8 { tiles: &weights, scale: &ones[..n], sum: &sum, n, k };
+    let x = RowsI8 { q: &x, scale: &ones[..m], parts: 1 };
+    median_rate(threads, passes, &|_| {
+        let mut out = vec![0.0; m * n];
+        for _ in 0..CACHED_ROUNDS {
+            (kernels.matmul_i8)(x, w, 0..n, Epilogue::default(), Columns::of(&mut out, m, n));
+        }
+        black_box(&out);
+        2 * (CACHED_ROUNDS * m * n * k) as u64
+    })
 }
 
 /// Units of work in a nanosecond: `work(thread)` returns how many it did. The first pass does not count.

@@ -16,7 +16,7 @@ use crate::threads::Columns;
 /// Outputs of a gated layer that are computed at a time: three groups of a tile, the most that a kernel takes at a time.
 const OUTPUT_BLOCK: usize = 48;
 /// Shares of a large product for each thread.
-const SHARES: usize = 2;
+const SHARES: usize = 4;
 /// Products of fewer multiplications stay on one thread: the AVX-512 set is through with these in about 5 µs.
 const PARALLEL_MACS: usize = 1 << 20;
 

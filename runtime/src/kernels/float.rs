@@ -175,7 +175,7 @@ pub(super) fn softmax(x: &mut [f32]) {
 }
 
 /// The weights of [`super::attention`] from scores: `e = 2^(s − max)`, `t = round(e · v_scale · c) = 128 · high + low`; returns
-/// `Σ e`. What is hidden has e = 2⁻¹²⁶, and a scale of 0 keeps it out. A NaN among the scores makes the sum NaN.
+/// `Σ e`. What is hidden has e = 2⁻¹⁰⁰, and a scale of 0 keeps it out. A NaN among the scores makes the sum NaN.
 ///
 /// Shapes: `s, v_scale [keys] f32`, a multiple of 16, `p [2, keys] i8`, high parts first.
 #[inline(always)]

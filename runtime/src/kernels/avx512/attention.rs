@@ -5,7 +5,7 @@ use core::arch::x86_64::*;
 use super::super::KV_BLOCK;
 use super::super::attention::{KvPanels, Queries, check_scores_i8, check_weighted_sum_i8};
 use super::Lanes;
-use crate::quant::{EXP2, LANES, TILE, TILE_K, TILE_N, pad_k};
+use crate::quant::{EXP2, EXP2_LOWEST, LANES, TILE, TILE_K, TILE_N, pad_k};
 
 /// See [`super::super::scalar::scores_i8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -140,7 +140,7 @@ pub(in crate::kernels) fn softmax_u14(s: &[f32], v_scale: &[f32], c: f32, p: &mu
 #[target_feature(enable = "avx512f")]
 fn exp2(x: __m512) -> __m512 {
     let round = _mm512_set1_ps(12_582_912.0);
-    let x = _mm512_min_ps(_mm512_set1_ps(128.0), _mm512_max_ps(_mm512_set1_ps(-126.0), x));
+    let x = _mm512_min_ps(_mm512_set1_ps(128.0), _mm512_max_ps(_mm512_set1_ps(EXP2_LOWEST), x));
     let shifted = _mm512_add_ps(x, round);
     let r = _mm512_sub_ps(x, _mm512_sub_ps(shifted, round));
     let mut p = _mm512_set1_ps(EXP2[0]);
