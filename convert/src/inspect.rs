@@ -93,8 +93,8 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
     }
     let spelled = |value: serde_json::Result<Value>| value.unwrap_or(Value::Null);
     Ok(Inspection {
-        family: spelled(serde_json::to_value(config.model.family)),
-        name: config.model.name.clone(),
+        family: config.model.family().into(),
+        name: config.model.name().to_owned(),
         dtype: spelled(serde_json::to_value(config.dtype)),
         parameters: tensors(&config.model).iter().map(|spec| spec.parameters() as u64).sum(),
         bytes: header.file_bytes,

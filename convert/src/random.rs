@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::f16;
-use saccade::config::{ModelConfig, nano};
+use saccade::config::{ModelConfig, UnimodalConfig, nano};
 use saccade::family::{Role, TensorSpec, tensors};
 use saccade::format::{Dtype, Rules, TensorPlan, Writer, Written};
 use serde_json::{Map, Value, json};
@@ -22,7 +22,9 @@ use crate::progress::Progress;
 ///
 /// # Errors
 /// [`crate::ConvertError::Runtime`] when the file cannot be written.
-pub fn write_checkpoint(path: &Path, model: &ModelConfig, seed: u64) -> Result<Written> {
+pub fn write_checkpoint(path: &Path, model: &UnimodalConfig, seed: u64) -> Result<Written> {
+    let tokenizer = byte_tokenizer(model).to_string();
+    let model = &ModelConfig::from(model.clone());
     let specs = tensors(model);
     let plan: Vec<TensorPlan> = specs
         .iter()
@@ -31,7 +33,7 @@ pub fn write_checkpoint(path: &Path, model: &ModelConfig, seed: u64) -> Result<W
     let metadata = BTreeMap::from([
         ("format".to_owned(), FORMAT.to_owned()),
         ("model".to_owned(), json!(model).to_string()),
-        ("tokenizer".to_owned(), byte_tokenizer(model).to_string()),
+        ("tokenizer".to_owned(), tokenizer),
         ("provenance".to_owned(), json!({"note": "random weights", "seed": seed}).to_string()),
     ]);
     let mut writer = Writer::create(path, &plan, &metadata, Rules::Foreign)?;
@@ -58,7 +60,7 @@ pub enum Shape {
 /// A model of one of these sizes. Nearly the whole vocabulary is text, as in a language model, and nothing but text has a size worth
 /// mentioning.
 #[must_use]
-pub fn shape(shape: Shape) -> ModelConfig {
+pub fn shape(shape: Shape) -> UnimodalConfig {
     let (n_layers, d_model, n_heads, n_kv_heads, d_ff, vocab) = match shape {
         Shape::S => (12, 512, 8, 8, 1536, 16_384),
         Shape::M => (24, 1024, 16, 4, 2816, 32_768),
@@ -80,7 +82,7 @@ pub fn shape(shape: Shape) -> ModelConfig {
 ///
 /// # Errors
 /// [`crate::ConvertError`] when the folder exists or cannot be written.
-pub fn write_bundle(out: &Path, model: &ModelConfig, recipe: impl Into<Recipe>, seed: u64) -> Result<()> {
+pub fn write_bundle(out: &Path, model: &UnimodalConfig, recipe: impl Into<Recipe>, seed: u64) -> Result<()> {
     let place = Place::look(out, false)?;
     let path = place.beside(".checkpoint.part");
     // A run that was killed may have left one.
@@ -123,7 +125,7 @@ impl Random {
 }
 
 /// A byte-level `tokenizer.json` without merges: the special tokens, then 256 bytes.
-fn byte_tokenizer(model: &ModelConfig) -> Value {
+fn byte_tokenizer(model: &UnimodalConfig) -> Value {
     let s = model.special;
     let named = [
         (s.pad, "<pad>"),
@@ -174,7 +176,7 @@ mod tests {
     #[test]
     fn shapes_are_models_of_their_sizes() {
         for (size, millions) in [(Shape::S, 49), (Shape::M, 304), (Shape::L, 1443)] {
-            let model = shape(size);
+            let model = ModelConfig::from(shape(size));
             model.check().unwrap();
             let parameters: usize = tensors(&model).iter().map(TensorSpec::parameters).sum();
             assert_eq!(parameters / 1_000_000, millions, "{size:?}");

@@ -75,7 +75,7 @@ fn bundle(dir: &Path) -> Result<String> {
     Ok(format!(
         "{}: {} {dtype:?}, {} files, every hash and every tensor is as saccade.json says",
         dir.display(),
-        model.name,
+        model.name(),
         files.len()
     ))
 }

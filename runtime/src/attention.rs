@@ -9,7 +9,7 @@ use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use crate::block::{Net, Own, Sequence};
-use crate::config::{Modality, ModelConfig};
+use crate::config::{DecoderConfig, Modality};
 use crate::kernels::KV_BLOCK;
 use crate::kernels::attention::{KvPanels, Queries, WEIGHT_MAX};
 use crate::kv::{BlockId, Chain, KvArena, KvView};
@@ -53,7 +53,7 @@ struct UnitScratch {
 
 impl AttentionScratch {
     /// For steps of at most `max_sequences` sequences that see at most `max_blocks` blocks each.
-    pub(crate) fn new(c: &ModelConfig, max_blocks: usize, max_sequences: usize, threads: usize) -> Self {
+    pub(crate) fn new(c: &DecoderConfig, max_blocks: usize, max_sequences: usize, threads: usize) -> Self {
         let queries = unit_rows(c) * c.n_heads / c.n_kv_heads;
         let keys = max_blocks * KV_BLOCK;
         let unit = || UnitScratch {
@@ -83,7 +83,7 @@ impl AttentionScratch {
 }
 
 /// Rows of a unit: as many as make [`UNIT_QUERIES`] queries, at least one.
-fn unit_rows(c: &ModelConfig) -> usize {
+fn unit_rows(c: &DecoderConfig) -> usize {
     (UNIT_QUERIES * c.n_kv_heads / c.n_heads).max(1)
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct Attention<'a> {
     pub(crate) net: Net<'a>,
     pub(crate) layer: usize,
     /// `[n_heads, modalities of the query, modalities of the key]`
-    pub(crate) bias: &'a [f32],
+    pub(crate) bias: Option<&'a [f32]>,
 }
 
 impl Attention<'_> {
@@ -301,9 +301,10 @@ impl Of<'_> {
 
     /// What a head adds to its scores of keys of some modality.
     fn bias(&self, head: usize, modality: Modality) -> f32 {
+        let Some(bias) = self.attention.bias else { return 0.0 };
         let modalities = Modality::ALL.len();
         let own = self.sequence.own.modality.index();
-        self.attention.bias[(head * modalities + own) * modalities + modality.index()]
+        bias[(head * modalities + own) * modalities + modality.index()]
     }
 
     /// Hides from a row what it must not see of its own segment, whose `scores` these are; returns what it sees.

@@ -6,7 +6,7 @@
 
 use crate::Result;
 use crate::attention::{Attention, AttentionScratch};
-use crate::config::{Modality, ModelConfig};
+use crate::config::{DecoderConfig, Modality, QkNorm};
 use crate::engine::{ActivationKinds, Activations, Engine};
 use crate::kernels::Epilogue;
 use crate::kv::{Chain, KvArena};
@@ -23,12 +23,10 @@ pub(crate) struct Block {
     k: LinearRef,
     /// `[n_kv_heads · head_dim, d_model]`
     v: LinearRef,
-    /// `[head_dim]`
-    q_norm: VectorRef,
-    /// `[head_dim]`
-    k_norm: VectorRef,
+    /// `[head_dim]` of the queries and of the keys.
+    qk_norm: Option<[VectorRef; 2]>,
     /// `[n_heads, modalities of the query, modalities of the key]`
-    modality_bias: VectorRef,
+    modality_bias: Option<VectorRef>,
     /// `[d_model, n_heads · head_dim]`
     o: LinearRef,
     /// `[d_model]`
@@ -143,7 +141,7 @@ pub(crate) struct BlockScratch {
 
 impl BlockScratch {
     /// For steps of at most so much.
-    pub(crate) fn new(c: &ModelConfig, max: Most, kinds: ActivationKinds, e: &Engine) -> Self {
+    pub(crate) fn new(c: &DecoderConfig, max: Most, kinds: ActivationKinds, e: &Engine) -> Self {
         let (heads, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let rows = |n: usize| vec![0.0; max.rows * n];
         let max_k = c.d_model.max(c.d_ff).max(heads);
@@ -177,13 +175,13 @@ pub(crate) struct Most {
 pub(crate) struct Net<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) weights: &'a Weights,
-    pub(crate) config: &'a ModelConfig,
+    pub(crate) config: &'a DecoderConfig,
     pub(crate) rope: &'a Rope,
 }
 
 impl Block {
     /// Finds the tensors of block `layer`.
-    pub(crate) fn resolve(w: &Weights, layer: usize) -> Result<Self> {
+    pub(crate) fn resolve(w: &Weights, c: &DecoderConfig, layer: usize) -> Result<Self> {
         let linear = |name: &str| w.linear(&format!("layers.{layer}.{name}"));
         let vector = |name: &str| w.vector(&format!("layers.{layer}.{name}"));
         let block = Self {
@@ -191,9 +189,11 @@ impl Block {
             q: linear("attn.q")?,
             k: linear("attn.k")?,
             v: linear("attn.v")?,
-            q_norm: vector("attn.q_norm.weight")?,
-            k_norm: vector("attn.k_norm.weight")?,
-            modality_bias: vector("attn.modality_bias")?,
+            qk_norm: match c.qk_norm {
+                QkNorm::None => None,
+                QkNorm::Rms => Some([vector("attn.q_norm.weight")?, vector("attn.k_norm.weight")?]),
+            },
+            modality_bias: c.modality_bias.map(|_| vector("attn.modality_bias")).transpose()?,
             o: linear("attn.o")?,
             ffn_norm: vector("ffn_norm.weight")?,
             gate: linear("ffn.gate")?,
@@ -238,7 +238,7 @@ impl Block {
         e.load_normed(x, self.attn_norm.get(w), c.norm_eps, wq, a);
         e.products(a, [(wq, &mut *q), (wk, &mut *k), (wv, &mut *v)]);
         self.store(net, layer, sequences, (q, k, v), &mut s.attention);
-        let attention = Attention { net, layer, bias: self.modality_bias.get(w) };
+        let attention = Attention { net, layer, bias: self.modality_bias.as_ref().map(|bias| bias.get(w)) };
         attention.forward(sequences, q, attended, &mut s.attention);
         e.load(attended, wo, a);
         e.product(a, wo, 0..d, ADD, x);
@@ -251,7 +251,7 @@ impl Block {
         e.product(a, down, 0..d, ADD, x);
     }
 
-    /// Norms every head of queries and keys, rotates the keys by their offset in the segment, and stores keys and values.
+    /// Norms every head of queries and keys where the family does, rotates the keys by their offset in the segment, and stores keys and values.
     fn store(
         &self,
         net: Net<'_>,
@@ -262,11 +262,13 @@ impl Block {
     ) {
         let (e, w, c) = (net.engine, net.weights, net.config);
         let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let (q_norm, k_norm) = (self.q_norm.get(w), self.k_norm.get(w));
+        let qk_norm = self.qk_norm.as_ref().map(|norms| norms.each_ref().map(|norm| norm.get(w)));
         let of_rows = &*sequences;
         e.for_each_row((q, heads), (&mut *k, kvs), &|row, q, k| {
-            e.rms_norm_inplace(q, q_norm, c.norm_eps);
-            e.rms_norm_inplace(k, k_norm, c.norm_eps);
+            if let Some([q_norm, k_norm]) = qk_norm {
+                e.rms_norm_inplace(q, q_norm, c.norm_eps);
+                e.rms_norm_inplace(k, k_norm, c.norm_eps);
+            }
             let mut first = 0;
             let sequence = of_rows.iter().find(|sequence| {
                 first += sequence.rows;

@@ -6,7 +6,11 @@
 
 mod bundle;
 mod check;
+mod llama;
 mod nano;
+mod unimodal;
+
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +18,12 @@ pub use bundle::{
     BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, MAX_CONFIG_BYTES, Quantisation, TOKENIZER_FILE,
     WEIGHTS_FILE, WeightDtype,
 };
+pub use llama::{ChatTemplate, LlamaConfig};
 pub use nano::nano;
+pub use unimodal::{
+    ActionConfig, ActionSemantics, ChatConfig, ImageConfig, ModalityConfig, SpecialTokens, StateConfig,
+    TokenRanges, UnimodalConfig,
+};
 
 /// A rule of `saccade.json` (or of a checkpoint's model description) that a file broke.
 #[derive(Debug, thiserror::Error)]
@@ -61,15 +70,6 @@ fn invalid(field: &'static str, reason: impl Into<String>) -> ConfigError {
 /// The widest head.
 pub(crate) const MAX_HEAD_DIM: usize = 1024;
 
-/// Which network this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Family {
-    /// Saccade's own: discrete codes of every modality in, discrete codes out.
-    Unimodal,
-}
-
 /// What kind of thing a token stands for. The discriminant is the row of the modality tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -95,138 +95,6 @@ impl Modality {
     }
 }
 
-/// One modality and how much of it a query sees.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModalityConfig {
-    /// Which one.
-    pub name: Modality,
-    /// How many segments stay visible, the newest included; all of them when absent.
-    pub window: Option<usize>,
-}
-
-/// Half-open ranges of token ids by what they stand for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenRanges {
-    /// Special tokens and text: what an answer may consist of.
-    pub text: [u32; 2],
-    /// Bins of states and actions.
-    pub bins: [u32; 2],
-    /// Image codes.
-    pub image: [u32; 2],
-}
-
-/// Ids of the special tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SpecialTokens {
-    /// Fills training batches; never seen at run time.
-    pub pad: u32,
-    /// Ends an answer.
-    pub eos: u32,
-    /// Opens an image segment.
-    pub img: u32,
-    /// Closes an image segment.
-    pub img_end: u32,
-    /// Opens a point cloud.
-    pub pts: u32,
-    /// Closes a point cloud.
-    pub pts_end: u32,
-    /// Opens a state segment.
-    pub state: u32,
-    /// Opens an action segment.
-    pub act: u32,
-    /// Opens a question.
-    pub ask: u32,
-    /// Opens an answer.
-    pub ans: u32,
-}
-
-/// The image tokenizer: its picture, its code grid and the sizes of its network.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageConfig {
-    /// Width of the model's picture, in pixels.
-    pub width: usize,
-    /// Height of the model's picture, in pixels.
-    pub height: usize,
-    /// Rows and columns of the code grid.
-    pub grid: [usize; 2],
-    /// Length of a code book vector.
-    pub code_dim: usize,
-    /// Number of code book vectors.
-    pub codebook_size: usize,
-    /// Whether vectors are compared after L2 normalisation.
-    pub l2_norm: bool,
-    /// Channels after each stride-2 stage of the encoder.
-    pub encoder_channels: [usize; 3],
-    /// Channels of the decoder, from the code grid up.
-    pub decoder_channels: [usize; 3],
-    /// Hidden channels of a residual unit.
-    pub res_hidden: usize,
-    /// Residual units in the encoder, and in the decoder.
-    pub n_res: usize,
-    /// Subtracted from a pixel value of 0 to 255.
-    pub mean: f32,
-    /// Divides what is left.
-    pub std: f32,
-}
-
-/// Robot state as bins: one per dimension, affine between `low` and `high`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StateConfig {
-    /// One name per dimension.
-    pub names: Vec<String>,
-    /// Value at the lower edge of bin 0 (the 1st percentile of the training data).
-    pub low: Vec<f32>,
-    /// Value at the upper edge of the last bin (the 99th percentile).
-    pub high: Vec<f32>,
-}
-
-/// What an action value means to the robot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ActionSemantics {
-    /// A target in the robot's own frame.
-    Absolute,
-    /// An offset from the state at prediction time.
-    Relative,
-    /// An offset from the step before.
-    Delta,
-}
-
-/// Robot actions as bins, and the chunk that one decoding step yields.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ActionConfig {
-    /// One name per dimension.
-    pub names: Vec<String>,
-    /// Value at the lower edge of bin 0.
-    pub low: Vec<f32>,
-    /// Value at the upper edge of the last bin.
-    pub high: Vec<f32>,
-    /// Steps in a predicted chunk.
-    pub steps: usize,
-    /// At most so many executed steps re-enter the context between two frames.
-    pub executed: usize,
-    /// What the values mean.
-    pub semantics: ActionSemantics,
-    /// Steps per second at which the robot executes them.
-    pub rate_hz: f32,
-}
-
-/// Fixed texts of the conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChatConfig {
-    /// The question whose answer is a caption.
-    pub caption: String,
-    /// Appended to every question.
-    pub question_suffix: String,
-}
-
 /// Defaults of text generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -235,14 +103,20 @@ pub struct GenerationConfig {
     pub max_new_tokens: usize,
 }
 
-/// A network: sizes, vocabulary and modalities. Trainers store it in their checkpoints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// How queries and keys are normed before they are turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QkNorm {
+    /// Not at all.
+    None,
+    /// Every head by its root mean square, all heads with the same weights.
+    Rms,
+}
+
+/// A decoder: its sizes, and where families differ.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    /// Which network this is.
-    pub family: Family,
-    /// Its name, as `/v1/models` shows it.
-    pub name: String,
+pub struct DecoderConfig {
     /// Width of the residual stream.
     pub d_model: usize,
     /// Decoder blocks.
@@ -261,26 +135,24 @@ pub struct ModelConfig {
     pub rope_theta: f32,
     /// Added to the mean square in every RMSNorm.
     pub norm_eps: f32,
-    /// Modalities in table order, with their windows.
-    pub modalities: Vec<ModalityConfig>,
-    /// Token ids by meaning.
-    pub tokens: TokenRanges,
-    /// Ids of the special tokens.
-    pub special: SpecialTokens,
-    /// Names of the task prefixes.
-    pub tasks: Vec<String>,
-    /// Learned vectors in each prefix.
-    pub task_prefix_len: usize,
-    /// The image tokenizer.
-    pub image: ImageConfig,
-    /// Robot state.
-    pub state: StateConfig,
-    /// Robot actions.
-    pub action: ActionConfig,
-    /// Fixed texts.
-    pub chat: ChatConfig,
-    /// Generation defaults.
-    pub generation: GenerationConfig,
+    /// How queries and keys are normed.
+    pub qk_norm: QkNorm,
+    /// How many modalities a learned bias of each head tells apart, if there is one.
+    pub modality_bias: Option<usize>,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+}
+
+/// A network: family, sizes and vocabulary. Trainers store it in their checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "family", rename_all = "lowercase")]
+#[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "there is one for each model")]
+pub enum ModelConfig {
+    /// Saccade's own: discrete codes of every modality in, discrete codes out.
+    Unimodal(UnimodalConfig),
+    /// Text alone: SmolLM2 and its kin.
+    Llama(LlamaConfig),
 }
 
 impl ModelConfig {
@@ -294,28 +166,65 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Number of codes in a picture.
+    /// The family's name.
     #[must_use]
-    pub const fn image_codes(&self) -> usize {
-        self.image.grid[0] * self.image.grid[1]
+    pub const fn family(&self) -> &'static str {
+        match self {
+            Self::Unimodal(_) => "unimodal",
+            Self::Llama(_) => "llama",
+        }
     }
 
-    /// Number of bins of a state or action value.
+    /// The model's name, as `/v1/models` shows it.
     #[must_use]
-    pub fn n_bins(&self) -> u16 {
-        u16::try_from(self.tokens.bins[1] - self.tokens.bins[0]).unwrap_or(u16::MAX)
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Unimodal(c) => &c.name,
+            Self::Llama(c) => &c.name,
+        }
     }
 
-    /// Number of values in an action chunk: steps × dimensions.
+    /// The decoder's sizes and options.
     #[must_use]
-    pub fn chunk_len(&self) -> usize {
-        self.action.steps * self.action.names.len()
+    pub const fn decoder(&self) -> DecoderConfig {
+        match self {
+            Self::Unimodal(c) => c.decoder(),
+            Self::Llama(c) => c.decoder,
+        }
     }
 
-    /// How many segments of `modality` stay visible; `None` means all.
+    /// Ids of special tokens and text: what an answer may consist of.
     #[must_use]
-    pub fn window(&self, modality: Modality) -> Option<usize> {
-        self.modalities.get(modality.index()).and_then(|m| m.window)
+    pub fn text_range(&self) -> Range<u32> {
+        match self {
+            Self::Unimodal(c) => c.tokens.text[0]..c.tokens.text[1],
+            // Checked to be far below 2³².
+            Self::Llama(c) => 0..u32::try_from(c.decoder.vocab_size).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Ids that end an answer.
+    #[must_use]
+    pub fn end_ids(&self) -> &[u32] {
+        match self {
+            Self::Unimodal(c) => std::slice::from_ref(&c.special.eos),
+            Self::Llama(c) => &c.end_ids,
+        }
+    }
+
+    /// Generation defaults.
+    #[must_use]
+    pub const fn generation(&self) -> &GenerationConfig {
+        match self {
+            Self::Unimodal(c) => &c.generation,
+            Self::Llama(c) => &c.generation,
+        }
+    }
+}
+
+impl From<UnimodalConfig> for ModelConfig {
+    fn from(config: UnimodalConfig) -> Self {
+        Self::Unimodal(config)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::weights::{LinearRef, VectorRef, Weights};
 /// Output positions that are gathered at a time.
 const ROWS: usize = 64;
 
-/// One convolution with a bias, square kernel, zero padding.
+/// One convolution with a bias and a square kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Conv {
     /// `[out, kh · kw · in]`
@@ -19,7 +19,8 @@ pub(crate) struct Conv {
     bias: VectorRef,
     kernel: usize,
     stride: usize,
-    pad: usize,
+    /// Zeros before the first and after the last row and column.
+    pad: [usize; 2],
 }
 
 /// Buffers that convolutions share: patches and the linear layer's own.
@@ -54,7 +55,13 @@ pub(crate) struct Map<'a> {
 
 impl Conv {
     /// Finds `stem.weight` and `stem.bias`.
-    pub(crate) fn resolve(w: &Weights, stem: &str, kernel: usize, stride: usize, pad: usize) -> Result<Self> {
+    pub(crate) fn resolve(
+        w: &Weights,
+        stem: &str,
+        kernel: usize,
+        stride: usize,
+        pad: [usize; 2],
+    ) -> Result<Self> {
         Ok(Self { weight: w.linear(stem)?, bias: w.vector(&format!("{stem}.bias"))?, kernel, stride, pad })
     }
 
@@ -70,7 +77,7 @@ impl Conv {
 
     /// Rows and columns of the output for an input of that many.
     pub(crate) fn out_size(&self, height: usize, width: usize) -> (usize, usize) {
-        let size = |n: usize| (n + 2 * self.pad - self.kernel) / self.stride + 1;
+        let size = |n: usize| (n + self.pad[0] + self.pad[1] - self.kernel) / self.stride + 1;
         (size(height), size(width))
     }
 
@@ -103,8 +110,8 @@ impl Conv {
     fn gather(&self, input: Map<'_>, row: usize, col: usize, patch: &mut [f32]) {
         let channels = self.weight.k / (self.kernel * self.kernel);
         for (tap, out) in patch.chunks_exact_mut(channels).enumerate() {
-            let y = (row * self.stride + tap / self.kernel).wrapping_sub(self.pad);
-            let x = (col * self.stride + tap % self.kernel).wrapping_sub(self.pad);
+            let y = (row * self.stride + tap / self.kernel).wrapping_sub(self.pad[0]);
+            let x = (col * self.stride + tap % self.kernel).wrapping_sub(self.pad[0]);
             if y < input.height && x < input.width {
                 out.copy_from_slice(&input.x[(y * input.width + x) * channels..][..channels]);
             } else {

@@ -47,6 +47,7 @@ mod attention;
 mod block;
 pub mod config;
 mod conv;
+mod decoder;
 pub mod engine;
 pub mod error;
 pub mod family;

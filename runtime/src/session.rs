@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::block::{BlockScratch, Most, Own, Rope, Visible};
-use crate::config::{Modality, WeightDtype};
+use crate::config::{Modality, ModelConfig, WeightDtype};
 use crate::engine::ActivationKinds;
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
@@ -59,7 +59,8 @@ pub struct Session {
     base: usize,
     /// Of the open answer.
     question: Vec<u32>,
-    bins: [Bins; 2],
+    /// Of states and of actions, where the model has them.
+    bins: Option<[Bins; 2]>,
     codes: Vec<u16>,
     buffers: Buffers,
     most: Most,
@@ -81,9 +82,9 @@ impl Session {
     /// # Errors
     /// If there is not enough memory.
     pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Self> {
-        let c = model.config();
+        let c = &model.decoder().config;
         let two_part = !model.bundle().quantisation.two_part_activations.is_empty();
-        let capacity = Capacity::new(c, options, if two_part { 2 } else { 1 });
+        let capacity = Capacity::new(model.config(), options, if two_part { 2 } else { 1 });
         let int8 = model.bundle().dtype == WeightDtype::Int8;
         let (dtype, kinds) =
             if int8 { (KvDtype::I8, ActivationKinds::Int8) } else { (KvDtype::F32, ActivationKinds::Float) };
@@ -96,17 +97,20 @@ impl Session {
         };
         memory::check("a session on this model", capacity.bytes(c, &shape, model.engine().threads()))?;
         let kv = KvArena::new(shape);
+        let own = model.unimodal().ok();
         log::debug!("session kv_bytes={} blocks={}", kv.bytes(), capacity.most.blocks);
         Ok(Self {
             kv,
             segments: Vec::with_capacity(capacity.segments),
             visible: Vec::with_capacity(capacity.segments),
             base: 0,
-            bins: [
-                Bins::new("state", &c.state.low, &c.state.high, c.n_bins()),
-                Bins::new("action", &c.action.low, &c.action.high, c.n_bins()),
-            ],
-            codes: Vec::with_capacity(c.chunk_len().max(c.state.names.len())),
+            bins: own.map(|c| {
+                [
+                    Bins::new("state", &c.state.low, &c.state.high, c.n_bins()),
+                    Bins::new("action", &c.action.low, &c.action.high, c.n_bins()),
+                ]
+            }),
+            codes: Vec::with_capacity(own.map_or(0, |c| c.chunk_len().max(c.state.names.len()))),
             buffers: Buffers {
                 x: vec![0.0; capacity.most.rows * c.d_model],
                 logits: vec![0.0; capacity.logits],
@@ -166,7 +170,7 @@ impl Session {
     }
 
     fn start(&mut self, task: &str, instruction: &[u32], on_logits: Option<OnLast<'_>>) -> Result<()> {
-        let c = self.model.config();
+        let c = self.model.unimodal()?;
         let Some(at) = c.tasks.iter().position(|name| name == task) else {
             return Err(SessionError::Task { name: task.to_string(), known: c.tasks.join(", ") }.into());
         };
@@ -202,7 +206,7 @@ impl Session {
     /// # Errors
     /// As [`Self::push_image`].
     pub fn score_image(&mut self, codes: &[u16], on_logits: OnLogits<'_>) -> Result<()> {
-        let [from, to] = self.model.config().tokens.image;
+        let [from, to] = self.model.unimodal()?.tokens.image;
         let last = codes.len();
         let mut of_codes = |row: usize, logits: &[f32]| {
             if row < last {
@@ -214,8 +218,9 @@ impl Session {
 
     fn image(&mut self, codes: &[u16], score: Option<Score<'_>>) -> Result<()> {
         self.check_begun()?;
-        check_codes(codes, &self.model)?;
-        let special = self.model.config().special;
+        let c = self.model.unimodal()?;
+        check_codes(codes, c)?;
+        let special = c.special;
         let rows = std::iter::once(Row::Token(special.img))
             .chain(codes.iter().enumerate().map(|(i, &code)| Row::Code(code, i)))
             .chain([Row::Token(special.img_end)]);
@@ -228,7 +233,7 @@ impl Session {
     /// If there is not one finite value per dimension; otherwise as [`Self::push_image`].
     pub fn push_state(&mut self, values: &[f32]) -> Result<()> {
         self.check_begun()?;
-        let expected = self.bins[0].dims();
+        let expected = self.model.unimodal()?.state.names.len();
         if values.len() != expected {
             return Err(SessionError::Dimensions { what: "state", found: values.len(), expected }.into());
         }
@@ -242,7 +247,8 @@ impl Session {
     /// [`Self::push_image`].
     pub fn push_action(&mut self, values: &[f32]) -> Result<()> {
         self.check_begun()?;
-        let most = self.model.config().action.executed * self.bins[1].dims();
+        let c = self.model.unimodal()?;
+        let most = c.action.executed * c.action.names.len();
         if values.len() > most {
             return Err(
                 SessionError::Dimensions { what: "action", found: values.len(), expected: most }.into()
@@ -252,11 +258,13 @@ impl Session {
     }
 
     fn push_bins(&mut self, modality: Modality, values: &[f32]) -> Result<()> {
-        let c = self.model.config();
+        let c = self.model.unimodal()?;
         let open = if modality == Modality::State { c.special.state } else { c.special.act };
         let first = c.tokens.bins[0];
         let mut codes = std::mem::take(&mut self.codes);
-        let coded = self.bins[usize::from(modality == Modality::Action)].encode(values, &mut codes);
+        let [state, action] = self.bins.as_mut().expect("the family has them");
+        let bins = if modality == Modality::State { state } else { action };
+        let coded = bins.encode(values, &mut codes);
         let rows = std::iter::once(Row::Token(open))
             .chain(codes.iter().map(|&bin| Row::Token(first + u32::from(bin))));
         let pushed = coded.and_then(|()| self.push(modality, rows, None));
@@ -279,7 +287,7 @@ impl Session {
     /// As [`Self::act`].
     pub fn score_act(&mut self, chunk: &mut ActionChunk, on_logits: OnLogits<'_>) -> Result<()> {
         self.check_begun()?;
-        let c = self.model.config();
+        let c = self.model.unimodal()?;
         let [from, to] = c.tokens.bins;
         let slots = c.chunk_len();
         chunk.bins.clear();
@@ -292,20 +300,21 @@ impl Session {
         let score = Score { range: from..to, first: 0, on_logits: &mut each };
         self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, Some(score))?;
         self.kv.release(&mut segment.chain);
-        self.bins[1].decode(&chunk.bins, &mut chunk.values)
+        let [_, action] = self.bins.as_mut().expect("the family has them");
+        action.decode(&chunk.bins, &mut chunk.values)
     }
 
     fn text_range(&self) -> std::ops::Range<u32> {
-        let [from, to] = self.model.config().tokens.text;
-        from..to
+        self.model.config().text_range()
     }
 
-    /// Whether segments and branches may be added.
+    /// Whether segments and branches may be added: a session of Saccade's own family begins with a task, others need none.
     fn check_begun(&self) -> Result<()> {
-        match (self.segments.is_empty(), &self.open) {
-            (true, _) => Err(SessionError::NotBegun.into()),
-            (false, Some(_)) => Err(SessionError::AnswerOpen.into()),
-            (false, None) => Ok(()),
+        let begun = !self.segments.is_empty() || !matches!(self.model.config(), ModelConfig::Unimodal(_));
+        match (begun, &self.open) {
+            (false, _) => Err(SessionError::NotBegun.into()),
+            (true, Some(_)) => Err(SessionError::AnswerOpen.into()),
+            (true, None) => Ok(()),
         }
     }
 
@@ -329,7 +338,7 @@ impl Session {
         rows: impl Iterator<Item = Row>,
         score: Option<Score<'_>>,
     ) -> Result<()> {
-        if let Some(window) = self.model.config().window(modality) {
+        if let Some(window) = self.model.unimodal()?.window(modality) {
             let live = self.segments.iter().filter(|s| s.modality == modality).count();
             if live >= window
                 && let Some(oldest) = self.segments.iter().position(|s| s.modality == modality)

@@ -8,12 +8,12 @@ mod oracle;
 use oracle::bundle::model;
 use oracle::{Oracle, Tensors, random_tensors, tiny};
 use saccade::Error;
-use saccade::config::{ModelConfig, WeightDtype};
+use saccade::config::{UnimodalConfig, WeightDtype};
 use saccade::session::SessionError;
 use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer};
 
 /// Encodes and decodes a picture and compares both with the definition; returns the codes.
-fn check_against_definition(c: &ModelConfig) -> Vec<u16> {
+fn check_against_definition(c: &UnimodalConfig) -> Vec<u16> {
     let t = random_tensors(c, 6);
     let oracle = Oracle { c, t: &t };
     let rgb: Vec<u8> = (0..16 * 16 * 3).map(|i| u8::try_from((i * 89 + i / 7) % 256).unwrap()).collect();
@@ -103,7 +103,7 @@ fn normalised_code_books_equal_the_definition() {
 /// Wider maps on the code grid than anywhere else: the buffers must have room for them.
 #[test]
 fn wide_codes_and_residual_units_fit() {
-    let widths: [fn(&mut ModelConfig); 4] = [
+    let widths: [fn(&mut UnimodalConfig); 4] = [
         |c| c.image.code_dim = 600,
         |c| c.image.res_hidden = 600,
         |c| c.image.encoder_channels[2] = 600,

@@ -12,7 +12,10 @@ use std::path::Path;
 use oracle::bundle::write_bundle;
 use oracle::{random_tensors, tiny};
 use rustix::fs::{CWD, Mode, mkfifoat};
-use saccade::config::{BundleConfig, CONFIG_FILE, FileEntry, TOKENIZER_FILE, WEIGHTS_FILE, WeightDtype};
+use saccade::config::{
+    BundleConfig, CONFIG_FILE, FileEntry, ModelConfig, TOKENIZER_FILE, UnimodalConfig, WEIGHTS_FILE,
+    WeightDtype,
+};
 use saccade::engine::{EngineError, EngineOptions};
 use saccade::family::Model;
 use saccade::source::{AviError, SourceError};
@@ -128,13 +131,15 @@ fn a_damaged_container_is_refused_by_name() {
 fn tensors_that_do_not_fit_the_description_are_named() {
     type Change = fn(&mut BundleConfig);
     let cases: [(WeightDtype, &str, Change); 10] = [
-        (WeightDtype::F32, "tensor `layers.2.attn.k.weight` is missing", |c| c.model.n_layers = 3),
-        (WeightDtype::F32, "tensor `layers.1.attn_norm.weight` does not belong", |c| c.model.n_layers = 1),
+        (WeightDtype::F32, "tensor `layers.2.attn.k.weight` is missing", |c| unimodal(c).n_layers = 3),
+        (WeightDtype::F32, "tensor `layers.1.attn_norm.weight` does not belong", |c| {
+            unimodal(c).n_layers = 1
+        }),
         (
             WeightDtype::F32,
             "`layers.0.ffn.down.weight`: shape [48, 72] does not match the model's [48, 71]",
             |c| {
-                c.model.d_ff = 71;
+                unimodal(c).d_ff = 71;
             },
         ),
         (WeightDtype::F32, "tensor `action_slots.weight`: element type F32, expected F16", |c| {
@@ -238,4 +243,11 @@ fn a_kernel_set_that_is_not_there_is_refused() {
         "{}",
         error.sentence()
     );
+}
+
+fn unimodal(c: &mut BundleConfig) -> &mut UnimodalConfig {
+    match &mut c.model {
+        ModelConfig::Unimodal(c) => c,
+        other => panic!("a {} model", other.family()),
+    }
 }

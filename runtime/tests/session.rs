@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use oracle::bundle::{model, write_bundle};
 use oracle::{Input, Oracle, Segment, Tensors, random_tensors, tiny};
-use saccade::config::{Modality, ModelConfig, WEIGHTS_FILE, WeightDtype};
+use saccade::config::{Modality, UnimodalConfig, WEIGHTS_FILE, WeightDtype};
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
 use saccade::pages::Pages;
@@ -77,7 +77,7 @@ fn value(step: usize) -> [f32; 2] {
 }
 
 /// The same sequence, written out as segments with explicit visibility, through the oracle.
-fn expected(c: &ModelConfig, t: &Tensors) -> [Vec<Vec<f64>>; 3] {
+fn expected(c: &UnimodalConfig, t: &Tensors) -> [Vec<Vec<f64>>; 3] {
     let bin = |v: f32| ((v + 1.0) / 2.0 * 256.0).floor().clamp(0.0, 255.0) as u32 + c.tokens.bins[0];
     let mut all = vec![Segment {
         modality: Modality::Text,

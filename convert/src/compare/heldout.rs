@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use image::{ImageReader, Limits, RgbImage};
-use saccade::config::ModelConfig;
+use saccade::config::UnimodalConfig;
 use saccade::tokenize::Picture;
 use serde::Deserialize;
 
@@ -56,7 +56,7 @@ impl Episode {
         })
     }
 
-    fn read(json: &Path, model: &ModelConfig) -> Result<Self> {
+    fn read(json: &Path, model: &UnimodalConfig) -> Result<Self> {
         let refuse = |path: &Path, reason: String| ConvertError::Refused { path: path.into(), reason };
         let text = std::fs::read(json).map_err(io(json))?;
         let RawEpisode { instruction, steps } = serde_json::from_slice(&text).map_err(|e| {
@@ -92,7 +92,7 @@ impl Episode {
 
 impl Step {
     /// Whether the numbers are as many as the model takes, and numbers at all.
-    fn check(&self, model: &ModelConfig) -> std::result::Result<(), String> {
+    fn check(&self, model: &UnimodalConfig) -> std::result::Result<(), String> {
         let (state_dims, action) = (model.state.low.len(), &model.action);
         if self.state.len() != state_dims {
             return Err(format!("`state` has {} numbers, the model takes {state_dims}", self.state.len()));
@@ -128,7 +128,7 @@ impl Step {
 /// # Errors
 /// [`ConvertError`] with the file and what is wrong with it: no folder, no episodes, damaged, or of other shapes than the
 /// model's.
-pub fn read_all(dir: &Path, model: &ModelConfig) -> Result<Vec<Episode>> {
+pub fn read_all(dir: &Path, model: &UnimodalConfig) -> Result<Vec<Episode>> {
     files(dir)?.iter().map(|json| Episode::read(json, model)).collect()
 }
 

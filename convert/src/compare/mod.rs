@@ -79,7 +79,7 @@ pub fn compare(bundle: &Path, reference: &Path, data: &Path) -> Result<Compariso
     let mut checkpoint = Checkpoint::open(reference)?;
     let candidate = Model::open(bundle, &EngineOptions::default())?;
     check_same_model(bundle, &candidate, &checkpoint)?;
-    let episodes = heldout::read_all(data, &checkpoint.model)?;
+    let episodes = heldout::read_all(data, candidate.unimodal()?)?;
     let (size_ratio_f32, size_ratio_linear) = size_ratios(bundle, &candidate)?;
 
     let scratch = tempfile::tempdir().map_err(io(&std::env::temp_dir()))?;
@@ -232,7 +232,7 @@ type Scoring<'a> = &'a mut dyn FnMut(&mut Side, &mut dyn FnMut(usize, &[f32])) -
 
 impl Pair {
     fn new(base: &Arc<Model>, candidate: &Arc<Model>) -> saccade::Result<Self> {
-        let c = base.config();
+        let c = base.unimodal()?;
         Ok(Self {
             model: Arc::clone(base),
             base: Side::new("float model", base)?,
@@ -301,7 +301,7 @@ impl Pair {
     /// The caption and some of the questions.
     fn questions(&mut self, at: usize, step: &heldout::Step) -> std::result::Result<(), Fault> {
         let model = Arc::clone(&self.model);
-        let (text, c) = (model.text()?, model.config());
+        let (text, c) = (model.text()?, model.unimodal()?);
         let turn = (at * QUESTIONS_PER_STEP).checked_rem(step.qa.len()).unwrap_or(0);
         let asked = step.qa.iter().cycle().skip(turn).take(QUESTIONS_PER_STEP.min(step.qa.len()));
         let asked =

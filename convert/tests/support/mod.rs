@@ -8,13 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use saccade::config::{ModelConfig, nano};
+use saccade::config::{UnimodalConfig, nano};
 use saccade::format::{Rules, TensorPlan, Writer, read_file_header};
 use saccade_convert::random::write_checkpoint;
 use tempfile::TempDir;
 
 /// A model of the same build as `nano`, small enough to convert in milliseconds.
-pub fn tiny() -> ModelConfig {
+pub fn tiny() -> UnimodalConfig {
     let mut model = nano();
     model.name = "tiny".into();
     (model.d_model, model.n_layers, model.n_heads, model.n_kv_heads, model.head_dim, model.d_ff) =

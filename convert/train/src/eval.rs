@@ -116,7 +116,7 @@ impl Bench {
 
     fn ask(&mut self, question: &str) -> Result<String> {
         let ids = self.model.text()?.encode(question)?;
-        let most = self.model.config().generation.max_new_tokens;
+        let most = self.model.config().generation().max_new_tokens;
         self.session.answer(&ids, most, &mut Sampler::greedy(), &mut self.answer, &mut |_| true)?;
         Ok(self.model.text()?.decode(&self.answer)?)
     }
@@ -128,7 +128,7 @@ impl Bench {
 /// If the bundle or a data set cannot be read.
 pub fn evaluate(bundle: &Path, data: &Path, cache: &Path) -> Result<Report> {
     let mut bench = Bench::open(bundle)?;
-    let episodes = heldout::read_all(data, bench.model.config())?;
+    let episodes = heldout::read_all(data, bench.model.unimodal()?)?;
     let vqa = fetch::easy_vqa(cache, "python3")?;
     let test = easy_vqa(&vqa, "test")?;
     let train = easy_vqa_questions(&vqa, "train")?;
@@ -224,12 +224,12 @@ struct Robot {
 const QUESTIONS_A_STEP: usize = 4;
 
 fn run_episode(bench: &mut Bench, episode: &Episode, context: Context, out: &mut Robot) -> Result<()> {
-    let config = bench.model.config().action.clone();
-    let n_bins = bench.model.config().n_bins();
+    let config = bench.model.unimodal()?.action.clone();
+    let n_bins = bench.model.unimodal()?.n_bins();
     let bins = saccade::tokenize::Bins::new("action", &config.low, &config.high, n_bins);
     let all = context == Context::Everything;
     let instruction = if all { bench.model.text()?.encode(&episode.instruction)? } else { Vec::new() };
-    let caption = bench.model.config().chat.caption.clone();
+    let caption = bench.model.unimodal()?.chat.caption.clone();
     bench.session.begin("robot", &instruction)?;
     let mut chunk = ActionChunk::default();
     for (at, (frame, step)) in episode.frames().zip(&episode.steps).enumerate() {

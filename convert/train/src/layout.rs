@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use saccade::config::ModelConfig;
+use saccade::config::UnimodalConfig;
 use serde::Serialize;
 
 /// Token ids of the specials; they come first in the text range.
@@ -125,7 +125,7 @@ pub struct ImageDims {
 
 impl Dims {
     /// The sizes of a model that the runtime describes.
-    pub fn of(model: &ModelConfig) -> Dims {
+    pub fn of(model: &UnimodalConfig) -> Dims {
         // The decimal that was written: a cast would make 1e-5 to 9.99999974…e-6.
         let written = |v: f32| v.to_string().parse().unwrap_or_else(|_| f64::from(v));
         let tokens = &model.tokens;

@@ -4,14 +4,14 @@
 //! number and every length; what does not come out has cost no more than its own bytes.
 
 use saccade::sample::{Sampler, SamplerOptions};
+use saccade::tokenize::Message;
 use serde_json::Number;
 
 use crate::error::ApiError;
 use crate::picture::Picture;
-use crate::wire::{ChatRequest, Content, List, Part};
+use crate::turns;
+use crate::wire::ChatRequest;
 
-/// The longest text of one request (instruction and question together), in bytes.
-pub(crate) const MAX_TEXT_BYTES: usize = 16 << 10;
 /// The longest stop string, in bytes.
 const MAX_STOP_BYTES: usize = 256;
 /// The largest `max_tokens` that is a number and not a mistake; the model's own limit then applies silently.
@@ -22,6 +22,8 @@ const MAX_MAX_TOKENS: u64 = 1 << 20;
 pub(crate) struct Served {
     /// The model's name; `name` and `name:task` are what clients may ask for.
     pub(crate) name: String,
+    /// Whether it takes a conversation, and not one question about pictures.
+    pub(crate) talks: bool,
     /// Names of the tasks.
     pub(crate) tasks: Vec<String>,
     /// Pictures that the model sees at once.
@@ -56,15 +58,30 @@ pub(crate) struct Admitted {
     pub(crate) include_usage: bool,
 }
 
-/// What the inference thread is asked to do.
+/// What a model can be asked.
 #[derive(Debug)]
-pub(crate) struct Prompt {
+pub(crate) enum Asks {
+    /// One question about pictures.
+    Look(Look),
+    /// The next turn of a conversation.
+    Talk(Vec<Message>),
+}
+
+/// One question about pictures, as Saccade's own family takes it.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
     pub(crate) task: String,
     /// Text of the system messages: the instruction of the task.
     pub(crate) instruction: String,
     /// Oldest first.
     pub(crate) pictures: Vec<Picture>,
     pub(crate) question: String,
+}
+
+/// What the inference thread is asked to do.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    pub(crate) asks: Asks,
     pub(crate) max_new: usize,
     pub(crate) stop: Vec<String>,
     sampling: SamplerOptions,
@@ -99,18 +116,15 @@ pub(crate) fn admit(body: &[u8], served: &Served) -> Result<Admitted, ApiError> 
     {
         return Err(ApiError::invalid("response_format", "this model answers in plain text: ask for `text`"));
     }
-    let turns = read_turns(&request.messages.0, served)?;
-    let task = task.or_else(|| default_task(served, !turns.pictures.is_empty())).unwrap_or_default();
+    let asks = if served.talks {
+        Asks::Talk(turns::conversation(&request.messages.0)?)
+    } else {
+        let mut look = turns::look(&request.messages.0, served)?;
+        look.task = task.or_else(|| default_task(served, !look.pictures.is_empty())).unwrap_or_default();
+        Asks::Look(look)
+    };
     Ok(Admitted {
-        prompt: Prompt {
-            task,
-            instruction: turns.instruction,
-            pictures: turns.pictures,
-            question: turns.question,
-            max_new,
-            stop,
-            sampling,
-        },
+        prompt: Prompt { asks, max_new, stop, sampling },
         model,
         stream: request.stream.unwrap_or(false),
         include_usage: request.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
@@ -193,105 +207,6 @@ fn whole(param: &str, number: &Number, low: u64, high: u64) -> Result<u64, ApiEr
         };
         ApiError::invalid(param, message)
     })
-}
-
-/// What a request shows the model: this family answers one question at a time and knows no conversation.
-struct Turns {
-    instruction: String,
-    pictures: Vec<Picture>,
-    question: String,
-}
-
-/// Instruction from the system messages, pictures and question from the user messages. What the model would not be
-/// shown is refused, since an answer that leaves it out would look like one that heeds it.
-fn read_turns(messages: &[crate::wire::Message], served: &Served) -> Result<Turns, ApiError> {
-    if messages.is_empty() {
-        return Err(ApiError::invalid("messages", "`messages` is empty: send at least one user message"));
-    }
-    let mut turns = Turns { instruction: String::new(), pictures: Vec::new(), question: String::new() };
-    let mut asked = false;
-    for (i, message) in messages.iter().enumerate() {
-        match message.role.as_str() {
-            "system" | "developer" => read_text(&mut turns.instruction, message, i)?,
-            "user" => {
-                asked = true;
-                read_text(&mut turns.question, message, i)?;
-                read_pictures(&mut turns.pictures, message, i, served)?;
-            }
-            "assistant" | "tool" | "function" => {
-                let message = "this model answers one question and is shown no earlier answers: send system and user messages alone";
-                return Err(ApiError::invalid(format!("messages[{i}]"), message));
-            }
-            _ => {
-                let message = "a role is one of system, developer, user, assistant and tool";
-                return Err(ApiError::invalid(format!("messages[{i}].role"), message));
-            }
-        }
-    }
-    if !asked {
-        return Err(ApiError::invalid("messages", "no message has the role `user`: send a question"));
-    }
-    if turns.instruction.len() + turns.question.len() > MAX_TEXT_BYTES {
-        let message = format!("the text is longer than {MAX_TEXT_BYTES} bytes: shorten it");
-        return Err(ApiError::invalid("messages", message));
-    }
-    if turns.question.trim().is_empty() {
-        if turns.pictures.is_empty() {
-            return Err(ApiError::invalid("messages", "the user messages are empty: send text or a picture"));
-        }
-        turns.question.clone_from(&served.caption);
-    }
-    Ok(turns)
-}
-
-/// Appends a message's text, parts joined by a blank.
-fn read_text(into: &mut String, message: &crate::wire::Message, i: usize) -> Result<(), ApiError> {
-    let parts = match &message.content {
-        None => return Ok(()),
-        Some(Content::Text(text)) => {
-            push_words(into, text);
-            return Ok(());
-        }
-        Some(Content::Parts(List(parts))) => parts,
-    };
-    for (j, part) in parts.iter().enumerate() {
-        let param = || format!("messages[{i}].content[{j}]");
-        match (part.kind.as_str(), &part.text) {
-            ("text", Some(text)) => push_words(into, &text.0),
-            ("text", None) => return Err(ApiError::invalid(param(), "a text part needs the field `text`")),
-            ("image_url", _) => {}
-            _ => return Err(ApiError::invalid(param(), "a part's type is `text` or `image_url`")),
-        }
-    }
-    Ok(())
-}
-
-fn push_words(into: &mut String, text: &str) {
-    if !into.is_empty() && !text.is_empty() {
-        into.push(' ');
-    }
-    into.push_str(text);
-}
-
-fn read_pictures(
-    into: &mut Vec<Picture>,
-    message: &crate::wire::Message,
-    i: usize,
-    served: &Served,
-) -> Result<(), ApiError> {
-    let Some(Content::Parts(List(parts))) = &message.content else { return Ok(()) };
-    for (j, part) in parts.iter().enumerate().filter(|(_, part)| part.kind == "image_url") {
-        let Part { image_url: Some(url), .. } = part else {
-            let param = format!("messages[{i}].content[{j}]");
-            return Err(ApiError::invalid(param, "an image_url part needs the field `image_url`"));
-        };
-        if into.len() == served.max_pictures {
-            let message = format!("the model sees {} pictures at once: send fewer", served.max_pictures);
-            return Err(ApiError::invalid("messages", message));
-        }
-        into.push(Picture::from_data_uri(&url.0, &format!("messages[{i}].content[{j}].image_url.url"))?);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::turns::MAX_TEXT_BYTES;
 
 fn served() -> Served {
     Served {
         name: "nano".into(),
+        talks: false,
         tasks: vec!["robot".into(), "vqa".into(), "text".into()],
         max_pictures: 4,
         max_new_tokens: 48,
@@ -30,6 +32,15 @@ fn verdict(body: &Value) -> Result<Admitted, ApiError> {
     admit(body.to_string().as_bytes(), &served())
 }
 
+impl Admitted {
+    fn look(&self) -> &Look {
+        match &self.prompt.asks {
+            Asks::Look(look) => look,
+            Asks::Talk(turns) => panic!("a conversation of {} turns", turns.len()),
+        }
+    }
+}
+
 fn picture() -> Value {
     let mut png = std::io::Cursor::new(Vec::new());
     image::RgbImage::new(8, 8).write_to(&mut png, image::ImageFormat::Png).unwrap();
@@ -42,8 +53,8 @@ fn admits_plain_text_with_unknown_fields() {
     let body =
         ask(&json!({"user": "x", "logit_bias": {"1": [2, {"deep": null}]}, "temperature": 0.7, "seed": -3}));
     let admitted = verdict(&body).unwrap();
-    assert_eq!(admitted.prompt.question, "is the gripper open?");
-    assert_eq!((admitted.prompt.task.as_str(), admitted.model.as_str()), ("text", "nano"));
+    assert_eq!(admitted.look().question, "is the gripper open?");
+    assert_eq!((admitted.look().task.as_str(), admitted.model.as_str()), ("text", "nano"));
     assert_eq!((admitted.prompt.max_new, admitted.stream), (48, false));
 }
 
@@ -55,10 +66,10 @@ fn takes_pictures_and_question_from_all_user_messages() {
         {"role": "user", "content": [picture(), {"type": "text", "text": "what is"}, {"type": "text", "text": "there?"}]},
     ]});
     let admitted = verdict(&body).unwrap();
-    assert_eq!(admitted.prompt.pictures.len(), 2);
-    assert_eq!(admitted.prompt.question, "look: what is there?");
+    assert_eq!(admitted.look().pictures.len(), 2);
+    assert_eq!(admitted.look().question, "look: what is there?");
     assert_eq!(
-        (admitted.prompt.instruction.as_str(), admitted.prompt.task.as_str()),
+        (admitted.look().instruction.as_str(), admitted.look().task.as_str()),
         ("open the door", "robot")
     );
     assert!(admitted.stream && admitted.include_usage);
@@ -86,13 +97,13 @@ fn refuses_a_conversation_rather_than_forget_it() {
 #[test]
 fn a_picture_without_a_question_is_captioned() {
     let body = json!({"messages": [{"role": "user", "content": [picture()]}]});
-    assert_eq!(verdict(&body).unwrap().prompt.question, "what is happening?");
+    assert_eq!(verdict(&body).unwrap().look().question, "what is happening?");
 }
 
 #[test]
 fn a_model_id_may_name_a_task_and_an_unknown_one_is_refused() {
     let admitted = verdict(&ask(&json!({"model": "nano:vqa"}))).unwrap();
-    assert_eq!((admitted.prompt.task.as_str(), admitted.model.as_str()), ("vqa", "nano:vqa"));
+    assert_eq!((admitted.look().task.as_str(), admitted.model.as_str()), ("vqa", "nano:vqa"));
     for unknown in ["gpt-4", "nano:", "nano:fly", "nanovqa"] {
         let error = verdict(&ask(&json!({"model": unknown}))).expect_err(unknown);
         assert_eq!(error.status, 404);

@@ -102,7 +102,7 @@ struct Measured {
 
 /// Frame by frame: read and decoded, then counted from here to the token ids and action values.
 fn measure(model: &Arc<Model>, source: &mut dyn Source, frames: usize) -> anyhow::Result<Measured> {
-    let config = model.config();
+    let config = model.unimodal()?;
     let question =
         model.text()?.encode(&format!("{}{}", config.chat.caption, config.chat.question_suffix))?;
     let mut session = Session::new(model, &SessionOptions::default())?;
@@ -170,7 +170,7 @@ impl Measured {
             "allocs_per_frame": rounded(self.allocs_per_frame()),
             "frames": self.to_answer_ms.len(),
             "tokens_per_answer": rounded(self.tokens as f64 / self.to_answer_ms.len() as f64),
-            "model": model.config().name,
+            "model": model.config().name(),
             "kernels": model.engine().kernels().name,
             "threads": model.engine().threads(),
         })
@@ -179,7 +179,7 @@ impl Measured {
     fn to_table(&self, model: &Model, dir: &Path, uri: &str) -> String {
         let mut text = format!(
             "{} of {}, {} kernels, {} threads\n{} frames of {uri}, {} warm-up\n\n{:<18}{:>9}{:>9}{:>9}\n",
-            model.config().name,
+            model.config().name(),
             dir.display(),
             model.engine().kernels().name,
             model.engine().threads(),

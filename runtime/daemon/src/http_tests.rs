@@ -30,6 +30,7 @@ struct Service {
 fn served() -> Served {
     Served {
         name: "nano".into(),
+        talks: false,
         tasks: vec!["robot".into(), "vqa".into()],
         max_pictures: 4,
         max_new_tokens: 16,

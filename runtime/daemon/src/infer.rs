@@ -6,18 +6,19 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use saccade::Error;
-use saccade::config::Modality;
+use saccade::config::{Modality, ModelConfig};
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
 use saccade::session::{self, Session, SessionError, SessionOptions};
 use saccade::source::Frame;
 use saccade::tokenize::{self, ImageTokenizer, Tokenizer as _};
 
-use crate::admit::{Prompt, Served};
+use crate::admit::{Asks, Look, Served};
 use crate::app::unix_s;
 use crate::error::ApiError;
 use crate::job::{Done, Event, Finish, Job, Timings};
 use crate::metrics::Metrics;
+use crate::picture::Picture;
 use crate::shipped;
 use crate::tokens::TextStream;
 
@@ -28,12 +29,13 @@ use crate::tokens::TextStream;
 pub(crate) fn run(
     model: Option<&Path>,
     threads: usize,
+    context: usize,
     ready: impl FnOnce(Served),
     jobs: &Receiver<Job>,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
     let start = Instant::now();
-    let mut engine = Answerer::open(&shipped::model(model)?, threads)?;
+    let mut engine = Answerer::open(&shipped::model(model)?, threads, context)?;
     log::info!("ready load_ms={:.1}", ms(start.elapsed()));
     ready(engine.served());
     for job in jobs {
@@ -52,7 +54,8 @@ pub(crate) fn run(
 struct Answerer {
     model: Arc<Model>,
     session: Session,
-    images: ImageTokenizer,
+    /// Of a model that takes pictures.
+    images: Option<ImageTokenizer>,
     /// The picture that is being looked at.
     frame: Frame,
     codes: Vec<u16>,
@@ -60,13 +63,19 @@ struct Answerer {
 }
 
 impl Answerer {
-    fn open(dir: &Path, threads: usize) -> anyhow::Result<Self> {
+    fn open(dir: &Path, threads: usize, context: usize) -> anyhow::Result<Self> {
         let model = Model::open(dir, &EngineOptions { threads, ..EngineOptions::default() })?;
         // Read now rather than in the first request: a damaged tokenizer must keep the service from being ready.
         model.text()?;
+        let options = match model.config() {
+            ModelConfig::Llama(c) => {
+                SessionOptions { max_text_tokens: context.min(c.max_positions), ..SessionOptions::default() }
+            }
+            _ => SessionOptions::default(),
+        };
         Ok(Self {
-            session: Session::new(&model, &SessionOptions::default())?,
-            images: ImageTokenizer::new(&model)?,
+            session: Session::new(&model, &options)?,
+            images: model.unimodal().is_ok().then(|| ImageTokenizer::new(&model)).transpose()?,
             frame: Frame::default(),
             codes: Vec::new(),
             answer: Vec::new(),
@@ -76,12 +85,14 @@ impl Answerer {
 
     fn served(&self) -> Served {
         let config = self.model.config();
+        let looks = self.model.unimodal().ok();
         Served {
-            name: config.name.clone(),
-            tasks: config.tasks.clone(),
-            max_pictures: config.window(Modality::Image).unwrap_or(16),
-            max_new_tokens: config.generation.max_new_tokens,
-            caption: config.chat.caption.clone(),
+            name: config.name().to_owned(),
+            talks: looks.is_none(),
+            tasks: looks.map_or_else(Vec::new, |c| c.tasks.clone()),
+            max_pictures: looks.map_or(0, |c| c.window(Modality::Image).unwrap_or(16)),
+            max_new_tokens: config.generation().max_new_tokens,
+            caption: looks.map_or_else(String::new, |c| c.chat.caption.clone()),
             kernels: self.model.engine().kernels().name.to_string(),
             threads: self.model.engine().threads(),
             created: unix_s(),
@@ -110,12 +121,15 @@ impl Answerer {
         let mut timings = Timings { queue_ms: ms(start - job.queued), ..Timings::default() };
         let model = Arc::clone(&self.model);
         let text = model.text().map_err(|error| refuse(&error))?;
-        let suffix = &model.config().chat.question_suffix;
-        let instruction = encode(text, &prompt.instruction)?;
-        let question = encode(text, &format!("{}{suffix}", prompt.question.trim()))?;
-        self.session.begin(&prompt.task, &instruction).map_err(|error| refuse(&error))?;
-        let prefill = self.push_pictures(prompt, &mut timings)?;
-        metrics.pictures.inc_by(prompt.pictures.len() as u64);
+        let (question, prefill) = match &prompt.asks {
+            Asks::Talk(messages) => {
+                (text.encode_chat(messages).map_err(|error| refuse(&error))?, Duration::ZERO)
+            }
+            Asks::Look(look) => {
+                metrics.pictures.inc_by(look.pictures.len() as u64);
+                self.look(look, text, &mut timings)?
+            }
+        };
 
         let asked = Instant::now();
         let mut first_token = None;
@@ -156,16 +170,33 @@ impl Answerer {
         Ok(Some(Event::Done(done)))
     }
 
+    /// Shows the session a task and its pictures; returns the question, and the time in the session alone.
+    fn look(
+        &mut self,
+        look: &Look,
+        text: &tokenize::TextTokenizer,
+        timings: &mut Timings,
+    ) -> Result<(Vec<u32>, Duration), ApiError> {
+        let model = Arc::clone(&self.model);
+        let suffix = &model.unimodal().map_err(|error| refuse(&error))?.chat.question_suffix;
+        let instruction = encode(text, &look.instruction)?;
+        let question = encode(text, &format!("{}{suffix}", look.question.trim()))?;
+        self.session.begin(&look.task, &instruction).map_err(|error| refuse(&error))?;
+        let prefill = self.push_pictures(&look.pictures, timings)?;
+        Ok((question, prefill))
+    }
+
     /// Decodes, tokenizes and pushes the pictures; returns the time in the session alone.
-    fn push_pictures(&mut self, prompt: &Prompt, timings: &mut Timings) -> Result<Duration, ApiError> {
+    fn push_pictures(&mut self, pictures: &[Picture], timings: &mut Timings) -> Result<Duration, ApiError> {
+        let Some(images) = &mut self.images else { return Ok(Duration::ZERO) };
         let mut prefill = Duration::ZERO;
-        for picture in &prompt.pictures {
+        for picture in pictures {
             let start = Instant::now();
             picture.decode(&mut self.frame)?;
             let decoded = Instant::now();
             let (width, height) = (self.frame.width as usize, self.frame.height as usize);
             let picture = tokenize::Picture { rgb: &self.frame.rgb, width, height };
-            self.images.encode(picture, &mut self.codes).map_err(|error| refuse(&error))?;
+            images.encode(picture, &mut self.codes).map_err(|error| refuse(&error))?;
             let tokenized = Instant::now();
             self.session.push_image(&self.codes).map_err(|error| refuse(&error))?;
             prefill += tokenized.elapsed();
@@ -176,8 +207,9 @@ impl Answerer {
     }
 
     fn done(&self, question: &[u32], ended: Ended, mut timings: Timings) -> Done {
-        // <ask> and <ans> stand around the question.
-        let prompt_tokens = self.session.live_tokens() + question.len() + 2;
+        // <ask> and <ans> stand around a question about pictures.
+        let frame = if self.images.is_some() { 2 } else { 0 };
+        let prompt_tokens = self.session.live_tokens() + question.len() + frame;
         let completion_tokens = self.answer.len() + usize::from(ended == Ended::EndToken);
         #[allow(clippy::cast_precision_loss, reason = "an answer has few tokens")]
         let later_tokens = completion_tokens.saturating_sub(1) as f64;
@@ -220,6 +252,9 @@ fn refuse(error: &Error) -> ApiError {
             "messages",
             format!("the text has {tokens} tokens, there is room for {room}: shorten it"),
         ),
+        Error::Session(error @ (SessionError::NoText | SessionError::Text(_))) => {
+            ApiError::invalid("messages", error.to_string())
+        }
         _ => {
             log::error!("a request failed: {}", error.sentence());
             ApiError::engine()

@@ -17,6 +17,7 @@ mod routes;
 mod serve;
 mod shipped;
 mod tokens;
+mod turns;
 mod wire;
 
 #[cfg(test)]
@@ -50,6 +51,9 @@ enum Command {
         /// Threads of the engine; 0 means one per core.
         #[arg(long, value_name = "N", default_value_t = 0)]
         threads: usize,
+        /// Tokens of a conversation with its answer that a language model has room for; at most those it was trained for.
+        #[arg(long, value_name = "N", default_value_t = 2048)]
+        context: usize,
     },
     /// Say what this machine is and what its user should know.
     Doctor {
@@ -82,7 +86,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Serve { model, listen, threads } => serve::run(model, listen, threads),
+        Command::Serve { model, listen, threads, context } => serve::run(model, listen, threads, context),
         Command::Doctor { json } => doctor::run(json),
         Command::Bench(args) => bench::run(&args),
     }

@@ -22,17 +22,27 @@ const NETWORK_THREADS: usize = 2;
 ///
 /// # Errors
 /// If the address or the bundle cannot be opened.
-pub(crate) fn run(model: Option<PathBuf>, address: SocketAddr, threads: usize) -> anyhow::Result<()> {
+pub(crate) fn run(
+    model: Option<PathBuf>,
+    address: SocketAddr,
+    threads: usize,
+    context: usize,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
         .thread_name("http")
         .enable_all()
         .build()
         .context("the network threads cannot be started")?;
-    runtime.block_on(serve(model, address, threads))
+    runtime.block_on(serve(model, address, threads, context))
 }
 
-async fn serve(model: Option<PathBuf>, address: SocketAddr, threads: usize) -> anyhow::Result<()> {
+async fn serve(
+    model: Option<PathBuf>,
+    address: SocketAddr,
+    threads: usize,
+    context: usize,
+) -> anyhow::Result<()> {
     let listener = listen::bind(address).await?;
     let address = listener.local_addr().context("the listening socket has no address")?;
     log::info!("listening address=http://{address}");
@@ -48,7 +58,7 @@ async fn serve(model: Option<PathBuf>, address: SocketAddr, threads: usize) -> a
             .spawn(move || {
                 // The application is let go as soon as it is ready: what is left of it ends the engine's queue.
                 let ready = move |served| app.ready(served);
-                let result = infer::run(model.as_deref(), threads, ready, &jobs, &metrics);
+                let result = infer::run(model.as_deref(), threads, context, ready, &jobs, &metrics);
                 // Nobody waits any more if the service is already going down.
                 let _ = ended.send(result);
             })

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use saccade::config::WeightDtype;
+use saccade_convert::bundle::convert;
+use saccade_convert::checkpoint::Checkpoint;
+use saccade_convert::progress::Progress;
 use saccade_convert::random::write_bundle;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -32,10 +35,14 @@ struct Service {
 
 impl Service {
     fn start() -> Self {
-        let bundle = random_bundle();
+        Self::of(random_bundle(), "nano")
+    }
+
+    /// A service of the bundle `name` in a folder.
+    fn of(bundle: TempDir, name: &str) -> Self {
         let mut child = Command::new(SACCADED)
             .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1", "--model"])
-            .arg(bundle.path().join("nano"))
+            .arg(bundle.path().join(name))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -314,4 +321,49 @@ fn the_doctor_speaks_json_and_words() {
     let json: Value = serde_json::from_slice(&saccaded(&["doctor", "--json"], None).stdout).unwrap();
     assert!(json["variant"].is_string() && json["mem_total_gb"].as_f64().unwrap() > 0.0);
     assert!(String::from_utf8_lossy(&saccaded(&["doctor"], None).stdout).contains("board"));
+}
+
+/// A tiny language model of random weights, from a GGUF file: it talks nonsense, always the same.
+fn language_model() -> Service {
+    let dir = tempfile::tempdir().unwrap();
+    let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../convert/tests/fixtures/llama/tiny.gguf");
+    let mut checkpoint = Checkpoint::open(&gguf).unwrap();
+    convert(&mut checkpoint, &dir.path().join("tiny"), WeightDtype::Int8, false, &mut Progress::silent())
+        .unwrap();
+    Service::of(dir, "tiny")
+}
+
+#[test]
+fn a_language_model_takes_a_conversation() {
+    let service = language_model();
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let talk =
+        [turn("system", "be brief"), turn("user", "hi"), turn("assistant", "yes?"), turn("user", "the ring")];
+    let body = json!({"messages": talk, "max_tokens": 12});
+    let first = service.completion(&body);
+    assert_eq!(first["model"], "tiny");
+    // The template puts two special tokens, a role and two line ends around each message, and opens the answer.
+    let prompt = first["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(prompt > 40 && first["usage"]["completion_tokens"].as_u64().unwrap() >= 1, "{first}");
+    assert_eq!(service.completion(&body)["choices"], first["choices"], "greedy, so the same again");
+    let shorter = service.completion(&json!({"messages": talk[..2], "max_tokens": 12}));
+    assert!(shorter["usage"]["prompt_tokens"].as_u64().unwrap() < prompt, "{shorter}");
+
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let (status, lines) = service.chat(&streamed);
+    assert_eq!((status, lines.contains("data: [DONE]")), (200, true), "{lines}");
+
+    let picture = json!([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]);
+    let long = "the ring ".repeat(400);
+    for (messages, words) in [
+        (json!([]), "the last message must be the user's"),
+        (json!([turn("user", "hi"), turn("assistant", "yes")]), "the last message must be the user's"),
+        (json!([turn("tool", "4")]), "this model calls no tools"),
+        (json!([{"role": "user", "content": picture}]), "this model takes no pictures"),
+        (json!([turn("user", &long)]), "there is room for 256"),
+    ] {
+        let (status, text) = service.chat(&json!({"messages": messages}));
+        assert_eq!((status, text.contains(words)), (400, true), "{text}");
+    }
 }

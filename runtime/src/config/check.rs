@@ -1,8 +1,11 @@
 //! The rules that a model description keeps; the rest of the crate does arithmetic on what passed.
 
 use super::MAX_HEAD_DIM;
-use super::{ConfigError, Modality, ModelConfig, invalid};
+use super::{ConfigError, DecoderConfig, LlamaConfig, Modality, ModelConfig, UnimodalConfig, invalid};
 use crate::quant::MAX_K;
+
+/// Longest generation that may be a default.
+const MAX_NEW_TOKENS: usize = 65_536;
 
 impl ModelConfig {
     /// Checks every rule that the rest of the crate relies on.
@@ -10,21 +13,31 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError::Invalid`] with the field and the reason.
     pub fn check(&self) -> Result<(), ConfigError> {
-        self.check_sizes()?;
-        self.check_vocabulary()?;
-        self.check_modalities()?;
-        self.check_image()?;
-        check_bins("model.state", &self.state.names, &self.state.low, &self.state.high)?;
-        check_bins("model.action", &self.action.names, &self.action.low, &self.action.high)?;
-        within("model.action.steps", self.action.steps, 1, 64)?;
-        within("model.action.executed", self.action.executed, 1, self.action.steps)?;
-        if !(self.action.rate_hz > 0.0 && self.action.rate_hz.is_finite()) {
-            return Err(invalid("model.action.rate_hz", "must be a positive number"));
+        self.decoder().check()?;
+        within("model.generation.max_new_tokens", self.generation().max_new_tokens, 1, MAX_NEW_TOKENS)?;
+        match self {
+            Self::Unimodal(c) => c.check(),
+            Self::Llama(c) => c.check(),
         }
-        within("model.generation.max_new_tokens", self.generation.max_new_tokens, 1, 65_536)
     }
+}
 
-    fn check_sizes(&self) -> Result<(), ConfigError> {
+impl LlamaConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        within("model.max_positions", self.max_positions, 1, 1 << 24)?;
+        within("model.end_ids", self.end_ids.len(), 1, 64)?;
+        match self.end_ids.iter().chain(&self.bos).find(|id| **id as usize >= self.decoder.vocab_size) {
+            Some(id) => Err(invalid(
+                "model.end_ids",
+                format!("id {id} leaves the vocabulary of {}", self.decoder.vocab_size),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+impl DecoderConfig {
+    fn check(&self) -> Result<(), ConfigError> {
         within("model.d_model", self.d_model, 1, MAX_K)?;
         within("model.n_layers", self.n_layers, 1, 512)?;
         within("model.n_heads", self.n_heads, 1, 1024)?;
@@ -47,6 +60,22 @@ impl ModelConfig {
         }
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             return Err(invalid("model.norm_eps", "must lie between 0 and 1"));
+        }
+        Ok(())
+    }
+}
+
+impl UnimodalConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.check_vocabulary()?;
+        self.check_modalities()?;
+        self.check_image()?;
+        check_bins("model.state", &self.state.names, &self.state.low, &self.state.high)?;
+        check_bins("model.action", &self.action.names, &self.action.low, &self.action.high)?;
+        within("model.action.steps", self.action.steps, 1, 64)?;
+        within("model.action.executed", self.action.executed, 1, self.action.steps)?;
+        if !(self.action.rate_hz > 0.0 && self.action.rate_hz.is_finite()) {
+            return Err(invalid("model.action.rate_hz", "must be a positive number"));
         }
         Ok(())
     }

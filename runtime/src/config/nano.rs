@@ -1,16 +1,15 @@
 //! The shipped model's sizes.
 
 use super::{
-    ActionConfig, ActionSemantics, ChatConfig, Family, GenerationConfig, ImageConfig, Modality,
-    ModalityConfig, ModelConfig, SpecialTokens, StateConfig, TokenRanges,
+    ActionConfig, ActionSemantics, ChatConfig, GenerationConfig, ImageConfig, Modality, ModalityConfig,
+    SpecialTokens, StateConfig, TokenRanges, UnimodalConfig,
 };
 
 /// The `nano` model of Saccade: the sizes that are shipped, trained and tested.
 #[must_use]
-pub fn nano() -> ModelConfig {
+pub fn nano() -> UnimodalConfig {
     let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-    ModelConfig {
-        family: Family::Unimodal,
+    UnimodalConfig {
         name: "nano".into(),
         d_model: 192,
         n_layers: 6,

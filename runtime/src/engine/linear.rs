@@ -19,6 +19,8 @@ const OUTPUT_BLOCK: usize = 48;
 const SHARES: usize = 4;
 /// Products of fewer multiplications stay on one thread: the AVX-512 set is through with these in about 5 µs.
 const PARALLEL_MACS: usize = 1 << 20;
+/// Rows that a product has at least when that is decided: a core that streams weights for fewer waits for memory.
+const STREAMED_ROWS: usize = 4;
 
 /// The weights of a linear layer, in one of the three kinds a bundle holds.
 #[derive(Clone, Copy, Debug)]
@@ -288,7 +290,7 @@ impl Engine {
         let total: usize = outs.iter().map(|&(_, n)| n).sum();
         // Weights are read once: the threads share outputs, not tokens. A few shares each where that costs little, so that a core
         // that is held up delays less; their ends are the ends of tiles unless a range itself starts inside one.
-        let shares = match a.m * a.parts.unwrap_or(1) * a.k * total {
+        let shares = match (a.m * a.parts.unwrap_or(1)).max(STREAMED_ROWS) * a.k * total {
             0..PARALLEL_MACS => 1,
             _ if a.m < 64 => self.threads(),
             _ => SHARES * self.threads(),

@@ -3,19 +3,23 @@
 //! A family is a small file that names its tensors and its options; the decoder block itself is `block.rs`, once for
 //! all of them.
 
+mod llama;
 pub mod unimodal;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use crate::config::{BundleConfig, Family, ModelConfig, TOKENIZER_FILE, WeightDtype};
+use crate::config::{BundleConfig, ModelConfig, TOKENIZER_FILE, UnimodalConfig, WeightDtype};
+use crate::decoder::Decoder;
 use crate::engine::{Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::pages::Pages;
 use crate::quant::{pad_k, pad_n};
+use crate::session::SessionError;
 use crate::tokenize::TextTokenizer;
 use crate::weights::{Weights, open_listed, read_at_most};
 use crate::{Error, Result};
+use unimodal::Unimodal;
 
 /// Largest accepted `tokenizer.json`: about four times that of the largest vocabularies in use.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
@@ -43,7 +47,7 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    fn new(name: impl Into<String>, shape: &[usize], role: Role) -> Self {
+    pub(crate) fn new(name: impl Into<String>, shape: &[usize], role: Role) -> Self {
         Self { name: name.into(), shape: shape.to_vec(), role }
     }
 
@@ -97,15 +101,18 @@ impl TensorSpec {
 /// Every tensor of a model, in checkpoint order.
 #[must_use]
 pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
-    match config.family {
-        Family::Unimodal => unimodal::tensors(config),
+    match config {
+        ModelConfig::Unimodal(c) => unimodal::tensors(c),
+        ModelConfig::Llama(c) => llama::tensors(&c.decoder),
     }
 }
 
 /// A bundle, mapped and checked, with the engine that runs it. Sessions share one.
 pub struct Model {
     weights: Weights,
-    net: unimodal::Unimodal,
+    decoder: Decoder,
+    /// What Saccade's own family has beside it.
+    unimodal: Option<Unimodal>,
     engine: Engine,
     text: OnceLock<TextTokenizer>,
 }
@@ -132,19 +139,23 @@ impl Model {
     pub fn open_in(dir: impl AsRef<Path>, options: &EngineOptions, pages: Pages) -> Result<Arc<Self>> {
         let weights = Weights::open(dir.as_ref(), pages)?;
         let engine = Engine::new(options)?;
-        let net = unimodal::Unimodal::resolve(&weights)?;
+        let decoder = Decoder::resolve(&weights)?;
         let config = weights.config();
+        let unimodal = match &config.model {
+            ModelConfig::Unimodal(c) => Some(Unimodal::resolve(&weights, c)?),
+            ModelConfig::Llama(_) => None,
+        };
         log::info!(
-            "model={} family={:?} dtype={:?} blake3={} dir={} kernels={} threads={}",
-            config.model.name,
-            config.model.family,
+            "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
+            config.model.name(),
+            config.model.family(),
             config.dtype,
             &config.self_blake3[..16],
             weights.dir().display(),
             engine.kernels().name,
             engine.threads(),
         );
-        Ok(Arc::new(Self { weights, net, engine, text: OnceLock::new() }))
+        Ok(Arc::new(Self { weights, decoder, unimodal, engine, text: OnceLock::new() }))
     }
 
     /// The whole `saccade.json`.
@@ -182,8 +193,28 @@ impl Model {
         &self.weights
     }
 
-    pub(crate) fn net(&self) -> &unimodal::Unimodal {
-        &self.net
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The description of Saccade's own family.
+    ///
+    /// # Errors
+    /// If this is a model of another family.
+    pub fn unimodal(&self) -> Result<&UnimodalConfig> {
+        match self.config() {
+            ModelConfig::Unimodal(c) => Ok(c),
+            ModelConfig::Llama(_) => Err(SessionError::Family { family: self.config().family() }.into()),
+        }
+    }
+
+    /// Its description, and its tensors beside the decoder.
+    ///
+    /// # Errors
+    /// As [`Self::unimodal`].
+    pub(crate) fn unimodal_net(&self) -> Result<(&UnimodalConfig, &Unimodal)> {
+        let c = self.unimodal()?;
+        Ok((c, self.unimodal.as_ref().expect("`open_in` resolves it for such a configuration")))
     }
 
     /// The text tokenizer, read on first use so that it is not on the way to the first token.

@@ -4,45 +4,31 @@
 
 use super::{Role, TensorSpec};
 use crate::Result;
-use crate::block::Block;
-use crate::config::{Modality, ModelConfig};
+use crate::config::{ImageConfig, Modality, UnimodalConfig};
 use crate::conv::{Conv, Residual};
-use crate::weights::{LinearRef, TableRef, VectorRef, Weights};
+use crate::decoder::block_tensors;
+use crate::weights::{LinearRef, TableRef, Weights};
 
 /// Every tensor of the family.
-pub(super) fn tensors(c: &ModelConfig) -> Vec<TensorSpec> {
+pub(super) fn tensors(c: &UnimodalConfig) -> Vec<TensorSpec> {
     let mut list = Vec::new();
     let mut add = |name: String, shape: &[usize], role| list.push(TensorSpec::new(name, shape, role));
-    let (d, heads, kv) = (c.d_model, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-    let m = Modality::ALL.len();
+    let (d, m) = (c.d_model, Modality::ALL.len());
 
     add("embed.weight".into(), &[c.vocab_size, d], Role::Linear);
     add("modality_embed.weight".into(), &[m, d], Role::Float);
     add("task_prefix.weight".into(), &[c.tasks.len() * c.task_prefix_len, d], Role::Float);
     add("image_grid.weight".into(), &[c.image_codes(), d], Role::Float);
     add("action_slots.weight".into(), &[c.chunk_len(), d], Role::Float);
-    for layer in 0..c.n_layers {
-        let mut add = |name: &str, shape: &[usize], role| add(format!("layers.{layer}.{name}"), shape, role);
-        add("attn_norm.weight", &[d], Role::Exact);
-        add("attn.q.weight", &[heads, d], Role::Linear);
-        add("attn.k.weight", &[kv, d], Role::Linear);
-        add("attn.v.weight", &[kv, d], Role::Linear);
-        add("attn.q_norm.weight", &[c.head_dim], Role::Exact);
-        add("attn.k_norm.weight", &[c.head_dim], Role::Exact);
-        add("attn.modality_bias", &[c.n_heads, m, m], Role::Exact);
-        add("attn.o.weight", &[d, heads], Role::Linear);
-        add("ffn_norm.weight", &[d], Role::Exact);
-        add("ffn.gate.weight", &[c.d_ff, d], Role::Linear);
-        add("ffn.up.weight", &[c.d_ff, d], Role::Linear);
-        add("ffn.down.weight", &[d, c.d_ff], Role::Linear);
-    }
+    list.extend(block_tensors(&c.decoder()));
+    let mut add = |name: String, shape: &[usize], role| list.push(TensorSpec::new(name, shape, role));
     add("norm.weight".into(), &[d], Role::Exact);
     image_tensors(c, &mut add);
     list
 }
 
 /// The image tokenizer. Its encoder stays float: it is small, and codes must not flip.
-fn image_tensors(c: &ModelConfig, add: &mut impl FnMut(String, &[usize], Role)) {
+fn image_tensors(c: &UnimodalConfig, add: &mut impl FnMut(String, &[usize], Role)) {
     let image = &c.image;
     let mut conv = |name: String, shape: [usize; 4], role| {
         add(format!("{name}.weight"), &shape, role);
@@ -70,11 +56,9 @@ fn image_tensors(c: &ModelConfig, add: &mut impl FnMut(String, &[usize], Role)) 
     add("image.codebook.weight".into(), &[image.codebook_size, image.code_dim], Role::Float);
 }
 
-/// Where the family's tensors lie in the mapped file.
+/// Where the tensors that the family has beside its decoder lie in the mapped file.
 #[derive(Debug)]
 pub(crate) struct Unimodal {
-    /// `[vocab_size, d_model]`; also the head.
-    pub(crate) embed: LinearRef,
     /// `[modalities, d_model]`
     pub(crate) modality_embed: TableRef,
     /// `[tasks · task_prefix_len, d_model]`
@@ -83,10 +67,6 @@ pub(crate) struct Unimodal {
     pub(crate) image_grid: TableRef,
     /// `[steps · dims, d_model]`
     pub(crate) action_slots: LinearRef,
-    /// The decoder.
-    pub(crate) blocks: Vec<Block>,
-    /// `[d_model]`
-    pub(crate) norm: VectorRef,
     /// The image tokenizer.
     pub(crate) image: ImageNet,
 }
@@ -112,45 +92,40 @@ pub(crate) struct ImageNet {
 
 impl Unimodal {
     /// Finds every tensor. The weights were checked against [`tensors`], so what can fail is layers that do not fit each other.
-    pub(crate) fn resolve(w: &Weights) -> Result<Self> {
-        let c = &w.config().model;
+    pub(crate) fn resolve(w: &Weights, c: &UnimodalConfig) -> Result<Self> {
         Ok(Self {
-            embed: w.linear("embed")?,
             modality_embed: w.table("modality_embed.weight")?,
             task_prefix: w.linear("task_prefix")?,
             image_grid: w.table("image_grid.weight")?,
             action_slots: w.linear("action_slots")?,
-            blocks: (0..c.n_layers).map(|layer| Block::resolve(w, layer)).collect::<Result<_>>()?,
-            norm: w.vector("norm.weight")?,
-            image: ImageNet::resolve(w)?,
+            image: ImageNet::resolve(w, &c.image)?,
         })
     }
 }
 
 impl ImageNet {
-    fn resolve(w: &Weights) -> Result<Self> {
-        let image = &w.config().model.image;
+    fn resolve(w: &Weights, image: &ImageConfig) -> Result<Self> {
         let res = |part: &str| -> Result<Vec<Residual>> {
             (0..image.n_res)
                 .map(|i| {
                     Ok(Residual {
-                        conv1: Conv::resolve(w, &format!("image.{part}.res.{i}.conv1"), 3, 1, 1)?,
-                        conv2: Conv::resolve(w, &format!("image.{part}.res.{i}.conv2"), 1, 1, 0)?,
+                        conv1: Conv::resolve(w, &format!("image.{part}.res.{i}.conv1"), 3, 1, [1, 1])?,
+                        conv2: Conv::resolve(w, &format!("image.{part}.res.{i}.conv2"), 1, 1, [0, 0])?,
                     })
                 })
                 .collect()
         };
         Ok(Self {
             down: (0..3)
-                .map(|i| Conv::resolve(w, &format!("image.encoder.{i}"), 4, 2, 1))
+                .map(|i| Conv::resolve(w, &format!("image.encoder.{i}"), 4, 2, [1, 1]))
                 .collect::<Result<_>>()?,
             encoder_res: res("encoder")?,
-            out: Conv::resolve(w, "image.encoder.out", 1, 1, 0)?,
+            out: Conv::resolve(w, "image.encoder.out", 1, 1, [0, 0])?,
             codebook: w.linear("image.codebook")?,
-            input: Conv::resolve(w, "image.decoder.in", 3, 1, 1)?,
+            input: Conv::resolve(w, "image.decoder.in", 3, 1, [1, 1])?,
             decoder_res: res("decoder")?,
             up: (0..3)
-                .map(|i| Conv::resolve(w, &format!("image.decoder.up.{i}"), 3, 1, 1))
+                .map(|i| Conv::resolve(w, &format!("image.decoder.up.{i}"), 3, 1, [1, 1]))
                 .collect::<Result<_>>()?,
         })
     }

@@ -1,6 +1,5 @@
 //! Answers: branches of text on what is live, decoded token by token, of one session or of several at a time.
 
-use std::iter::once;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -9,7 +8,7 @@ use super::forward::{Buffers, OnLogits, Row, Score};
 use super::{Segment, Session, SessionError};
 use crate::Result;
 use crate::block::{Own, Sequence, Visible};
-use crate::config::Modality;
+use crate::config::{Modality, ModelConfig};
 use crate::kv::Chain;
 use crate::sample::Sampler;
 
@@ -19,7 +18,7 @@ pub(super) const MAX_SEQUENCES: usize = 16;
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model said `<eos>`, or the caller stopped it.
+    /// The model said that it is done, or the caller stopped it.
     Stop,
     /// The limit was reached.
     Length,
@@ -29,7 +28,7 @@ pub enum Finish {
 pub(super) struct Open {
     /// Empty until the first step, which takes the whole question.
     segment: Segment,
-    /// The token that goes in next.
+    /// The token that goes in next; of the first step, nothing.
     next: u32,
 }
 
@@ -42,10 +41,13 @@ impl Session {
     pub fn open(&mut self, question: &[u32]) -> Result<()> {
         self.check_begun()?;
         self.check_text(question)?;
+        if question.is_empty() && self.frame().is_empty() {
+            return Err(SessionError::NoText.into());
+        }
         self.question.clear();
         self.question.extend_from_slice(question);
-        let next = self.model.config().special.ans;
-        self.open = Some(Open { segment: Segment { modality: Modality::Text, chain: Chain::EMPTY }, next });
+        let segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
+        self.open = Some(Open { segment, next: 0 });
         Ok(())
     }
 
@@ -57,7 +59,7 @@ impl Session {
     }
 
     /// Answers a question about what is live; the session stays as it was. `out` is replaced by the answer's tokens,
-    /// without `<eos>`; `on_token` sees each as it comes and stops the answer by returning `false`.
+    /// without the one that ends it; `on_token` sees each as it comes and stops the answer by returning `false`.
     ///
     /// # Errors
     /// As [`Session::open`], or if an output is not a number.
@@ -71,14 +73,15 @@ impl Session {
     ) -> Result<Finish> {
         out.clear();
         self.open(question)?;
-        let eos = self.model.config().special.eos;
+        let model = Arc::clone(&self.model);
+        let ends = model.config().end_ids();
         let room = self.max_text_tokens.saturating_sub(question.len()).min(max_new_tokens);
         let finish = loop {
             step(&mut [&mut *self], &mut |_, logits| {
                 sampler.pick(logits).expect("a step gives finite logits, and a sampler picks one of those")
             })?;
             let token = self.open.as_ref().expect("opened above").next;
-            if token == eos {
+            if ends.contains(&token) {
                 break Finish::Stop;
             }
             if out.len() == room {
@@ -107,25 +110,35 @@ impl Session {
             let tokens = question.len() + answer.len();
             return Err(SessionError::TooLong { tokens, room: self.max_text_tokens }.into());
         }
-        let special = self.model.config().special;
         let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
-        let rows = once(&special.ask).chain(question).chain(once(&special.ans)).chain(answer);
-        // Rows before `<ans>` say nothing about the answer.
-        let score = Score { range: self.text_range(), first: 1 + question.len(), on_logits };
+        let frame = self.frame();
+        let rows = framed(&frame, question).chain(answer);
+        // Rows before the question's last say nothing about the answer.
+        let first = (frame.len() + question.len()).checked_sub(1).ok_or(SessionError::NoText)?;
+        let score = Score { range: self.text_range(), first, on_logits };
         self.extend(&mut segment, rows.map(|&id| Row::Token(id)), Own::Causal, Some(score))?;
         self.kv.release(&mut segment.chain);
         Ok(())
     }
 
-    /// The first step of an open answer: `<ask>`, the question and `<ans>` in one pass.
+    /// What stands before and behind a question: `<ask>` and `<ans>`, or nothing where the conversation's text has it all.
+    fn frame(&self) -> ArrayVec<u32, 2> {
+        match self.model.config() {
+            ModelConfig::Unimodal(c) => [c.special.ask, c.special.ans].into(),
+            ModelConfig::Llama(_) => ArrayVec::new(),
+        }
+    }
+
+    /// The first step of an open answer: the question in its frame, in one pass.
     fn ask(&mut self, pick: &mut dyn FnMut(&[f32]) -> usize) -> Result<()> {
-        let (special, range) = (self.model.config().special, self.text_range());
+        let (frame, range) = (self.frame(), self.text_range());
         let (question, open) = (std::mem::take(&mut self.question), self.open.take());
         let mut open = open.expect("a step checks that there is one");
-        let rows = once(&special.ask).chain(&question).chain(once(&special.ans));
+        let rows = framed(&frame, &question);
         let mut picked = 0;
         let mut choose = |_: usize, logits: &[f32]| picked = pick(logits);
-        let score = Score { range, first: 1 + question.len(), on_logits: &mut choose };
+        let first = frame.len() + question.len() - 1;
+        let score = Score { range, first, on_logits: &mut choose };
         let computed =
             self.extend(&mut open.segment, rows.map(|&id| Row::Token(id)), Own::Causal, Some(score));
         (self.question, self.open) = (question, Some(open));
@@ -207,6 +220,11 @@ fn step_all(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
     Ok(())
 }
 
+/// A question in its frame.
+fn framed<'a>(frame: &'a [u32], question: &'a [u32]) -> impl Iterator<Item = &'a u32> {
+    frame.iter().take(1).chain(question).chain(frame.iter().skip(1))
+}
+
 fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
     let most = leader.most;
     if sessions.len() > most.sequences {
@@ -217,8 +235,8 @@ fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
         if !Arc::ptr_eq(&session.model, &leader.model) || session.most.blocks > most.blocks {
             return Err(SessionError::Unlike.into());
         }
-        // Besides `<ask>` and `<ans>`.
-        let (tokens, room) = ((open.segment.chain.len + 1).saturating_sub(2), session.max_text_tokens);
+        let frame = session.frame().len();
+        let (tokens, room) = ((open.segment.chain.len + 1).saturating_sub(frame), session.max_text_tokens);
         if tokens > room {
             return Err(SessionError::TooLong { tokens, room }.into());
         }

@@ -2,7 +2,7 @@
 
 use super::answer::MAX_SEQUENCES;
 use crate::block::Most;
-use crate::config::{Modality, ModelConfig};
+use crate::config::{DecoderConfig, Modality, ModelConfig};
 use crate::kernels::KV_BLOCK;
 use crate::kv::ArenaShape;
 
@@ -37,30 +37,40 @@ pub(super) struct Capacity {
 }
 
 impl Capacity {
-    pub(super) fn new(c: &ModelConfig, options: &SessionOptions, parts: usize) -> Self {
-        let image = c.image_codes() + 2;
-        let state = 1 + c.state.names.len();
-        let action = 1 + c.action.executed * c.action.names.len();
+    pub(super) fn new(model: &ModelConfig, options: &SessionOptions, parts: usize) -> Self {
         let blocks = |tokens: usize| tokens.div_ceil(KV_BLOCK);
-        let window = |m| c.window(m).unwrap_or(0);
-        let trunk = blocks(c.task_prefix_len.saturating_add(options.max_text_tokens))
-            + window(Modality::Image) * blocks(image)
-            + window(Modality::State) * blocks(state)
-            + window(Modality::Action) * blocks(action);
-        // One branch at a time: `<ask>` question `<ans>` answer, or the slots of a chunk.
-        let branch = blocks(options.max_text_tokens.saturating_add(2)).max(blocks(c.chunk_len()));
-        let sequences = options.max_sequences.clamp(1, MAX_SEQUENCES);
+        let text = options.max_text_tokens;
         let len = |[from, to]: [u32; 2]| (to - from) as usize;
+        // One branch at a time: a question with its frame and its answer, or the slots of a chunk.
+        let (segments, trunk, branch, ranges) = match model {
+            ModelConfig::Unimodal(c) => {
+                let image = c.image_codes() + 2;
+                let state = 1 + c.state.names.len();
+                let action = 1 + c.action.executed * c.action.names.len();
+                let window = |m| c.window(m).unwrap_or(0);
+                let trunk = blocks(c.task_prefix_len.saturating_add(text))
+                    + window(Modality::Image) * blocks(image)
+                    + window(Modality::State) * blocks(state)
+                    + window(Modality::Action) * blocks(action);
+                let segments =
+                    1 + window(Modality::Image) + window(Modality::State) + window(Modality::Action);
+                let branch = blocks(text.saturating_add(2)).max(blocks(c.chunk_len()));
+                (segments, trunk, branch, len(c.tokens.bins).max(len(c.tokens.image)))
+            }
+            ModelConfig::Llama(_) => (0, 0, blocks(text), 0),
+        };
+        let sequences = options.max_sequences.clamp(1, MAX_SEQUENCES);
+        let rows = pass_rows(&model.decoder(), parts);
         Self {
-            segments: 1 + window(Modality::Image) + window(Modality::State) + window(Modality::Action),
-            most: Most { rows: pass_rows(c, parts), sequences, blocks: trunk + branch, parts },
-            logits: (sequences * len(c.tokens.text)).max(len(c.tokens.bins)).max(len(c.tokens.image)),
+            segments,
+            most: Most { rows, sequences, blocks: trunk + branch, parts },
+            logits: (sequences * model.text_range().len()).max(ranges),
         }
     }
 
     /// Bytes of the arena and of the buffers that grow with the model or the options: in 128 bits, where nothing that a
     /// checked model or an option can ask for overflows.
-    pub(super) fn bytes(&self, c: &ModelConfig, arena: &ArenaShape, threads: usize) -> u128 {
+    pub(super) fn bytes(&self, c: &DecoderConfig, arena: &ArenaShape, threads: usize) -> u128 {
         let (heads, kv_heads) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let widest = c.d_model.max(c.d_ff).max(heads);
         let Most { rows, blocks, parts, .. } = self.most;
@@ -73,7 +83,7 @@ impl Capacity {
 }
 
 /// How many rows a pass takes.
-fn pass_rows(c: &ModelConfig, parts: usize) -> usize {
+fn pass_rows(c: &DecoderConfig, parts: usize) -> usize {
     let (heads, kv_heads) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
     let floats = c.d_model + 2 * (heads + kv_heads) + c.d_ff;
     let row = 4 * floats + parts * c.d_model.max(c.d_ff).max(heads);
@@ -89,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_pass_has_as_many_rows_as_its_buffers_may_take() {
-        let mut c = nano();
+        let mut c = nano().decoder();
         assert_eq!(pass_rows(&c, 2), 384);
         (c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff) = (1024, 16, 4, 64, 2816);
         assert_eq!(pass_rows(&c, 1), 192, "6 MiB of 28,416 bytes are 221 rows");
@@ -103,9 +113,11 @@ mod tests {
         (c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim) = (512, 130, 130, 1024);
         (c.image.width, c.image.height, c.image.grid) = (4096, 4096, [512, 512]);
         c.modalities[1].window = Some(4096);
-        c.check().unwrap();
+        let model = ModelConfig::from(c);
+        model.check().unwrap();
+        let c = model.decoder();
         let capacity =
-            Capacity::new(&c, &SessionOptions { max_text_tokens: usize::MAX, max_sequences: 1 }, 2);
+            Capacity::new(&model, &SessionOptions { max_text_tokens: usize::MAX, max_sequences: 1 }, 2);
         let arena = ArenaShape {
             n_layers: c.n_layers,
             n_kv_heads: c.n_kv_heads,

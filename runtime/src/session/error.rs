@@ -4,6 +4,15 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
+    /// A call that models of this family have nothing for.
+    #[error("a model of the family {family} knows text alone: no tasks, pictures, states or actions")]
+    Family {
+        /// Its family.
+        family: &'static str,
+    },
+    /// An answer to nothing.
+    #[error("there is no text to answer; give at least one token")]
+    NoText,
     /// A call that needs what [`Session::begin`](super::Session::begin) puts first.
     #[error("the session has no task yet; call `begin` first, and again after a `reset`")]
     NotBegun,

@@ -49,18 +49,23 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Writes the input vector of a row into `x[n]`.
     pub(super) fn embed(&mut self, model: &Model, n: usize, row: Row, modality: Modality) {
-        let (w, net, c) = (model.weights(), model.net(), model.config());
-        let x = &mut self.x[n * c.d_model..][..c.d_model];
-        match row {
-            Row::Token(id) => net.embed.read_row(w, id as usize, x),
-            Row::Code(code, place) => {
-                net.embed.read_row(w, c.tokens.image[0] as usize + usize::from(code), x);
-                net.image_grid.add_row(w, place, x);
-            }
-            Row::Prefix(at) => net.task_prefix.read_row(w, at, x),
-            Row::Slot(at) => net.action_slots.read_row(w, at, x),
+        let (w, decoder) = (model.weights(), model.decoder());
+        let d = decoder.config.d_model;
+        let x = &mut self.x[n * d..][..d];
+        if let Row::Token(id) = row {
+            decoder.embed.read_row(w, id as usize, x);
         }
-        net.modality_embed.add_row(w, modality.index(), x);
+        let Ok((c, own)) = model.unimodal_net() else { return };
+        match row {
+            Row::Token(_) => {}
+            Row::Code(code, place) => {
+                decoder.embed.read_row(w, c.tokens.image[0] as usize + usize::from(code), x);
+                own.image_grid.add_row(w, place, x);
+            }
+            Row::Prefix(at) => own.task_prefix.read_row(w, at, x),
+            Row::Slot(at) => own.action_slots.read_row(w, at, x),
+        }
+        own.modality_embed.add_row(w, modality.index(), x);
     }
 
     /// Every block over `x`, whose rows are those of the sequences.
@@ -70,11 +75,11 @@ impl Buffers {
     pub(super) fn decode(&mut self, model: &Model, sequences: &mut [Sequence<'_>]) -> Result<()> {
         let end = |s: &Sequence<'_>| s.own.base + s.offset + s.rows;
         self.rope.reach(sequences.iter().map(end).max().unwrap_or(0));
-        let config = model.config();
+        let config = &model.decoder().config;
         let net = Net { engine: model.engine(), weights: model.weights(), config, rope: &self.rope };
         let rows: usize = sequences.iter().map(|sequence| sequence.rows).sum();
         let x = &mut self.x[..rows * config.d_model];
-        for (layer, block) in model.net().blocks.iter().enumerate() {
+        for (layer, block) in model.decoder().blocks.iter().enumerate() {
             block.forward(net, layer, sequences, x, &mut self.scratch);
         }
         // A row sees its own key and value, so whatever of them is not finite has reached its output.
@@ -92,15 +97,16 @@ impl Buffers {
         range: &Range<u32>,
         on_logits: OnLogits<'_>,
     ) -> Result<()> {
-        let (e, w, net, c) = (model.engine(), model.weights(), model.net(), model.config());
-        let (embed, a) = (net.embed.get(w), &mut self.scratch.activations);
+        let (e, w, decoder) = (model.engine(), model.weights(), model.decoder());
+        let c = &decoder.config;
+        let (head, a) = (decoder.head.get(w), &mut self.scratch.activations);
         let together = (self.logits.len() / range.len()).max(1);
         for first in rows.clone().step_by(together) {
             let rows = first..rows.end.min(first + together);
             let x = &self.x[rows.start * c.d_model..rows.end * c.d_model];
-            e.load_normed(x, net.norm.get(w), c.norm_eps, embed, a);
+            e.load_normed(x, decoder.norm.get(w), c.norm_eps, head, a);
             let out = &mut self.logits[..rows.len() * range.len()];
-            e.product(a, embed, range.start as usize..range.end as usize, Epilogue::default(), out);
+            e.product(a, head, range.start as usize..range.end as usize, Epilogue::default(), out);
             check_finite(out)?;
             rows.zip(out.chunks_exact(range.len())).for_each(|(row, logits)| on_logits(row, logits));
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Tokenizer;
 use super::resize::Resize;
 use crate::Result;
+use crate::config::{ImageConfig, UnimodalConfig};
 use crate::conv::{Conv, ConvScratch, Map, upsample_nearest};
 use crate::family::{Model, unimodal::ImageNet};
 use crate::memory;
@@ -44,10 +45,10 @@ impl ImageTokenizer {
     /// Allocates every buffer for `model`.
     ///
     /// # Errors
-    /// If there is not enough memory, or a vector of the code book is not finite.
+    /// If the model takes no pictures, there is not enough memory, or a vector of the code book is not finite.
     pub fn new(model: &Arc<Model>) -> Result<Self> {
-        let image = &model.config().image;
-        let net = &model.net().image;
+        let (c, net) = model.unimodal_net()?;
+        let (image, net) = (&c.image, &net.image);
         let largest = largest_map(net, image.height, image.width, image.grid);
         let max_k = convs(net).map(Conv::k).max().unwrap_or(1);
         let floats = image.codebook_size * (image.code_dim + 1) + 3 * largest;
@@ -83,9 +84,10 @@ impl ImageTokenizer {
     }
 
     /// Runs the encoder on the resized picture; leaves `[grid, code_dim]` in `maps[0]`.
-    fn encoder(&mut self) {
+    fn encoder(&mut self) -> Result<()> {
         let model = Arc::clone(&self.model);
-        let (e, w, net, image) = (model.engine(), model.weights(), &model.net().image, &model.config().image);
+        let (e, w, (c, net)) = (model.engine(), model.weights(), model.unimodal_net()?);
+        let (net, image) = (&net.image, &c.image);
         let [x, a, b] = &mut self.maps;
         let s = &mut self.scratch;
         for (x, &pixel) in x.iter_mut().zip(self.resize.out()) {
@@ -110,11 +112,11 @@ impl ImageTokenizer {
         let z = &mut a[..height * width * image.code_dim];
         net.out.forward(e, w, Map { x, height, width }, z, s);
         self.maps.swap(0, 1);
+        Ok(())
     }
 
     /// The nearest code book vector of `z [code_dim]`; of equals, the lowest. None if `z` is not finite.
-    fn nearest(&mut self, at: usize) -> Option<u16> {
-        let image = &self.model.config().image;
+    fn nearest(&mut self, image: &ImageConfig, at: usize) -> Option<u16> {
         let z = &mut self.maps[0][at * image.code_dim..][..image.code_dim];
         if image.l2_norm {
             l2_normalise(z);
@@ -143,10 +145,12 @@ impl Tokenizer for ImageTokenizer {
     /// `codes [grid]`, row by row.
     fn encode(&mut self, picture: Picture<'_>, codes: &mut Vec<u16>) -> Result<()> {
         self.resize(picture)?;
-        self.encoder();
+        self.encoder()?;
         codes.clear();
-        for at in 0..self.model.config().image_codes() {
-            codes.push(self.nearest(at).ok_or(SessionError::NumericFault)?);
+        let model = Arc::clone(&self.model);
+        let c = model.unimodal()?;
+        for at in 0..c.image_codes() {
+            codes.push(self.nearest(&c.image, at).ok_or(SessionError::NumericFault)?);
         }
         Ok(())
     }
@@ -154,8 +158,9 @@ impl Tokenizer for ImageTokenizer {
     /// `output [height, width, 3] u8`.
     fn decode(&mut self, codes: &[u16], output: &mut Vec<u8>) -> Result<()> {
         let model = Arc::clone(&self.model);
-        let (e, w, net, image) = (model.engine(), model.weights(), &model.net().image, &model.config().image);
-        check_codes(codes, &model)?;
+        let (e, w, (c, net)) = (model.engine(), model.weights(), model.unimodal_net()?);
+        let (net, image) = (&net.image, &c.image);
+        check_codes(codes, c)?;
         let [x, a, b] = &mut self.maps;
         let s = &mut self.scratch;
         for (z, &code) in x.chunks_exact_mut(image.code_dim).zip(codes) {
@@ -196,7 +201,8 @@ impl Tokenizer for ImageTokenizer {
 
 /// The code book of `model`, `[code_dim, codebook_size]`.
 fn codebook(model: &Model) -> Result<Vec<f32>> {
-    let (image, rows) = (&model.config().image, &model.net().image.codebook);
+    let (c, net) = model.unimodal_net()?;
+    let (image, rows) = (&c.image, &net.image.codebook);
     let mut codebook = vec![0.0; image.code_dim * image.codebook_size];
     let mut row = vec![0.0; image.code_dim];
     for code in 0..image.codebook_size {
@@ -226,8 +232,7 @@ fn l2_normalise(x: &mut [f32]) {
 }
 
 /// Refuses a wrong number of codes and codes outside the code book.
-pub(crate) fn check_codes(codes: &[u16], model: &Model) -> std::result::Result<(), SessionError> {
-    let config = model.config();
+pub(crate) fn check_codes(codes: &[u16], config: &UnimodalConfig) -> std::result::Result<(), SessionError> {
     if codes.len() != config.image_codes() {
         return Err(SessionError::Dimensions {
             what: "image",

@@ -1,11 +1,13 @@
 //! Tokenizers: each turns one modality into codes and back.
 
 mod bins;
+mod chat;
 mod image;
 mod resize;
 mod text;
 
 pub use bins::Bins;
+pub use chat::Message;
 pub(crate) use image::check_codes;
 pub use image::{ImageTokenizer, Picture};
 pub use text::TextTokenizer;

@@ -1,12 +1,21 @@
 //! Text into token ids and back, from a Hugging Face `tokenizer.json`.
 
+use std::ops::Range;
+
 use tokenizers::Tokenizer as HfTokenizer;
 
-use crate::config::ModelConfig;
+use super::chat::{self, Message};
+use crate::config::{ChatTemplate, ModelConfig};
+use crate::session::SessionError;
 
 /// The text tokenizer of a bundle. Special tokens are never made from text: what a user types stays text.
 pub struct TextTokenizer {
     inner: HfTokenizer,
+    /// Spelling and id of each special token.
+    special: Vec<(String, u32)>,
+    /// Put before every text.
+    bos: Option<u32>,
+    chat: Option<ChatTemplate>,
 }
 
 impl std::fmt::Debug for TextTokenizer {
@@ -27,11 +36,18 @@ impl TextTokenizer {
         inner.set_encode_special_tokens(true);
         // A text is as long as it is: padding to a length that a file asks for could take all memory.
         inner.with_padding(None).with_truncation(None).map_err(|error| format!("no tokenizer: {error}"))?;
-        let [_, limit] = config.tokens.text;
-        match inner.get_vocab(true).iter().find(|(_, id)| **id >= limit) {
-            Some((token, id)) => Err(format!("token {token:?} has id {id}, but text tokens end at {limit}")),
-            None => Ok(Self { inner }),
+        let limit = config.text_range().end;
+        if let Some((token, id)) = inner.get_vocab(true).iter().find(|(_, id)| **id >= limit) {
+            return Err(format!("token {token:?} has id {id}, but text tokens end at {limit}"));
         }
+        let added = inner.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, token)| token.special && !token.content.is_empty());
+        let special = special.map(|(id, token)| (token.content, id)).collect();
+        let (bos, chat) = match config {
+            ModelConfig::Unimodal(_) => (None, None),
+            ModelConfig::Llama(c) => (c.bos, c.chat.clone()),
+        };
+        Ok(Self { inner, special, bos, chat })
     }
 
     /// The token ids of `text`.
@@ -39,11 +55,55 @@ impl TextTokenizer {
     /// # Errors
     /// If the tokenizer's rules fail on the text, in its own words.
     pub fn encode(&self, text: &str) -> crate::Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| crate::session::SessionError::Text(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let mut ids = Vec::new();
+        self.append(text, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// The token ids of a conversation up to where the model answers. A model that brings no chat template continues the last
+    /// message.
+    ///
+    /// # Errors
+    /// If the template or the tokenizer's rules fail on it, in their own words.
+    pub fn encode_chat(&self, messages: &[Message]) -> crate::Result<Vec<u32>> {
+        let Some(chat) = &self.chat else {
+            let mut ids: Vec<u32> = self.bos.into_iter().collect();
+            self.append(messages.last().map_or("", |message| &message.content), &mut ids)?;
+            return Ok(ids);
+        };
+        let text = chat::render(chat, messages).map_err(SessionError::Text)?;
+        self.encode_marked(&text, &chat::words(&text, messages))
+    }
+
+    /// The token ids of a text in which special tokens are meant, but for some places.
+    fn encode_marked(&self, text: &str, words: &[Range<usize>]) -> crate::Result<Vec<u32>> {
+        let inside =
+            |at: &Range<usize>| words.iter().any(|words| words.start < at.end && at.start < words.end);
+        let mut marks: Vec<(Range<usize>, u32)> = Vec::new();
+        for (token, id) in &self.special {
+            let found = text.match_indices(token.as_str()).map(|(at, token)| at..at + token.len());
+            marks.extend(found.filter(|at| !inside(at)).map(|at| (at, *id)));
+        }
+        // The longest of those that begin in one place.
+        marks.sort_by_key(|(at, _)| (at.start, usize::MAX - at.end));
+        let (mut ids, mut from) = (Vec::new(), 0);
+        for (at, id) in marks {
+            if at.start < from {
+                continue;
+            }
+            self.append(&text[from..at.start], &mut ids)?;
+            ids.push(id);
+            from = at.end;
+        }
+        self.append(&text[from..], &mut ids)?;
+        Ok(ids)
+    }
+
+    fn append(&self, text: &str, ids: &mut Vec<u32>) -> crate::Result<()> {
+        let encoding =
+            self.inner.encode_fast(text, false).map_err(|error| SessionError::Text(error.to_string()))?;
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(())
     }
 
     /// The text of `ids`, special tokens left out.
@@ -51,9 +111,6 @@ impl TextTokenizer {
     /// # Errors
     /// If the tokenizer's rules fail on the ids, in its own words.
     pub fn decode(&self, ids: &[u32]) -> crate::Result<String> {
-        Ok(self
-            .inner
-            .decode(ids, true)
-            .map_err(|error| crate::session::SessionError::Text(error.to_string()))?)
+        Ok(self.inner.decode(ids, true).map_err(|error| SessionError::Text(error.to_string()))?)
     }
 }

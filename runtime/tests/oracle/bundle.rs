@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use half::f16;
 use saccade::config::{
-    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, ModelConfig, Quantisation, TOKENIZER_FILE,
+    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, Quantisation, TOKENIZER_FILE, UnimodalConfig,
     WEIGHTS_FILE, WeightDtype,
 };
 use saccade::engine::EngineOptions;
@@ -17,8 +17,13 @@ use saccade::quant::{pack_n16k4, quantise_weight_rows, row_sums};
 use super::Tensors;
 
 /// Writes `weights.safetensors`, a `tokenizer.json` that is none, and `saccade.json`.
-pub fn write_bundle(dir: &Path, model: &ModelConfig, values: &Tensors, dtype: WeightDtype) -> BundleConfig {
-    let specs = tensors(model);
+pub fn write_bundle(
+    dir: &Path,
+    model: &UnimodalConfig,
+    values: &Tensors,
+    dtype: WeightDtype,
+) -> BundleConfig {
+    let specs = tensors(&model.clone().into());
     let plan: Vec<_> = specs.iter().flat_map(|spec| spec.stored(dtype)).collect();
     let path = dir.join(WEIGHTS_FILE);
     let mut writer = Writer::create(&path, &plan, &BTreeMap::new(), Rules::Bundle).unwrap();
@@ -46,7 +51,7 @@ pub fn write_bundle(dir: &Path, model: &ModelConfig, values: &Tensors, dtype: We
     let config = BundleConfig {
         format_version: FORMAT_VERSION,
         dtype,
-        model: model.clone(),
+        model: model.clone().into(),
         quantisation: Quantisation {
             recipe: "test".into(),
             float_tensors: vec![],
@@ -66,7 +71,7 @@ pub fn write_bundle(dir: &Path, model: &ModelConfig, values: &Tensors, dtype: We
 }
 
 /// The model of a bundle with these tensors.
-pub fn model(c: &ModelConfig, t: &Tensors, dtype: WeightDtype) -> Arc<Model> {
+pub fn model(c: &UnimodalConfig, t: &Tensors, dtype: WeightDtype) -> Arc<Model> {
     let dir = tempfile::tempdir().unwrap();
     write_bundle(dir.path(), c, t, dtype);
     Model::open(dir.path(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap()

@@ -8,11 +8,11 @@ pub mod bundle;
 
 use std::collections::BTreeMap;
 
-use saccade::config::{Modality, ModelConfig};
+use saccade::config::{Modality, UnimodalConfig};
 use saccade::family::tensors;
 
 /// The smallest model that has everything: 4 codes a picture, windows of 2, 3 actions of 2 dimensions.
-pub fn tiny() -> ModelConfig {
+pub fn tiny() -> UnimodalConfig {
     let mut c = saccade::config::nano();
     c.name = "tiny".into();
     (c.d_model, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff) = (48, 2, 4, 2, 16, 72);
@@ -38,7 +38,7 @@ pub fn tiny() -> ModelConfig {
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Random values for every tensor: norms around 1, everything else small enough that no softmax saturates.
-pub fn random_tensors(c: &ModelConfig, seed: u64) -> Tensors {
+pub fn random_tensors(c: &UnimodalConfig, seed: u64) -> Tensors {
     let mut state = seed;
     let mut unit = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -55,7 +55,7 @@ pub fn random_tensors(c: &ModelConfig, seed: u64) -> Tensors {
             .collect()
     };
     let mut fill = fill;
-    tensors(c)
+    tensors(&c.clone().into())
         .iter()
         .map(|t| {
             let [_, fan_in] = t.matrix();
@@ -90,7 +90,7 @@ pub struct Segment {
 
 /// The model in double precision.
 pub struct Oracle<'a> {
-    pub c: &'a ModelConfig,
+    pub c: &'a UnimodalConfig,
     pub t: &'a Tensors,
 }
 

@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use anyhow::Context as _;
+use saccade::config::ActionConfig;
 use saccade::family::Model;
 use saccade::source::CaptureState;
 use serde_json::{Map, Value, json};
@@ -111,19 +112,25 @@ impl Publisher {
         sinks: Sinks,
         stop: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
+        let config = model.unimodal()?;
         let (to, records) = sync_channel(RECORDS);
         let (give_back, back) = sync_channel(RECORDS);
         for _ in 0..RECORDS {
             // There is room for as many: this cannot fail.
-            let _ = give_back.try_send(Seen::new(model));
+            let _ = give_back.try_send(Seen::new(config));
         }
         let latest = Arc::new(Latest::default());
         latest.update(|shown| {
             question.clone_into(&mut shown.question);
-            shown.action_names.clone_from(&model.config().action.names);
+            shown.action_names.clone_from(&config.action.names);
         });
-        let writer =
-            Writer { model: Arc::clone(model), sinks, latest: Arc::clone(&latest), stats: Stats::default() };
+        let writer = Writer {
+            model: Arc::clone(model),
+            action: config.action.clone(),
+            sinks,
+            latest: Arc::clone(&latest),
+            stats: Stats::default(),
+        };
         let thread = thread::Builder::new()
             .name("publish".into())
             .spawn(move || {
@@ -165,6 +172,7 @@ impl Publisher {
 
 struct Writer {
     model: Arc<Model>,
+    action: ActionConfig,
     sinks: Sinks,
     latest: Arc<Latest>,
     stats: Stats,
@@ -190,7 +198,7 @@ impl Writer {
         if self.sinks.lines.is_empty() {
             return Ok(());
         }
-        let dims = self.model.config().action.names.len();
+        let dims = self.action.names.len();
         let line = format!("{}\n", line(seen, text, dims));
         for lines in &mut self.sinks.lines {
             lines
@@ -208,7 +216,7 @@ impl Writer {
 
     fn show(&mut self, seen: &Seen, text: String) {
         let summary = self.stats.summary();
-        let action = &self.model.config().action;
+        let action = &self.action;
         self.latest.update(|shown| {
             shown.rgb.clone_from(&seen.frame.rgb);
             (shown.width, shown.height, shown.seq) = (seen.frame.width, seen.frame.height, seen.frame.seq);

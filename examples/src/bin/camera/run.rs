@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use saccade::config::UnimodalConfig;
 use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
@@ -49,9 +50,8 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Room for everything that `model` can say.
-    pub(crate) fn new(model: &Model) -> Self {
-        let config = model.config();
+    /// Room for everything that such a model can say.
+    pub(crate) fn new(config: &UnimodalConfig) -> Self {
         Self {
             codes: Vec::with_capacity(config.image_codes()),
             answer: Vec::with_capacity(config.generation.max_new_tokens),
@@ -80,7 +80,7 @@ impl Eye {
     /// # Errors
     /// If the question does not fit the model.
     pub(crate) fn new(model: &Arc<Model>, ask: Option<&str>) -> saccade::Result<Self> {
-        let config = model.config();
+        let config = model.unimodal()?;
         // The model was trained on lower-case text alone.
         let question_text =
             ask.unwrap_or(&config.chat.caption).trim().to_lowercase() + &config.chat.question_suffix;

@@ -3,12 +3,13 @@
 //! The limits are measured before and after every sample, since memory and clocks of a virtual machine change from one second to the
 //! next; a sample's share is taken of the better of the two around it, and the median of the shares is what is reported.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use saccade::config::{Family, WEIGHTS_FILE, WeightDtype};
+use saccade::config::{ModelConfig, WEIGHTS_FILE, WeightDtype};
 use saccade::engine::{EngineOptions, Idle};
 use saccade::family::Model;
 use saccade::limits::{self, Dram};
@@ -53,12 +54,11 @@ struct Work {
 impl Work {
     #[allow(clippy::cast_precision_loss, reason = "sizes far below 2⁵²")]
     fn of(model: &Model) -> Self {
-        let c = model.config();
-        let Family::Unimodal = c.family else { unreachable!("families are listed") };
+        let c = model.config().decoder();
         let (heads, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let layer =
             [(heads + 2 * kv, c.d_model), (c.d_model, heads), (2 * c.d_ff, c.d_model), (c.d_model, c.d_ff)];
-        let head = ((c.tokens.text[1] - c.tokens.text[0]) as usize, c.d_model);
+        let head = (model.config().text_range().len(), c.d_model);
         let macs = |(n, k): (usize, usize)| (n * k) as f64;
         // Of INT8 tiles: a byte a weight, a scale and a sum an output. Norms are a thousandth of that.
         let bytes = |(n, k): (usize, usize)| (n * k + 8 * n) as f64;
@@ -242,7 +242,7 @@ fn measure(dir: &Path, threads: usize) -> anyhow::Result<(f64, Value)> {
         batch.insert(sequences.to_string(), value);
     }
     let report = json!({
-        "model": model.config().name,
+        "model": model.config().name(),
         "kernels": model.engine().kernels().name,
         "threads": model.engine().threads(),
         "bytes_per_token": work.bytes,
@@ -267,20 +267,39 @@ fn measure(dir: &Path, threads: usize) -> anyhow::Result<(f64, Value)> {
 
 /// Token ids without a pattern that matters.
 pub(super) fn prompt(model: &Model, tokens: usize) -> Vec<u32> {
-    let [from, to] = model.config().tokens.text;
+    let Range { start: from, end: to } = model.config().text_range();
     (0..).map(|i: u32| from + (i.wrapping_mul(2_654_435_761) >> 8) % (to - from)).take(tokens).collect()
+}
+
+/// Reads a prompt in a session that is new; returns the likeliest token after it. A task prefix takes the place of the first tokens.
+pub(super) fn read(session: &mut Session, ids: &[u32]) -> anyhow::Result<usize> {
+    let model = Arc::clone(session.model());
+    let mut likeliest = None;
+    match model.config() {
+        ModelConfig::Unimodal(c) => {
+            let ids = &ids[c.task_prefix_len.min(ids.len())..];
+            session.score_begin(&c.tasks[0], ids, &mut |logits| likeliest = argmax(logits))?;
+        }
+        _ => {
+            session.open(ids)?;
+            let mut pick = |_: usize, logits: &[f32]| {
+                likeliest = argmax(logits);
+                0
+            };
+            step(&mut [&mut *session], &mut pick)?;
+            session.close();
+        }
+    }
+    likeliest.context("the model has no token to say")
 }
 
 /// A prompt of `tokens` tokens, prefix included, up to the logits after its last one.
 fn prefills(model: &Arc<Model>, limits: &mut Limits, tokens: usize) -> anyhow::Result<Vec<Sample>> {
-    let c = model.config();
     let mut session = Session::new(model, &options(tokens, 1))?;
-    let ids = prompt(model, tokens.saturating_sub(c.task_prefix_len));
+    let ids = prompt(model, tokens);
     samples(model, limits, &mut || {
         let (linear, count, begin) = (model.engine().linear_time(), Count::start(), Instant::now());
-        session.score_begin(&c.tasks[0], &ids, &mut |logits| {
-            std::hint::black_box(argmax(logits));
-        })?;
+        read(&mut session, &ids)?;
         Ok((begin.elapsed(), model.engine().linear_time() - linear, count.stop()))
     })
 }
@@ -292,7 +311,6 @@ fn decodes(
     sequences: usize,
     steps: usize,
 ) -> anyhow::Result<Vec<Sample>> {
-    let c = model.config();
     let ids = prompt(model, DECODE_PROMPT);
     let mut sessions: Vec<Session> = (0..sequences)
         .map(|_| Session::new(model, &options(DECODE_PROMPT + steps, sequences)))
@@ -302,8 +320,16 @@ fn decodes(
     let n = u32::try_from(steps).context("so many steps")?;
     samples(model, limits, &mut || {
         for session in &mut sessions {
-            session.begin(&c.tasks[0], &ids)?;
-            session.open(&[])?;
+            match model.config() {
+                ModelConfig::Unimodal(c) => {
+                    session.begin(&c.tasks[0], &ids)?;
+                    session.open(&[])?;
+                }
+                _ => {
+                    session.close();
+                    session.open(&ids)?;
+                }
+            }
         }
         // The question's pass.
         step(&mut sessions, &mut pick)?;

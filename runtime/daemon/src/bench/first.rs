@@ -10,20 +10,21 @@ use saccade::config::WEIGHTS_FILE;
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
 use saccade::pages::{self, Pages};
-use saccade::sample::argmax;
 use saccade::session::Session;
 use serde::{Deserialize, Serialize};
 
-use super::engine::{median, options, prompt};
+use super::engine::{median, options, prompt, read};
 use crate::metrics::anonymous_bytes;
 
 /// Tokens of the prompt after which memory is looked at.
 const PROMPT: usize = 576;
+/// Tokens of the prompt before the first token: a task prefix, or as many tokens of text.
+const FIRST: usize = 4;
 
 /// What one new process measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct First {
-    /// From opening the bundle to the most likely token after one prefix.
+    /// From opening the bundle to the most likely token after a prefix.
     pub(super) ms: f64,
     /// Share of the mapping that lies in huge pages.
     pub(super) huge: f64,
@@ -40,16 +41,11 @@ impl First {
         let pages = if small_pages { Pages::Small } else { Pages::Huge };
         let model = Model::open_in(dir, &EngineOptions { threads, ..EngineOptions::default() }, pages)?;
         let mut session = Session::new(&model, &options(PROMPT, 1))?;
-        let mut token = None;
-        session.score_begin(&model.config().tasks[0], &[], &mut |logits| token = argmax(logits))?;
+        read(&mut session, &prompt(&model, FIRST))?;
         let ms = super::ms(start.elapsed());
-        if token.is_none() {
-            bail!("the model has no token to say");
-        }
         #[allow(clippy::cast_precision_loss, reason = "a share")]
         let huge = model.huge_bytes().unwrap_or(0) as f64 / model.mapped().len().max(1) as f64;
-        let ids = prompt(&model, PROMPT - model.config().task_prefix_len);
-        session.begin(&model.config().tasks[0], &ids)?;
+        read(&mut session, &prompt(&model, PROMPT))?;
         Ok(Self {
             ms,
             huge,
