@@ -16,9 +16,9 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Converts a trainer's checkpoint into a bundle folder
+    /// Converts a checkpoint into a bundle folder
     Convert {
-        /// The .safetensors file that saccade-train wrote
+        /// A folder of the hub's layout, a .gguf file, or the .safetensors file that saccade-train wrote
         checkpoint: PathBuf,
         /// The bundle folder to make
         out: PathBuf,
@@ -54,6 +54,20 @@ pub(crate) enum Command {
     Verify {
         /// The bundle folder, .safetensors file or .gguf file
         path: PathBuf,
+    },
+    /// Runs stored inputs and compares with what another implementation computed; exit code 1 when they differ too much
+    Golden {
+        /// The bundle folder, or a checkpoint that is converted for the occasion
+        model: PathBuf,
+        /// The .safetensors file with inputs and outputs
+        #[arg(long, value_name = "FILE")]
+        golden: PathBuf,
+        /// How linear layers are stored
+        #[arg(long, value_enum, default_value = "f32")]
+        precision: DtypeArg,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Measures how far a bundle is from its float checkpoint on held-out episodes
     Compare {

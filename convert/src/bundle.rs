@@ -180,8 +180,10 @@ fn quantisation(checkpoint: &Checkpoint, Recipe { dtype, two_part }: Recipe) -> 
         WeightDtype::F16 | WeightDtype::F32 => Vec::new(),
     };
     let tiled = checkpoint.specs.iter().filter(|spec| spec.is_tiled(dtype)).map(TensorSpec::stem);
-    let two_part_activations =
-        tiled.filter(|stem| two_part && store::two_part(stem)).map(str::to_owned).collect();
+    let two_part_activations = tiled
+        .filter(|stem| two_part && store::two_part(&checkpoint.model, stem))
+        .map(str::to_owned)
+        .collect();
     Quantisation { recipe, float_tensors, two_part_activations }
 }
 

@@ -1,54 +1,58 @@
-//! What a trainer's checkpoint must hold, and how it is read: one tensor at a time.
+//! A checkpoint: what `saccade-train` writes, a folder of the hub's layout, or a GGUF file. Known to be whole before a value is read.
 //!
-//! A checkpoint is one safetensors file: the tensors of [`saccade::family::tensors`] in F32, F16 or BF16, no others, and
+//! A trainer's checkpoint is one safetensors file: the tensors of [`saccade::family::tensors`] in F32, F16 or BF16, no others, and
 //! four metadata texts, `format` ([`FORMAT`]), `model` (the JSON of a [`ModelConfig`]), `tokenizer` (the whole
 //! `tokenizer.json`) and `provenance` (a JSON object, free).
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use saccade::config::{ConfigError, ModelConfig};
 use saccade::family::{TensorSpec, tensors};
-use saccade::format::{Dtype, Header, Rules, TensorInfo, read_file_header};
+use saccade::format::{Rules, TensorInfo, read_file_header};
 use saccade::tokenize::TextTokenizer;
 use serde_json::{Map, Value};
 
 use crate::error::{ConvertError, Result, io};
+use crate::values::{Elements, Origin, Rows, Values};
+use crate::{gguf, hub};
 
-/// The metadata text `format` of every checkpoint.
+/// The metadata text `format` of every trainer's checkpoint.
 pub const FORMAT: &str = "saccade-checkpoint-1";
 
 /// A checkpoint whose every tensor is known to be there.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    file: File,
-    header: Header,
+    values: Values,
     /// The network.
     pub model: ModelConfig,
     /// The text of `tokenizer.json`.
     pub tokenizer: String,
-    /// What the trainer says of itself.
+    /// Where it comes from.
     pub provenance: Map<String, Value>,
     /// The tensors that the model implies, in the order of the bundle.
     pub specs: Vec<TensorSpec>,
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint and checks everything about it but the values.
+    /// Opens a checkpoint of any kind and checks everything about it but the values.
     ///
     /// # Errors
-    /// [`ConvertError`]: not a safetensors file, not a checkpoint, or a tensor that does not fit the model.
+    /// [`ConvertError`]: no checkpoint, of an unknown architecture, or a tensor that does not fit the model.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
-            let reason = "it is a folder; folders of the hub's layout cannot be converted yet, name the .safetensors \
-                          file that saccade-train writes";
-            return Err(ConvertError::Refused { path: path.into(), reason: reason.into() });
+            return hub::open(path);
         }
+        if begins_with(path, &gguf::MAGIC)? {
+            return gguf::open(path);
+        }
+        Self::open_trainers(path)
+    }
+
+    fn open_trainers(path: &Path) -> Result<Self> {
         let mut header = read_file_header(path, Rules::Foreign)?;
-        let file = File::open(path).map_err(io(path))?;
         match header.metadata.get("format").map(String::as_str) {
             Some(FORMAT) => {}
             found => return Err(no_checkpoint(path, found)),
@@ -56,17 +60,37 @@ impl Checkpoint {
         let mut text = |key| header.metadata.remove(key).ok_or_else(|| missing(path, key));
         let (model, tokenizer, provenance) = (text("model")?, text("tokenizer")?, text("provenance")?);
         let model = ModelConfig::from_json(&model).map_err(|e| unusable(path, "model", config_reason(&e)))?;
-        TextTokenizer::from_bytes(tokenizer.as_bytes(), &model)
-            .map_err(|reason| unusable(path, "tokenizer", reason))?;
         let provenance = serde_json::from_str(&provenance)
             .map_err(|e| unusable(path, "provenance", format!("{e}, expected an object")))?;
-        let checkpoint =
-            Self { path: path.into(), file, specs: tensors(&model), header, model, tokenizer, provenance };
-        checkpoint.check_tensors()?;
-        Ok(checkpoint)
+        let mut values = Values::default();
+        let file = values.add_file(path);
+        for tensor in &header.tensors {
+            values.add(tensor.name.clone(), origin(file, tensor))?;
+        }
+        TextTokenizer::from_bytes(tokenizer.as_bytes(), &model)
+            .map_err(|reason| unusable(path, "tokenizer", reason))?;
+        Self::of(path, values, model, tokenizer, provenance, "export the checkpoint again")
     }
 
-    /// The file.
+    /// A checkpoint of these parts.
+    ///
+    /// # Errors
+    /// [`ConvertError::Tensor`] when a tensor of the model is missing or another shape, or there is one too many; `again` says what to
+    /// do then.
+    pub(crate) fn of(
+        path: &Path,
+        values: Values,
+        model: ModelConfig,
+        tokenizer: String,
+        provenance: Map<String, Value>,
+        again: &str,
+    ) -> Result<Self> {
+        let specs = tensors(&model);
+        values.check(path, &specs, again)?;
+        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs })
+    }
+
+    /// The file or folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -78,72 +102,53 @@ impl Checkpoint {
         self.specs.iter().map(|spec| spec.parameters() as u64).sum()
     }
 
-    /// BLAKE3 of the whole file.
+    /// BLAKE3 of the file that holds the weights; of several, of their hashes one after the other.
     ///
     /// # Errors
-    /// [`ConvertError::Io`] when it cannot be read.
+    /// [`ConvertError::Io`] when one cannot be read.
     pub fn blake3(&self) -> Result<blake3::Hash> {
-        hash_file(&self.path)
+        let hashes = self.values.paths().map(hash_file).collect::<Result<Vec<_>>>()?;
+        if let [hash] = hashes[..] {
+            return Ok(hash);
+        }
+        let mut all = blake3::Hasher::new();
+        for hash in hashes {
+            all.update(hash.as_bytes());
+        }
+        Ok(all.finalize())
     }
 
-    /// The values of a tensor as F32, in the checkpoint's own order.
+    /// The values of a tensor as F32, in the order of its shape.
     ///
     /// Shapes: `spec.shape`, row-major.
     ///
     /// # Errors
-    /// [`ConvertError::Io`] when it cannot be read, [`ConvertError::Tensor`] when a value is infinite or no number.
+    /// As [`Values::read`].
     pub fn read(&mut self, spec: &TensorSpec) -> Result<Vec<f32>> {
-        let Some(info) = self.header.find(&spec.name) else {
-            return Err(refuse(
-                &self.path,
-                &spec.name,
-                "it is missing; train again or export the checkpoint again".into(),
-            ));
-        };
-        let mut bytes = vec![0; usize::try_from(info.bytes).unwrap_or(usize::MAX)];
-        self.file.seek(SeekFrom::Start(info.offset)).map_err(io(&self.path))?;
-        self.file.read_exact(&mut bytes).map_err(io(&self.path))?;
-        let values: Vec<f32> = match info.dtype {
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|&v| f16::from_le_bytes(v).to_f32()).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&v| bf16::from_le_bytes(v).to_f32()).collect(),
-            _ => bytes.as_chunks().0.iter().map(|&v| f32::from_le_bytes(v)).collect(),
-        };
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            let reason =
-                format!("value {at} is {}; the training diverged, take an earlier checkpoint", values[at]);
-            return Err(refuse(&self.path, &spec.name, reason));
-        }
-        Ok(values)
+        self.values.read(spec)
     }
+}
 
-    /// Every tensor that the model implies, and no other.
-    fn check_tensors(&self) -> Result<()> {
-        let refuse = |name: &str, reason| Err(refuse(&self.path, name, reason));
-        for spec in &self.specs {
-            let Some(TensorInfo { dtype, shape, .. }) = self.header.find(&spec.name) else {
-                return refuse(&spec.name, "it is missing; export the checkpoint again".into());
-            };
-            if *shape != spec.shape {
-                let reason = format!(
-                    "shape {shape:?} does not match the model's {:?}; the `model` metadata is another's",
-                    spec.shape
-                );
-                return refuse(&spec.name, reason);
-            }
-            if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                return refuse(
-                    &spec.name,
-                    format!("dtype {dtype} cannot be converted; export it as F16 or F32"),
-                );
-            }
-        }
-        match self.header.tensors.iter().find(|t| !self.specs.iter().any(|spec| spec.name == t.name)) {
-            Some(tensor) => {
-                refuse(&tensor.name, "it does not belong to this model; export the checkpoint again".into())
-            }
-            None => Ok(()),
-        }
+/// A tensor of a safetensors file.
+pub(crate) fn origin(file: usize, tensor: &TensorInfo) -> Origin {
+    Origin {
+        name: tensor.name.clone(),
+        file,
+        offset: tensor.offset,
+        bytes: tensor.bytes,
+        shape: tensor.shape.clone(),
+        elements: Elements::Plain(tensor.dtype),
+        rows: Rows::AsTheyAre,
     }
+}
+
+fn begins_with(path: &Path, magic: &[u8]) -> Result<bool> {
+    let mut found = Vec::new();
+    let file = File::open(path).map_err(io(path))?;
+    if file.metadata().map_err(io(path))?.is_file() {
+        file.take(magic.len() as u64).read_to_end(&mut found).map_err(io(path))?;
+    }
+    Ok(found == magic)
 }
 
 /// BLAKE3 of a file, read in pieces.
@@ -155,10 +160,6 @@ pub fn hash_file(path: &Path) -> Result<blake3::Hash> {
     let file = File::open(path).map_err(io(path))?;
     hasher.update_reader(file).map_err(io(path))?;
     Ok(hasher.finalize())
-}
-
-fn refuse(path: &Path, name: &str, reason: String) -> ConvertError {
-    ConvertError::Tensor { path: path.into(), name: name.into(), reason }
 }
 
 fn missing(path: &Path, key: &str) -> ConvertError {
@@ -178,7 +179,7 @@ fn unusable(path: &Path, key: &'static str, reason: String) -> ConvertError {
 }
 
 /// The reason alone: here the description does not come from a `saccade.json`.
-fn config_reason(error: &ConfigError) -> String {
+pub(crate) fn config_reason(error: &ConfigError) -> String {
     match error {
         ConfigError::Json(e) => e.to_string(),
         ConfigError::Invalid { field, reason } => format!("{field}: {reason}"),

@@ -2,14 +2,16 @@
 //!
 //! | module | knows |
 //! |---|---|
-//! | [`checkpoint`] | what a trainer's checkpoint must hold; reads it tensor by tensor |
+//! | [`checkpoint`] | what can be converted: a trainer's file, a folder of the hub's layout, a GGUF file |
+//! | [`values`] | where the tensors lie; reads one at a time |
 //! | [`store`] | how each tensor is stored in a bundle of a given type |
 //! | [`bundle`] | one conversion: plan, write under another name, let the runtime open it, rename |
-//! | [`gguf`] | what a GGUF file must look like; reads everything in it but the weights |
+//! | [`gguf`] | what a GGUF file must look like, its weights and its tokenizer |
 //! | [`place`] | where a bundle goes, and what may be replaced there |
 //! | [`inspect`] | what a bundle holds |
 //! | [`verify`] | whether a bundle or a weights file is what it claims to be |
 //! | [`compare`] | how far a bundle's answers are from the float model's |
+//! | [`golden`] | whether a model computes what another implementation computed |
 //! | [`random`] | a checkpoint of random numbers, for tests and for trying out a size |
 //! | [`progress`] | how far a long job is, on stderr |
 //!
@@ -23,11 +25,14 @@ pub mod checkpoint;
 pub mod compare;
 pub mod error;
 pub mod gguf;
+pub mod golden;
+mod hub;
 pub mod inspect;
 pub mod place;
 pub mod progress;
 pub mod random;
 pub mod store;
+pub mod values;
 pub mod verify;
 
 pub use error::{ConvertError, Result};

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use args::{Args, Command};
 use clap::Parser;
 use saccade::config::WeightDtype;
@@ -46,6 +46,18 @@ fn run(command: Command) -> anyhow::Result<()> {
             if json { print_json(&found) } else { print(&found.to_text()) }
         }
         Command::Verify { path } => print(&(verify(&path)? + "\n")),
+        Command::Golden { model, golden, precision, json } => {
+            let report = saccade_convert::golden::golden(&model, &golden, precision.into())?;
+            if json {
+                print_json(&report)?
+            } else {
+                print(&report.to_text())?
+            }
+            if !report.pass {
+                bail!("{} does not compute what {} has", model.display(), golden.display());
+            }
+            Ok(())
+        }
         Command::Compare { bundle, reference, data, json } => {
             let report = compare(&bundle, &reference, &data)?;
             if json { print_json(&report) } else { print(&report.to_text()) }

@@ -47,7 +47,8 @@ fn inspect_tells_what_scripts_rely_on() {
     let shop = Workshop::new();
     shop.succeeds(&["convert", "tiny.safetensors", "tiny"]);
     let found: Value = serde_json::from_str(&shop.succeeds(&["inspect", "tiny", "--json"])).unwrap();
-    let parameters: usize = saccade::family::tensors(&tiny()).iter().map(|spec| spec.parameters()).sum();
+    let parameters: usize =
+        saccade::family::tensors(&tiny().into()).iter().map(|spec| spec.parameters()).sum();
     assert_eq!(found["family"], "unimodal");
     assert_eq!(found["parameters"], parameters);
     assert_eq!(found["bytes"], fs::metadata(shop.path("tiny/weights.safetensors")).unwrap().len());

@@ -1,6 +1,7 @@
 //! GGUF, the container of llama.cpp's models: what a file must look like, and who reads it.
 //!
-//! Versions 2 and 3, little-endian. Nothing here knows what keys and tensors mean, and no weight is read.
+//! Versions 2 and 3, little-endian. The reader does not know what keys and tensors mean, and reads no weight. What it has read,
+//! [`dequantise`] and [`tokenizer_json`] turn into floats and a text tokenizer, and `llama.rs` into a checkpoint.
 //!
 //! # Layout
 //!
@@ -39,13 +40,19 @@
 //!
 //! Source: ggml `docs/gguf.md`; sizes of the types from gguf-py `constants.py` (0.19.0).
 
+mod dequantise;
 mod error;
+mod llama;
 mod read;
+mod tokenizer;
 mod types;
 
+pub use dequantise::{dequantise, supported};
 pub use error::GgufError;
+pub(crate) use llama::open;
 pub use read::{Array, Gguf, TensorInfo, Value, read, read_file};
 pub use saccade::format::{MAX_METADATA, MAX_TENSORS};
+pub use tokenizer::tokenizer_json;
 pub use types::{GgmlType, ValueType};
 
 /// What every file starts with.

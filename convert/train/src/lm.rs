@@ -155,7 +155,7 @@ fn project<B: Fused>(x: Tensor<B, 2>, w: Tensor<B, 2>, name: &str, precision: Pr
 
 /// Activations as the layer `name` sees them in an INT8 bundle. Two INT8 parts are as good as the float they came from.
 fn activations<B: Backend>(x: Tensor<B, 2>, name: &str) -> Tensor<B, 2> {
-    if saccade_convert::store::two_part(name) { x } else { qat::rows(x) }
+    if saccade_convert::store::own_two_part(name) { x } else { qat::rows(x) }
 }
 
 /// Rotates halves: pairs (i, i + d/2).

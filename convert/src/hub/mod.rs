@@ -1,0 +1,256 @@
+//! Folders of the hub's layout: `config.json`, `*.safetensors`, `tokenizer.json` and what stands beside them.
+//!
+//! Each architecture is a file here: its fields of `config.json`, and its names for the tensors that
+//! [`saccade::family::tensors`] lists.
+
+mod llama;
+mod names;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use saccade::config::{ChatTemplate, ModelConfig};
+use saccade::format::{Rules, read_file_header};
+use saccade::tokenize::TextTokenizer;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::{Checkpoint, config_reason, origin};
+use crate::error::{ConvertError, Result, io};
+use crate::values::Values;
+
+/// Longest accepted JSON file beside the weights: an index of the largest models has half a megabyte.
+const MAX_JSON_BYTES: u64 = 16 << 20;
+/// Longest accepted `tokenizer.json`.
+const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+/// What `max_new_tokens` is where a checkpoint does not say, as far as its positions allow.
+pub(crate) const MAX_NEW_TOKENS: usize = 1024;
+/// What can be converted, by `model_type`.
+const KNOWN: &str = "llama";
+
+const AGAIN: &str = "download the folder again";
+
+/// A folder while it is being read.
+struct Folder<'a> {
+    path: &'a Path,
+    /// What a model made of it is called.
+    name: String,
+    config: Map<String, Value>,
+    generation: Generation,
+    /// What `tokenizer_config.json` says.
+    words: Words,
+}
+
+/// `generation_config.json`, as far as it is used.
+#[derive(Debug, Default, Deserialize)]
+struct Generation {
+    eos_token_id: Option<OneOrMany>,
+    max_new_tokens: Option<usize>,
+}
+
+/// `tokenizer_config.json`, as far as it is used.
+#[derive(Debug, Default, Deserialize)]
+struct Words {
+    bos_token: Option<Word>,
+    eos_token: Option<Word>,
+    chat_template: Option<String>,
+    add_bos_token: Option<bool>,
+}
+
+/// A special token: its spelling, or an object that has it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Word {
+    Plain(String),
+    Object { content: String },
+}
+
+impl Word {
+    fn text(&self) -> &str {
+        match self {
+            Self::Plain(text) | Self::Object { content: text } => text,
+        }
+    }
+}
+
+/// An id, or a few.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl OneOrMany {
+    fn ids(&self) -> Vec<u32> {
+        match self {
+            Self::One(id) => vec![*id],
+            Self::Many(ids) => ids.clone(),
+        }
+    }
+}
+
+/// Opens a folder of the hub's layout.
+///
+/// # Errors
+/// [`ConvertError`]: a file that is missing or cannot be used, an architecture that is not known, a tensor that does not fit.
+pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
+    let config = path.join("config.json");
+    if !config.exists() {
+        let reason = "the folder has no config.json; name a folder of the hub's layout, a .gguf file, or the .safetensors file that \
+                      saccade-train writes";
+        return Err(refuse(path, reason.into()));
+    }
+    let config: Map<String, Value> = read_json(&config)?;
+    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("none").to_owned();
+    let resolved = path.canonicalize().map_err(io(path))?;
+    let folder = Folder {
+        path,
+        name: resolved.file_name().map_or_else(|| kind.clone(), |name| name.to_string_lossy().into_owned()),
+        config,
+        generation: read_json_if_there(&path.join("generation_config.json"))?,
+        words: read_json_if_there(&path.join("tokenizer_config.json"))?,
+    };
+    let (model, name) = match kind.as_str() {
+        "llama" => (llama::model(&folder)?, llama::name as fn(&str) -> Option<String>),
+        other => {
+            let reason = format!(
+                "its model_type is `{}`, which cannot be converted; these can: {KNOWN}",
+                other.escape_debug()
+            );
+            return Err(refuse(&path.join("config.json"), reason));
+        }
+    };
+    model.check().map_err(|error| refuse(&path.join("config.json"), config_reason(&error)))?;
+    let tokenizer = read_text(&path.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?;
+    TextTokenizer::from_bytes(tokenizer.as_bytes(), &model)
+        .map_err(|reason| refuse(&path.join("tokenizer.json"), reason))?;
+    let values = weights(path, &model, name)?;
+    let mut provenance = Map::new();
+    provenance.insert("source".into(), json!("hub folder"));
+    provenance.insert("model_type".into(), json!(kind));
+    Checkpoint::of(path, values, model, tokenizer, provenance, AGAIN)
+}
+
+/// Every tensor of the folder's safetensors files under the name that the bundle gives it.
+fn weights(path: &Path, model: &ModelConfig, name: fn(&str) -> Option<String>) -> Result<Values> {
+    let mut values = Values::default();
+    for shard in shards(path)? {
+        let header = read_file_header(&shard, Rules::Foreign)?;
+        let file = values.add_file(&shard);
+        for tensor in &header.tensors {
+            let ours = name(&tensor.name).unwrap_or_else(|| tensor.name.clone());
+            // A tied head is stored by some as well.
+            if names::IGNORED.iter().any(|ignored| tensor.name.ends_with(ignored))
+                || ours == "head.weight" && model.decoder().tied
+            {
+                continue;
+            }
+            values.add(ours, origin(file, tensor))?;
+        }
+    }
+    Ok(values)
+}
+
+/// `model.safetensors.index.json`, as far as it is used.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The weight files: the one, or those that the index lists.
+fn shards(path: &Path) -> Result<Vec<PathBuf>> {
+    let (one, index) = (path.join("model.safetensors"), path.join("model.safetensors.index.json"));
+    if !index.exists() {
+        if one.exists() {
+            return Ok(vec![one]);
+        }
+        let reason = "it has neither model.safetensors nor model.safetensors.index.json; files of other formats (.bin, .pth) \
+                      have to be saved as safetensors first";
+        return Err(refuse(path, reason.into()));
+    }
+    let Index { weight_map } = read_json(&index)?;
+    let names: BTreeSet<String> = weight_map.into_values().collect();
+    let mut shards = Vec::new();
+    for name in names {
+        if name.contains(['/', '\\']) || name.starts_with('.') {
+            return Err(refuse(&index, format!("`{}` is no plain file name; {AGAIN}", name.escape_debug())));
+        }
+        let shard = path.join(&name);
+        if !shard.is_file() {
+            return Err(refuse(&shard, format!("it is missing, and the index lists it; {AGAIN}")));
+        }
+        shards.push(shard);
+    }
+    Ok(shards)
+}
+
+impl Folder<'_> {
+    /// A field of `config.json`, or of one of its objects.
+    fn field<T: DeserializeOwned>(&self, object: &Map<String, Value>, key: &str) -> Result<Option<T>> {
+        match object.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => T::deserialize(value).map(Some).map_err(|error| {
+                refuse(&self.path.join("config.json"), format!("field `{key}`: {error}; {AGAIN}"))
+            }),
+        }
+    }
+
+    /// The same of a field that must be there.
+    fn required<T: DeserializeOwned>(&self, object: &Map<String, Value>, key: &str) -> Result<T> {
+        self.field(object, key)?.ok_or_else(|| {
+            refuse(&self.path.join("config.json"), format!("field `{key}` is missing; {AGAIN}"))
+        })
+    }
+
+    /// Something in `config.json` that cannot be converted.
+    fn refused(&self, reason: String) -> ConvertError {
+        refuse(&self.path.join("config.json"), reason)
+    }
+
+    /// The chat template: a file of its own, or a field of `tokenizer_config.json`.
+    fn chat(&self) -> Result<Option<ChatTemplate>> {
+        let file = self.path.join("chat_template.jinja");
+        let template = match file.exists() {
+            true => Some(read_text(&file, MAX_JSON_BYTES)?),
+            false => self.words.chat_template.clone(),
+        };
+        let word =
+            |word: &Option<Word>| word.as_ref().map_or_else(String::new, |word| word.text().to_owned());
+        Ok(template.map(|template| ChatTemplate {
+            template,
+            bos_token: word(&self.words.bos_token),
+            eos_token: word(&self.words.eos_token),
+        }))
+    }
+}
+
+fn refuse(path: &Path, reason: String) -> ConvertError {
+    ConvertError::Refused { path: path.into(), reason }
+}
+
+fn read_text(path: &Path, limit: u64) -> Result<String> {
+    let file = File::open(path).map_err(io(path))?;
+    let found = file.metadata().map_err(io(path))?;
+    if !found.is_file() {
+        return Err(refuse(path, format!("it is no regular file; {AGAIN}")));
+    }
+    if found.len() > limit {
+        return Err(refuse(path, format!("it has {} bytes, at most {limit} are read; {AGAIN}", found.len())));
+    }
+    let mut text = String::new();
+    file.take(limit).read_to_string(&mut text).map_err(io(path))?;
+    Ok(text)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = read_text(path, MAX_JSON_BYTES)?;
+    serde_json::from_str(&text).map_err(|error| refuse(path, format!("{error}; {AGAIN}")))
+}
+
+fn read_json_if_there<T: DeserializeOwned + Default>(path: &Path) -> Result<T> {
+    if path.exists() { read_json(path) } else { Ok(T::default()) }
+}

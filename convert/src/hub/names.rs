@@ -1,0 +1,30 @@
+//! Names of a decoder's tensors that most architectures share.
+
+/// Buffers that some versions of transformers have saved; the runtime computes them.
+pub(super) const IGNORED: [&str; 2] = ["rotary_emb.inv_freq", "position_ids"];
+
+/// Ours for theirs, inside a block.
+const BLOCK: [(&str, &str); 9] = [
+    ("input_layernorm.weight", "attn_norm.weight"),
+    ("self_attn.q_proj.weight", "attn.q.weight"),
+    ("self_attn.k_proj.weight", "attn.k.weight"),
+    ("self_attn.v_proj.weight", "attn.v.weight"),
+    ("self_attn.o_proj.weight", "attn.o.weight"),
+    ("post_attention_layernorm.weight", "ffn_norm.weight"),
+    ("mlp.gate_proj.weight", "ffn.gate.weight"),
+    ("mlp.up_proj.weight", "ffn.up.weight"),
+    ("mlp.down_proj.weight", "ffn.down.weight"),
+];
+
+/// Our name for a tensor of a decoder whose names stand behind `prefix` (`model.`).
+pub(super) fn decoder(prefix: &str, name: &str) -> Option<String> {
+    let name = name.strip_prefix(prefix)?;
+    match name {
+        "embed_tokens.weight" => return Some("embed.weight".into()),
+        "norm.weight" => return Some("norm.weight".into()),
+        _ => {}
+    }
+    let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+    let (_, ours) = BLOCK.iter().find(|(theirs, _)| *theirs == rest)?;
+    Some(format!("layers.{layer}.{ours}"))
+}
