@@ -1,4 +1,5 @@
-//! The decoder block, like the paper: norm, attention, residual; norm, gated feed-forward, residual.
+//! The decoder block, like the paper: norm, attention, residual; norm, gated feed-forward, residual. Some families norm what
+//! comes out instead (Swin Transformer V2, arXiv:2111.09883).
 //!
 //! Rows are tokens of one segment, or of one segment of each of several sessions, computed together. A query sees the segments that are live for it and its own
 //! segment up to itself; keys lie in the arena rotated by their offset inside their segment, so the query is rotated
@@ -6,8 +7,8 @@
 
 use crate::Result;
 use crate::attention::{Attention, AttentionScratch};
-use crate::config::{DecoderConfig, Modality, QkNorm};
-use crate::engine::{ActivationKinds, Activations, Engine};
+use crate::config::{DecoderConfig, Modality, NormPlace, QkNorm};
+use crate::engine::{ActivationKinds, Activations, Engine, Linear};
 use crate::kernels::Epilogue;
 use crate::kv::{Chain, KvArena};
 use crate::weights::{LinearRef, VectorRef, Weights};
@@ -23,8 +24,8 @@ pub(crate) struct Block {
     k: LinearRef,
     /// `[n_kv_heads · head_dim, d_model]`
     v: LinearRef,
-    /// `[head_dim]` of the queries and of the keys.
-    qk_norm: Option<[VectorRef; 2]>,
+    qk_norm: QkNorms,
+    norm_place: NormPlace,
     /// `[n_heads, modalities of the query, modalities of the key]`
     modality_bias: Option<VectorRef>,
     /// `[d_model, n_heads · head_dim]`
@@ -37,6 +38,16 @@ pub(crate) struct Block {
     up: LinearRef,
     /// `[d_model, d_ff]`
     down: LinearRef,
+}
+
+/// The norms of query and key heads.
+#[derive(Clone, Debug)]
+enum QkNorms {
+    None,
+    /// `[head_dim]` of the queries and of the keys.
+    Rms([VectorRef; 2]),
+    /// Weights and biases, `[heads, head_dim]`, of the queries and of the keys.
+    Layer([[VectorRef; 2]; 2]),
 }
 
 /// A segment that the rows of a step see.
@@ -133,6 +144,8 @@ pub(crate) struct BlockScratch {
     attended: Vec<f32>,
     /// `[rows, d_ff]`
     hidden: Vec<f32>,
+    /// `[rows, d_model]` where norms come last.
+    normed: Vec<f32>,
     /// Attention's own.
     attention: AttentionScratch,
     /// What the linear layers read.
@@ -151,6 +164,7 @@ impl BlockScratch {
             v: rows(kv),
             attended: rows(heads),
             hidden: rows(c.d_ff),
+            normed: rows(if c.norm_place == NormPlace::After { c.d_model } else { 0 }),
             attention: AttentionScratch::new(c, max.blocks, max.sequences, e.threads()),
             activations: Activations::new(max.rows, max_k, max.parts, e.threads(), kinds),
         }
@@ -190,9 +204,14 @@ impl Block {
             k: linear("attn.k")?,
             v: linear("attn.v")?,
             qk_norm: match c.qk_norm {
-                QkNorm::None => None,
-                QkNorm::Rms => Some([vector("attn.q_norm.weight")?, vector("attn.k_norm.weight")?]),
+                QkNorm::None => QkNorms::None,
+                QkNorm::Rms => QkNorms::Rms([vector("attn.q_norm.weight")?, vector("attn.k_norm.weight")?]),
+                QkNorm::Layer => QkNorms::Layer([
+                    [vector("attn.q_norm.weight")?, vector("attn.q_norm.bias")?],
+                    [vector("attn.k_norm.weight")?, vector("attn.k_norm.bias")?],
+                ]),
             },
+            norm_place: c.norm_place,
             modality_bias: c.modality_bias.map(|_| vector("attn.modality_bias")).transpose()?,
             o: linear("attn.o")?,
             ffn_norm: vector("ffn_norm.weight")?,
@@ -235,20 +254,49 @@ impl Block {
 
         // h = x + O · attention(norm(x))
         let [wq, wk, wv, wo] = [&self.q, &self.k, &self.v, &self.o].map(|linear| linear.get(w));
-        e.load_normed(x, self.attn_norm.get(w), c.norm_eps, wq, a);
+        let before = self.norm_place == NormPlace::Before;
+        match before {
+            true => e.load_normed(x, self.attn_norm.get(w), c.norm_eps, wq, a),
+            false => e.load(x, wq, a),
+        }
         e.products(a, [(wq, &mut *q), (wk, &mut *k), (wv, &mut *v)]);
         self.store(net, layer, sequences, (q, k, v), &mut s.attention);
         let attention = Attention { net, layer, bias: self.modality_bias.as_ref().map(|bias| bias.get(w)) };
         attention.forward(sequences, q, attended, &mut s.attention);
         e.load(attended, wo, a);
-        e.product(a, wo, 0..d, ADD, x);
+        match before {
+            true => e.product(a, wo, 0..d, ADD, x),
+            false => self.add_normed(net, &self.attn_norm, wo, a, x, &mut s.normed),
+        }
 
         // y = h + down(silu(gate(norm(h))) · up(norm(h)))
         let [gate, up, down] = [&self.gate, &self.up, &self.down].map(|linear| linear.get(w));
-        e.load_normed(x, self.ffn_norm.get(w), c.norm_eps, gate, a);
+        match before {
+            true => e.load_normed(x, self.ffn_norm.get(w), c.norm_eps, gate, a),
+            false => e.load(x, gate, a),
+        }
         e.gated(a, gate, up, hidden);
         e.load(hidden, down, a);
-        e.product(a, down, 0..d, ADD, x);
+        match before {
+            true => e.product(a, down, 0..d, ADD, x),
+            false => self.add_normed(net, &self.ffn_norm, down, a, x, &mut s.normed),
+        }
+    }
+
+    /// `x += norm(a · wᵀ)`.
+    fn add_normed(
+        &self,
+        net: Net<'_>,
+        norm: &VectorRef,
+        linear: Linear<'_>,
+        a: &Activations,
+        x: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let out = &mut out[..x.len()];
+        net.engine.product(a, linear, 0..linear.n(), Epilogue::default(), out);
+        net.engine.rms_norm_inplace(out, norm.get(net.weights), net.config.norm_eps);
+        net.engine.add(x, out);
     }
 
     /// Norms every head of queries and keys where the family does, rotates the keys by their offset in the segment, and stores keys and values.
@@ -262,12 +310,19 @@ impl Block {
     ) {
         let (e, w, c) = (net.engine, net.weights, net.config);
         let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let qk_norm = self.qk_norm.as_ref().map(|norms| norms.each_ref().map(|norm| norm.get(w)));
         let of_rows = &*sequences;
         e.for_each_row((q, heads), (&mut *k, kvs), &|row, q, k| {
-            if let Some([q_norm, k_norm]) = qk_norm {
-                e.rms_norm_inplace(q, q_norm, c.norm_eps);
-                e.rms_norm_inplace(k, k_norm, c.norm_eps);
+            match &self.qk_norm {
+                QkNorms::None => {}
+                QkNorms::Rms([q_norm, k_norm]) => {
+                    e.rms_norm_inplace(q, q_norm.get(w), c.norm_eps);
+                    e.rms_norm_inplace(k, k_norm.get(w), c.norm_eps);
+                }
+                QkNorms::Layer([q_norm, k_norm]) => {
+                    for (heads, [weight, bias]) in [(&mut *q, q_norm), (&mut *k, k_norm)] {
+                        layer_norm(heads, c.head_dim, weight.get(w), bias.get(w));
+                    }
+                }
             }
             let mut first = 0;
             let sequence = of_rows.iter().find(|sequence| {
@@ -282,6 +337,24 @@ impl Block {
             let rows = first * kvs..(first + *rows) * kvs;
             first = rows.end / kvs;
             kv.write(e, layer, (s.blocks_of(kv, &own.chain), *offset), &k[rows.clone()], &v[rows]);
+        }
+    }
+}
+
+/// Added to every variance of head norms. Source: `nn.LayerNorm` of PyTorch, whose default Chameleon has.
+const HEAD_EPS: f32 = 1e-5;
+
+/// `(x − mean) / √(variance + eps) · weight + bias` for each head of `x [heads, head_dim]`; `weight, bias [heads, head_dim]`.
+#[allow(clippy::cast_precision_loss, reason = "a width of at most 1,024")]
+fn layer_norm(x: &mut [f32], head_dim: usize, weight: &[f32], bias: &[f32]) {
+    let heads = weight.chunks_exact(head_dim).zip(bias.chunks_exact(head_dim));
+    for (x, (weight, bias)) in x.chunks_exact_mut(head_dim).zip(heads) {
+        let n = head_dim as f32;
+        let mean = x.iter().sum::<f32>() / n;
+        let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n;
+        let inverse = 1.0 / (variance + HEAD_EPS).sqrt();
+        for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+            *x = (*x - mean) * inverse * weight + bias;
         }
     }
 }

@@ -5,7 +5,9 @@
 //! file. Neither exists unless every rule below holds, so the rest of the crate does arithmetic on them freely.
 
 mod bundle;
+mod chameleon;
 mod check;
+mod janus;
 mod llama;
 mod nano;
 mod unimodal;
@@ -18,6 +20,8 @@ pub use bundle::{
     BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, MAX_CONFIG_BYTES, Quantisation, TOKENIZER_FILE,
     WEIGHTS_FILE, WeightDtype,
 };
+pub use chameleon::{ChameleonConfig, CodeNorm, CodedImage, VqConfig};
+pub use janus::{DrawingConfig, JanusConfig, VisionConfig};
 pub use llama::{ChatTemplate, LlamaConfig};
 pub use nano::nano;
 pub use unimodal::{
@@ -111,6 +115,18 @@ pub enum QkNorm {
     None,
     /// Every head by its root mean square, all heads with the same weights.
     Rms,
+    /// Every head by its mean and variance, each head with weights and biases of its own.
+    Layer,
+}
+
+/// Where a block norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NormPlace {
+    /// What goes into attention and feed-forward network.
+    Before,
+    /// What comes out of them.
+    After,
 }
 
 /// A decoder: its sizes, and where families differ.
@@ -137,6 +153,8 @@ pub struct DecoderConfig {
     pub norm_eps: f32,
     /// How queries and keys are normed.
     pub qk_norm: QkNorm,
+    /// Where a block norms.
+    pub norm_place: NormPlace,
     /// How many modalities a learned bias of each head tells apart, if there is one.
     pub modality_bias: Option<usize>,
     /// Whether the head is the embedding.
@@ -153,6 +171,10 @@ pub enum ModelConfig {
     Unimodal(UnimodalConfig),
     /// Text alone: SmolLM2 and its kin.
     Llama(LlamaConfig),
+    /// Text and the codes of pictures in one vocabulary: Chameleon and its kin.
+    Chameleon(ChameleonConfig),
+    /// Pictures in as features, pictures out as codes: Janus and Janus-Pro.
+    Janus(JanusConfig),
 }
 
 impl ModelConfig {
@@ -172,6 +194,8 @@ impl ModelConfig {
         match self {
             Self::Unimodal(_) => "unimodal",
             Self::Llama(_) => "llama",
+            Self::Chameleon(_) => "chameleon",
+            Self::Janus(_) => "janus",
         }
     }
 
@@ -180,7 +204,9 @@ impl ModelConfig {
     pub fn name(&self) -> &str {
         match self {
             Self::Unimodal(c) => &c.name,
-            Self::Llama(c) => &c.name,
+            Self::Llama(c)
+            | Self::Chameleon(ChameleonConfig { language: c, .. })
+            | Self::Janus(JanusConfig { language: c, .. }) => &c.name,
         }
     }
 
@@ -189,7 +215,9 @@ impl ModelConfig {
     pub const fn decoder(&self) -> DecoderConfig {
         match self {
             Self::Unimodal(c) => c.decoder(),
-            Self::Llama(c) => c.decoder,
+            Self::Llama(c)
+            | Self::Chameleon(ChameleonConfig { language: c, .. })
+            | Self::Janus(JanusConfig { language: c, .. }) => c.decoder,
         }
     }
 
@@ -199,7 +227,9 @@ impl ModelConfig {
         match self {
             Self::Unimodal(c) => c.tokens.text[0]..c.tokens.text[1],
             // Checked to be far below 2³².
-            Self::Llama(c) => 0..u32::try_from(c.decoder.vocab_size).unwrap_or(u32::MAX),
+            Self::Llama(_) | Self::Chameleon(_) | Self::Janus(_) => {
+                0..u32::try_from(self.decoder().vocab_size).unwrap_or(u32::MAX)
+            }
         }
     }
 
@@ -208,7 +238,9 @@ impl ModelConfig {
     pub fn end_ids(&self) -> &[u32] {
         match self {
             Self::Unimodal(c) => std::slice::from_ref(&c.special.eos),
-            Self::Llama(c) => &c.end_ids,
+            Self::Llama(c)
+            | Self::Chameleon(ChameleonConfig { language: c, .. })
+            | Self::Janus(JanusConfig { language: c, .. }) => &c.end_ids,
         }
     }
 
@@ -217,7 +249,29 @@ impl ModelConfig {
     pub const fn generation(&self) -> &GenerationConfig {
         match self {
             Self::Unimodal(c) => &c.generation,
-            Self::Llama(c) => &c.generation,
+            Self::Llama(c)
+            | Self::Chameleon(ChameleonConfig { language: c, .. })
+            | Self::Janus(JanusConfig { language: c, .. }) => &c.generation,
+        }
+    }
+
+    /// The language model that this is, or that it has.
+    #[must_use]
+    pub const fn language(&self) -> Option<&LlamaConfig> {
+        match self {
+            Self::Unimodal(_) => None,
+            Self::Llama(c)
+            | Self::Chameleon(ChameleonConfig { language: c, .. })
+            | Self::Janus(JanusConfig { language: c, .. }) => Some(c),
+        }
+    }
+
+    /// Ids that an answer never has: the codes of pictures, in models that say text alone.
+    #[must_use]
+    pub fn unsaid(&self) -> &[u32] {
+        match self {
+            Self::Unimodal(_) | Self::Llama(_) | Self::Janus(_) => &[],
+            Self::Chameleon(c) => &c.image.ids,
         }
     }
 }

@@ -24,6 +24,12 @@ pub(crate) fn block_tensors(c: &DecoderConfig) -> Vec<TensorSpec> {
                 add("attn.q_norm.weight", &[c.head_dim], Role::Exact);
                 add("attn.k_norm.weight", &[c.head_dim], Role::Exact);
             }
+            QkNorm::Layer => {
+                for (name, heads) in [("attn.q_norm", c.n_heads), ("attn.k_norm", c.n_kv_heads)] {
+                    add(&format!("{name}.weight"), &[heads, c.head_dim], Role::Exact);
+                    add(&format!("{name}.bias"), &[heads, c.head_dim], Role::Exact);
+                }
+            }
         }
         if let Some(modalities) = c.modality_bias {
             add("attn.modality_bias", &[c.n_heads, modalities, modalities], Role::Exact);

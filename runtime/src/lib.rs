@@ -63,6 +63,8 @@ pub mod session;
 pub mod source;
 pub mod threads;
 pub mod tokenize;
+mod vit;
+mod vq;
 mod weights;
 
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@
 
 mod answer;
 mod capacity;
+mod draw;
 mod error;
 mod forward;
 
@@ -28,6 +29,7 @@ use answer::Open;
 pub use answer::{Finish, step};
 use capacity::Capacity;
 pub use capacity::SessionOptions;
+pub use draw::draw;
 pub use error::SessionError;
 use forward::{Buffers, OnLast, OnLogits, Row, Score};
 
@@ -116,6 +118,8 @@ impl Session {
                 logits: vec![0.0; capacity.logits],
                 scratch: BlockScratch::new(c, capacity.most, kinds, model.engine()),
                 rope: Rope::new(c.rope_theta, c.head_dim, capacity.most.blocks * KV_BLOCK + 1),
+                features: Vec::new(),
+                drawing: [Vec::new(), Vec::new()],
             },
             open: None,
             question: Vec::with_capacity(options.max_text_tokens),
@@ -183,7 +187,7 @@ impl Session {
         match on_logits {
             Some(on_logits) => {
                 let mut once = |_: usize, logits: &[f32]| on_logits(logits);
-                let score = Score { range: self.text_range(), first, on_logits: &mut once };
+                let score = Score { range: Some(self.text_range()), first, on_logits: &mut once };
                 self.extend(&mut segment, rows, Own::Causal, Some(score))?;
             }
             None => self.extend(&mut segment, rows, Own::Causal, None)?,
@@ -213,7 +217,7 @@ impl Session {
                 on_logits(row, logits);
             }
         };
-        self.image(codes, Some(Score { range: from..to, first: 0, on_logits: &mut of_codes }))
+        self.image(codes, Some(Score { range: Some(from..to), first: 0, on_logits: &mut of_codes }))
     }
 
     fn image(&mut self, codes: &[u16], score: Option<Score<'_>>) -> Result<()> {
@@ -297,7 +301,7 @@ impl Session {
             chunk.bins.push(u16::try_from(best).expect("bins are checked to be at most 65535"));
             on_logits(slot, logits);
         };
-        let score = Score { range: from..to, first: 0, on_logits: &mut each };
+        let score = Score { range: Some(from..to), first: 0, on_logits: &mut each };
         self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, Some(score))?;
         self.kv.release(&mut segment.chain);
         let [_, action] = self.bins.as_mut().expect("the family has them");

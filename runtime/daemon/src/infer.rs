@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use saccade::Error;
-use saccade::config::{Modality, ModelConfig};
+use saccade::config::Modality;
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
 use saccade::session::{self, Session, SessionError, SessionOptions};
@@ -67,11 +67,11 @@ impl Answerer {
         let model = Model::open(dir, &EngineOptions { threads, ..EngineOptions::default() })?;
         // Read now rather than in the first request: a damaged tokenizer must keep the service from being ready.
         model.text()?;
-        let options = match model.config() {
-            ModelConfig::Llama(c) => {
+        let options = match model.config().language() {
+            Some(c) => {
                 SessionOptions { max_text_tokens: context.min(c.max_positions), ..SessionOptions::default() }
             }
-            _ => SessionOptions::default(),
+            None => SessionOptions::default(),
         };
         Ok(Self {
             session: Session::new(&model, &options)?,

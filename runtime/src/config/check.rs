@@ -1,7 +1,10 @@
 //! The rules that a model description keeps; the rest of the crate does arithmetic on what passed.
 
 use super::MAX_HEAD_DIM;
-use super::{ConfigError, DecoderConfig, LlamaConfig, Modality, ModelConfig, UnimodalConfig, invalid};
+use super::{
+    ChameleonConfig, ConfigError, DecoderConfig, JanusConfig, LlamaConfig, Modality, ModelConfig,
+    UnimodalConfig, VqConfig, invalid,
+};
 use crate::quant::MAX_K;
 
 /// Longest generation that may be a default.
@@ -18,6 +21,8 @@ impl ModelConfig {
         match self {
             Self::Unimodal(c) => c.check(),
             Self::Llama(c) => c.check(),
+            Self::Chameleon(c) => c.check(),
+            Self::Janus(c) => c.check(),
         }
     }
 }
@@ -31,6 +36,88 @@ impl LlamaConfig {
                 "model.end_ids",
                 format!("id {id} leaves the vocabulary of {}", self.decoder.vocab_size),
             )),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ChameleonConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.language.check()?;
+        let (image, vq) = (&self.image, &self.image.vq);
+        image.pixels.check()?;
+        vq.check()?;
+        if image.ids.len() != vq.codebook_size {
+            return Err(invalid(
+                "model.image.ids",
+                format!("{} ids of {} codes", image.ids.len(), vq.codebook_size),
+            ));
+        }
+        let vocabulary = self.language.decoder.vocab_size;
+        let ids = image.ids.iter().chain([&image.placeholder, &image.begin, &image.end]);
+        match ids.copied().find(|&id| id as usize >= vocabulary) {
+            Some(id) => {
+                Err(invalid("model.image.ids", format!("id {id} leaves the vocabulary of {vocabulary}")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl VqConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        within("model.vq.base_channels", self.base_channels, 32, 4096)?;
+        within("model.vq.channel_multiplier", self.channel_multiplier.len(), 1, 8)?;
+        for &multiplier in &self.channel_multiplier {
+            within("model.vq.channel_multiplier", multiplier, 1, 64)?;
+        }
+        if !self.base_channels.is_multiple_of(32) {
+            return Err(invalid("model.vq.base_channels", "must be a multiple of 32, the groups of a norm"));
+        }
+        within("model.vq.n_res", self.n_res, 1, 64)?;
+        within("model.vq.latent_channels", self.latent_channels, 1, 4096)?;
+        within("model.vq.code_dim", self.code_dim, 1, 4096)?;
+        within("model.vq.codebook_size", self.codebook_size, 1, 65_536)?;
+        Ok(())
+    }
+}
+
+impl JanusConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.language.check()?;
+        let (vision, drawing) = (&self.vision, &self.drawing);
+        vision.pixels.check()?;
+        drawing.vq.check()?;
+        within("model.vision.patch_size", vision.patch_size, 1, 256)?;
+        within("model.vision.image_size", vision.image_size, vision.patch_size, 4096)?;
+        within("model.vision.patches", vision.patches(), 1, 4096)?;
+        within("model.vision.d_model", vision.d_model, 1, MAX_K)?;
+        within("model.vision.n_heads", vision.n_heads, 1, vision.d_model)?;
+        within("model.vision.n_layers", vision.n_layers, 1, 512)?;
+        within("model.vision.d_ff", vision.d_ff, 1, MAX_K)?;
+        within("model.vision.aligner_layers", vision.aligner_layers, 1, 16)?;
+        if !vision.image_size.is_multiple_of(vision.patch_size)
+            || !vision.d_model.is_multiple_of(vision.n_heads)
+        {
+            return Err(invalid("model.vision", "patches do not fill the picture, or heads not the width"));
+        }
+        if !(vision.norm_eps > 0.0 && vision.norm_eps < 1.0) {
+            return Err(invalid("model.vision.norm_eps", "must lie between 0 and 1"));
+        }
+        for side in drawing.grid {
+            within("model.drawing.grid", side, 1, 256)?;
+        }
+        within("model.drawing.aligner_layers", drawing.aligner_layers, 1, 16)?;
+        within("model.drawing.d_head", drawing.d_head, 1, MAX_K)?;
+        if !drawing.vq.decoder {
+            return Err(invalid("model.drawing.vq", "it has no decoder, so nothing could be drawn"));
+        }
+        let vocabulary = self.language.decoder.vocab_size;
+        let ids = [vision.placeholder, vision.begin, vision.end, drawing.pad];
+        match ids.into_iter().find(|&id| id as usize >= vocabulary) {
+            Some(id) => {
+                Err(invalid("model.vision", format!("id {id} leaves the vocabulary of {vocabulary}")))
+            }
             None => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DecoderConfig, GenerationConfig, Modality, QkNorm};
+use super::{DecoderConfig, GenerationConfig, Modality, NormPlace, QkNorm};
 
 /// One modality and how much of it a query sees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,6 +197,7 @@ impl UnimodalConfig {
             rope_theta: self.rope_theta,
             norm_eps: self.norm_eps,
             qk_norm: QkNorm::Rms,
+            norm_place: NormPlace::Before,
             modality_bias: Some(Modality::ALL.len()),
             tied: true,
         }

@@ -3,13 +3,17 @@
 //! A family is a small file that names its tensors and its options; the decoder block itself is `block.rs`, once for
 //! all of them.
 
+mod chameleon;
+pub(crate) mod janus;
 mod llama;
 pub mod unimodal;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use crate::config::{BundleConfig, ModelConfig, TOKENIZER_FILE, UnimodalConfig, WeightDtype};
+use crate::config::{
+    BundleConfig, CodedImage, JanusConfig, ModelConfig, TOKENIZER_FILE, UnimodalConfig, WeightDtype,
+};
 use crate::decoder::Decoder;
 use crate::engine::{Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
@@ -17,8 +21,10 @@ use crate::pages::Pages;
 use crate::quant::{pad_k, pad_n};
 use crate::session::SessionError;
 use crate::tokenize::TextTokenizer;
+use crate::vq::VqEncoder;
 use crate::weights::{Weights, open_listed, read_at_most};
 use crate::{Error, Result};
+use janus::Janus;
 use unimodal::Unimodal;
 
 /// Largest accepted `tokenizer.json`: about four times that of the largest vocabularies in use.
@@ -104,6 +110,8 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     match config {
         ModelConfig::Unimodal(c) => unimodal::tensors(c),
         ModelConfig::Llama(c) => llama::tensors(&c.decoder),
+        ModelConfig::Chameleon(c) => chameleon::tensors(c),
+        ModelConfig::Janus(c) => janus::tensors(c),
     }
 }
 
@@ -113,6 +121,10 @@ pub struct Model {
     decoder: Decoder,
     /// What Saccade's own family has beside it.
     unimodal: Option<Unimodal>,
+    /// What makes codes of pictures in the families of others.
+    vq: Option<VqEncoder>,
+    /// What Janus has beside it.
+    janus: Option<Janus>,
     engine: Engine,
     text: OnceLock<TextTokenizer>,
 }
@@ -141,10 +153,13 @@ impl Model {
         let engine = Engine::new(options)?;
         let decoder = Decoder::resolve(&weights)?;
         let config = weights.config();
-        let unimodal = match &config.model {
-            ModelConfig::Unimodal(c) => Some(Unimodal::resolve(&weights, c)?),
-            ModelConfig::Llama(_) => None,
-        };
+        let (mut unimodal, mut vq, mut janus) = (None, None, None);
+        match &config.model {
+            ModelConfig::Unimodal(c) => unimodal = Some(Unimodal::resolve(&weights, c)?),
+            ModelConfig::Llama(_) => {}
+            ModelConfig::Chameleon(c) => vq = Some(VqEncoder::resolve(&weights, &c.image.vq)?),
+            ModelConfig::Janus(c) => janus = Some(Janus::resolve(&weights, c)?),
+        }
         log::info!(
             "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
             config.model.name(),
@@ -155,7 +170,7 @@ impl Model {
             engine.kernels().name,
             engine.threads(),
         );
-        Ok(Arc::new(Self { weights, decoder, unimodal, engine, text: OnceLock::new() }))
+        Ok(Arc::new(Self { weights, decoder, unimodal, vq, janus, engine, text: OnceLock::new() }))
     }
 
     /// The whole `saccade.json`.
@@ -204,7 +219,29 @@ impl Model {
     pub fn unimodal(&self) -> Result<&UnimodalConfig> {
         match self.config() {
             ModelConfig::Unimodal(c) => Ok(c),
-            ModelConfig::Llama(_) => Err(SessionError::Family { family: self.config().family() }.into()),
+            _ => Err(SessionError::Family { family: self.config().family() }.into()),
+        }
+    }
+
+    /// The description and the tensors of Janus.
+    ///
+    /// # Errors
+    /// If this is a model of another family.
+    pub(crate) fn janus(&self) -> Result<(&JanusConfig, &Janus)> {
+        match (self.config(), &self.janus) {
+            (ModelConfig::Janus(c), Some(net)) => Ok((c, net)),
+            _ => Err(SessionError::Family { family: self.config().family() }.into()),
+        }
+    }
+
+    /// How a picture becomes tokens of a language model, and the encoder.
+    ///
+    /// # Errors
+    /// If this model takes no pictures that way.
+    pub(crate) fn coded_image(&self) -> Result<(&CodedImage, &VqEncoder)> {
+        match (self.config(), &self.vq) {
+            (ModelConfig::Chameleon(c), Some(vq)) => Ok((&c.image, vq)),
+            _ => Err(SessionError::Family { family: self.config().family() }.into()),
         }
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Open {
     segment: Segment,
     /// The token that goes in next; of the first step, nothing.
     next: u32,
+    /// Whether codes of a picture are drawn, and no text written.
+    draws: bool,
 }
 
 impl Session {
@@ -39,16 +41,52 @@ impl Session {
     /// # Errors
     /// If the session was not begun or has an answer open, or the question is too long or not text.
     pub fn open(&mut self, question: &[u32]) -> Result<()> {
+        self.open_as(question, false)
+    }
+
+    /// The same of a drawing.
+    pub(super) fn open_drawing(&mut self, prompt: &[u32]) -> Result<()> {
+        self.open_as(prompt, true)
+    }
+
+    fn open_as(&mut self, question: &[u32], draws: bool) -> Result<()> {
         self.check_begun()?;
         self.check_text(question)?;
+        self.check_places(question)?;
         if question.is_empty() && self.frame().is_empty() {
             return Err(SessionError::NoText.into());
         }
         self.question.clear();
         self.question.extend_from_slice(question);
         let segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
-        self.open = Some(Open { segment, next: 0 });
+        self.open = Some(Open { segment, next: 0, draws });
         Ok(())
+    }
+
+    /// Gives the features of pictures, `[places, d_model] f32`, that stand in the next questions where these have placeholders.
+    ///
+    /// # Errors
+    /// If this is a model without such, or the features are not whole rows.
+    pub fn show(&mut self, features: &[f32]) -> Result<()> {
+        let d = self.model.janus()?.0.language.decoder.d_model;
+        if !features.len().is_multiple_of(d) {
+            let expected = features.len().next_multiple_of(d);
+            return Err(SessionError::Dimensions { what: "features", found: features.len(), expected }.into());
+        }
+        self.buffers.features.clear();
+        self.buffers.features.extend_from_slice(features);
+        Ok(())
+    }
+
+    /// Whether a text has as many places for features as there are features.
+    fn check_places(&self, text: &[u32]) -> Result<()> {
+        let Ok((c, _)) = self.model.janus() else { return Ok(()) };
+        let features = self.buffers.features.len() / c.language.decoder.d_model;
+        match text.iter().filter(|&&id| id == c.vision.placeholder).count() {
+            0 => Ok(()),
+            places if places == features => Ok(()),
+            places => Err(SessionError::Places { places, features }.into()),
+        }
     }
 
     /// Forgets the open answer, if there is one.
@@ -115,8 +153,10 @@ impl Session {
         let rows = framed(&frame, question).chain(answer);
         // Rows before the question's last say nothing about the answer.
         let first = (frame.len() + question.len()).checked_sub(1).ok_or(SessionError::NoText)?;
-        let score = Score { range: self.text_range(), first, on_logits };
-        self.extend(&mut segment, rows.map(|&id| Row::Token(id)), Own::Causal, Some(score))?;
+        let score = Score { range: Some(self.text_range()), first, on_logits };
+        self.check_places(question)?;
+        let mut row = row_of(self.model.config());
+        self.extend(&mut segment, rows.map(|&id| row(id)), Own::Causal, Some(score))?;
         self.kv.release(&mut segment.chain);
         Ok(())
     }
@@ -125,7 +165,7 @@ impl Session {
     fn frame(&self) -> ArrayVec<u32, 2> {
         match self.model.config() {
             ModelConfig::Unimodal(c) => [c.special.ask, c.special.ans].into(),
-            ModelConfig::Llama(_) => ArrayVec::new(),
+            _ => ArrayVec::new(),
         }
     }
 
@@ -138,17 +178,22 @@ impl Session {
         let mut picked = 0;
         let mut choose = |_: usize, logits: &[f32]| picked = pick(logits);
         let first = frame.len() + question.len() - 1;
+        let range = (!open.draws).then_some(range);
         let score = Score { range, first, on_logits: &mut choose };
-        let computed =
-            self.extend(&mut open.segment, rows.map(|&id| Row::Token(id)), Own::Causal, Some(score));
+        let mut row = row_of(self.model.config());
+        let computed = self.extend(&mut open.segment, rows.map(|&id| row(id)), Own::Causal, Some(score));
         (self.question, self.open) = (question, Some(open));
         computed?;
         self.choose(picked)
     }
 
-    /// The token of the text logit `index` goes in next.
-    fn choose(&mut self, index: usize) -> Result<()> {
-        let range = self.text_range();
+    /// The token of the text logit `index`, or the code `index` of a drawing, goes in next.
+    pub(super) fn choose(&mut self, index: usize) -> Result<()> {
+        let draws = self.open.as_ref().is_some_and(|open| open.draws);
+        let range = match self.model.janus() {
+            Ok((c, _)) if draws => 0..u32::try_from(c.drawing.vq.codebook_size).unwrap_or(u32::MAX),
+            _ => self.text_range(),
+        };
         let id = u32::try_from(index).ok().and_then(|index| range.start.checked_add(index));
         let Some(id) = id.filter(|id| range.contains(id)) else {
             return Err(SessionError::Choice { index, limit: range.len() }.into());
@@ -225,6 +270,21 @@ fn framed<'a>(frame: &'a [u32], question: &'a [u32]) -> impl Iterator<Item = &'a
     frame.iter().take(1).chain(question).chain(frame.iter().skip(1))
 }
 
+/// Tokens as they are, and features one after the other where a text has placeholders for them.
+fn row_of(config: &ModelConfig) -> impl FnMut(u32) -> Row + use<> {
+    let placeholder = match config {
+        ModelConfig::Janus(c) => Some(c.vision.placeholder),
+        _ => None,
+    };
+    let mut features = 0..;
+    move |id| {
+        if Some(id) != placeholder {
+            return Row::Token(id);
+        }
+        features.next().map_or(Row::Token(id), Row::Feature)
+    }
+}
+
 fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
     let most = leader.most;
     if sessions.len() > most.sequences {
@@ -232,7 +292,11 @@ fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
     }
     for session in sessions {
         let Some(open) = &session.open else { return Err(SessionError::NoAnswer.into()) };
-        if !Arc::ptr_eq(&session.model, &leader.model) || session.most.blocks > most.blocks {
+        let draws = |session: &Session| session.open.as_ref().is_some_and(|open| open.draws);
+        if !Arc::ptr_eq(&session.model, &leader.model)
+            || session.most.blocks > most.blocks
+            || draws(session) != draws(leader)
+        {
             return Err(SessionError::Unlike.into());
         }
         let frame = session.frame().len();
@@ -247,16 +311,22 @@ fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
 fn step_in(buffers: &mut Buffers, sessions: &mut [&mut Session], on_logits: OnLogits<'_>) -> Result<()> {
     let Some(first) = sessions.first() else { return Ok(()) };
     let (model, range) = (Arc::clone(&first.model), first.text_range());
+    let mut draws = false;
     for (row, session) in sessions.iter_mut().enumerate() {
         session.look();
         let open = session.open.as_mut().expect("a step checks that there is one");
         session.kv.extend(&mut open.segment.chain, 1);
-        buffers.embed(&model, row, Row::Token(open.next), open.segment.modality);
+        draws = open.draws;
+        let next = if draws { Row::Drawn(open.next) } else { Row::Token(open.next) };
+        buffers.embed(&model, row, next, open.segment.modality);
     }
     let rows = sessions.len();
     let mut sequences: ArrayVec<_, MAX_SEQUENCES> =
         sessions.iter_mut().map(|session| session.open_sequence()).collect();
     buffers.decode(&model, &mut sequences)?;
     drop(sequences);
+    if draws {
+        return buffers.score_codes(&model, 0..rows, on_logits);
+    }
     buffers.score(&model, 0..rows, &range, on_logits)
 }

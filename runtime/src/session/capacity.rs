@@ -40,6 +40,7 @@ impl Capacity {
     pub(super) fn new(model: &ModelConfig, options: &SessionOptions, parts: usize) -> Self {
         let blocks = |tokens: usize| tokens.div_ceil(KV_BLOCK);
         let text = options.max_text_tokens;
+        let sequences = options.max_sequences.clamp(1, MAX_SEQUENCES);
         let len = |[from, to]: [u32; 2]| (to - from) as usize;
         // One branch at a time: a question with its frame and its answer, or the slots of a chunk.
         let (segments, trunk, branch, ranges) = match model {
@@ -57,9 +58,9 @@ impl Capacity {
                 let branch = blocks(text.saturating_add(2)).max(blocks(c.chunk_len()));
                 (segments, trunk, branch, len(c.tokens.bins).max(len(c.tokens.image)))
             }
-            ModelConfig::Llama(_) => (0, 0, blocks(text), 0),
+            ModelConfig::Janus(c) => (0, 0, blocks(text), sequences * c.drawing.vq.codebook_size),
+            _ => (0, 0, blocks(text), 0),
         };
-        let sequences = options.max_sequences.clamp(1, MAX_SEQUENCES);
         let rows = pass_rows(&model.decoder(), parts);
         Self {
             segments,

@@ -5,10 +5,18 @@
 #[non_exhaustive]
 pub enum SessionError {
     /// A call that models of this family have nothing for.
-    #[error("a model of the family {family} knows text alone: no tasks, pictures, states or actions")]
+    #[error("a model of the family {family} has nothing for this call")]
     Family {
         /// Its family.
         family: &'static str,
+    },
+    /// Another number of features than places for them.
+    #[error("the text has {places} places for features of pictures, and {features} were given")]
+    Places {
+        /// Places in the text.
+        places: usize,
+        /// Features given.
+        features: usize,
     },
     /// An answer to nothing.
     #[error("there is no text to answer; give at least one token")]
@@ -99,6 +107,19 @@ pub enum SessionError {
         /// Bytes.
         bytes: usize,
     },
+    /// A picture of a size that cannot be brought to the model's.
+    #[error("a picture of {width} × {height} pixels {reason}")]
+    PictureSize {
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+        /// Why not, as the end of a sentence.
+        reason: String,
+    },
+    /// A model that cannot draw.
+    #[error("this model has no way from codes back to pixels")]
+    NoDecoder,
     /// The text tokenizer refused.
     #[error("the text tokenizer refused: {0}")]
     Text(String),

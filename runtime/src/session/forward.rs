@@ -8,6 +8,7 @@ use crate::block::{BlockScratch, Net, Own, Rope, Sequence, Visible};
 use crate::config::Modality;
 use crate::family::Model;
 use crate::kernels::Epilogue;
+use crate::vit;
 
 /// One input row: a token of the vocabulary, or a learned vector.
 #[derive(Clone, Copy)]
@@ -17,6 +18,10 @@ pub(super) enum Row {
     Code(u16, usize),
     Prefix(usize),
     Slot(usize),
+    /// A feature of the question's pictures.
+    Feature(usize),
+    /// A code that was drawn.
+    Drawn(u32),
 }
 
 /// Called with the index of a row and the logits that follow it.
@@ -27,8 +32,8 @@ pub(super) type OnLast<'a> = &'a mut dyn FnMut(&[f32]);
 
 /// Whose logits are wanted.
 pub(super) struct Score<'a> {
-    /// Token ids.
-    pub(super) range: Range<u32>,
+    /// Token ids; nothing for the codes of a drawing.
+    pub(super) range: Option<Range<u32>>,
     /// The first row whose logits are wanted; `on_logits` counts from it.
     pub(super) first: usize,
     /// Who wants them.
@@ -44,6 +49,10 @@ pub(super) struct Buffers {
     pub(super) logits: Vec<f32>,
     pub(super) scratch: BlockScratch,
     pub(super) rope: Rope,
+    /// `[features, d_model]`, of the question's pictures.
+    pub(super) features: Vec<f32>,
+    /// What drawing works in.
+    pub(super) drawing: [Vec<f32>; 2],
 }
 
 impl Buffers {
@@ -52,12 +61,23 @@ impl Buffers {
         let (w, decoder) = (model.weights(), model.decoder());
         let d = decoder.config.d_model;
         let x = &mut self.x[n * d..][..d];
-        if let Row::Token(id) = row {
-            decoder.embed.read_row(w, id as usize, x);
+        match row {
+            Row::Token(id) => decoder.embed.read_row(w, id as usize, x),
+            Row::Feature(at) => x.copy_from_slice(&self.features[at * d..][..d]),
+            Row::Drawn(code) => {
+                let (c, net) = model.janus().expect("only sessions of such models draw");
+                let [code_x, spare] = &mut self.drawing;
+                code_x.resize(c.drawing.vq.code_dim, 0.0);
+                net.drawing.embed.read_row(w, code as usize, code_x);
+                let a = &mut self.scratch.activations;
+                vit::through(&net.drawing.aligner, (model.engine(), w), code_x, spare, a);
+                x.copy_from_slice(code_x);
+            }
+            Row::Code(..) | Row::Prefix(_) | Row::Slot(_) => {}
         }
         let Ok((c, own)) = model.unimodal_net() else { return };
         match row {
-            Row::Token(_) => {}
+            Row::Token(_) | Row::Feature(_) | Row::Drawn(_) => {}
             Row::Code(code, place) => {
                 decoder.embed.read_row(w, c.tokens.image[0] as usize + usize::from(code), x);
                 own.image_grid.add_row(w, place, x);
@@ -86,6 +106,29 @@ impl Buffers {
         check_finite(x)
     }
 
+    /// Gives the logits of some rows of `x` over the codes of a picture to `on_logits`, in order.
+    ///
+    /// # Errors
+    /// If one is not a number.
+    pub(super) fn score_codes(
+        &mut self,
+        model: &Model,
+        rows: Range<usize>,
+        on_logits: OnLogits<'_>,
+    ) -> Result<()> {
+        let (e, w, decoder) = (model.engine(), model.weights(), model.decoder());
+        let (c, (_, net)) = (&decoder.config, model.janus()?);
+        let [x, spare] = &mut self.drawing;
+        x.clear();
+        x.extend_from_slice(&self.x[rows.start * c.d_model..rows.end * c.d_model]);
+        e.rms_norm_inplace(x, decoder.norm.get(w), c.norm_eps);
+        vit::through(&net.drawing.head, (e, w), x, spare, &mut self.scratch.activations);
+        check_finite(x)?;
+        let width = x.len() / rows.len().max(1);
+        rows.zip(x.chunks_exact(width.max(1))).for_each(|(row, logits)| on_logits(row, logits));
+        Ok(())
+    }
+
     /// Gives the logits of some rows of `x` over the token ids in `range` to `on_logits`, in order.
     ///
     /// # Errors
@@ -108,6 +151,10 @@ impl Buffers {
             let out = &mut self.logits[..rows.len() * range.len()];
             e.product(a, head, range.start as usize..range.end as usize, Epilogue::default(), out);
             check_finite(out)?;
+            for &id in model.config().unsaid().iter().filter(|id| range.contains(id)) {
+                let at = (id - range.start) as usize;
+                out.iter_mut().skip(at).step_by(range.len()).for_each(|logit| *logit = f32::NEG_INFINITY);
+            }
             rows.zip(out.chunks_exact(range.len())).for_each(|(row, logits)| on_logits(row, logits));
         }
         Ok(())
@@ -162,8 +209,11 @@ impl Session {
             buffers.decode(model, &mut [sequence])?;
             if let Some(Score { range, first, on_logits }) = score {
                 let wanted = first.saturating_sub(done).min(n)..n;
-                buffers
-                    .score(model, wanted, range, &mut |row, logits| on_logits(done + row - *first, logits))?;
+                let mut counted = |row: usize, logits: &[f32]| on_logits(done + row - *first, logits);
+                match range {
+                    Some(range) => buffers.score(model, wanted, range, &mut counted)?,
+                    None => buffers.score_codes(model, wanted, &mut counted)?,
+                }
             }
             done += n;
         }

@@ -2,14 +2,20 @@
 
 mod bins;
 mod chat;
+mod coded;
+mod features;
 mod image;
+mod pixels;
 mod resize;
 mod text;
 
 pub use bins::Bins;
 pub use chat::Message;
+pub use coded::CodedImages;
+pub use features::{Features, drawn, to_rgb8};
 pub(crate) use image::check_codes;
 pub use image::{ImageTokenizer, Picture};
+pub use pixels::{Filter, Fit, PixelConfig, PixelValues, Pixels, ResizeRule};
 pub use text::TextTokenizer;
 
 /// One modality into codes and back.

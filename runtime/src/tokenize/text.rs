@@ -43,10 +43,7 @@ impl TextTokenizer {
         let added = inner.get_added_tokens_decoder();
         let special = added.into_iter().filter(|(_, token)| token.special && !token.content.is_empty());
         let special = special.map(|(id, token)| (token.content, id)).collect();
-        let (bos, chat) = match config {
-            ModelConfig::Unimodal(_) => (None, None),
-            ModelConfig::Llama(c) => (c.bos, c.chat.clone()),
-        };
+        let (bos, chat) = config.language().map_or((None, None), |c| (c.bos, c.chat.clone()));
         Ok(Self { inner, special, bos, chat })
     }
 

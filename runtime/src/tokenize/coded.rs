@@ -1,0 +1,96 @@
+//! Pictures into tokens of a language model, as Chameleon has it.
+
+use std::sync::Arc;
+
+use super::pixels::{PixelValues, Pixels};
+use super::{Picture, Tokenizer};
+use crate::config::{CONFIG_FILE, CodedImage};
+use crate::family::Model;
+use crate::session::SessionError;
+use crate::vq::Buffers;
+use crate::{Error, Result};
+
+/// The picture tokenizer of a language model that takes codes.
+pub struct CodedImages {
+    model: Arc<Model>,
+    pixels: Pixels,
+    /// With the places that they are for: those of the last picture.
+    buffers: Option<(usize, Buffers)>,
+    codes: Vec<u16>,
+}
+
+impl std::fmt::Debug for CodedImages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CodedImages").finish_non_exhaustive()
+    }
+}
+
+impl CodedImages {
+    /// For `model`.
+    ///
+    /// # Errors
+    /// If the model takes no pictures that way.
+    pub fn new(model: &Arc<Model>) -> Result<Self> {
+        let (image, _) = model.coded_image()?;
+        let path = model.weights().dir().join(CONFIG_FILE);
+        let pixels = Pixels::new(&image.pixels).map_err(|source| Error::Config { path, source })?;
+        Ok(Self { model: Arc::clone(model), pixels, buffers: None, codes: Vec::new() })
+    }
+
+    /// The picture as the encoder takes it.
+    ///
+    /// # Errors
+    /// If it cannot be brought to the encoder's size.
+    pub fn values(&mut self, picture: Picture<'_>) -> Result<PixelValues<'_>> {
+        Ok(self.pixels.run(picture)?)
+    }
+
+    /// The tokens of values that are ready for the encoder, row by row of the grid.
+    ///
+    /// Shapes: `values [height, width, 3] f32`.
+    ///
+    /// # Errors
+    /// If the sizes are not whole places of the grid, or a result is not a number.
+    pub fn encode_values(
+        &mut self,
+        values: &[f32],
+        (height, width): (usize, usize),
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        let model = Arc::clone(&self.model);
+        let (CodedImage { vq, ids: tokens, .. }, encoder) = model.coded_image()?;
+        let patch = vq.patch();
+        if values.len() != height * width * 3 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch)
+        {
+            let reason = format!("are not whole places of {patch} × {patch} pixels");
+            return Err(SessionError::PictureSize { width, height, reason }.into());
+        }
+        let places = height / patch * (width / patch);
+        let fitting = self.buffers.take().filter(|(made_for, _)| *made_for == places);
+        let (_, buffers) =
+            self.buffers.insert(fitting.unwrap_or_else(|| (places, encoder.buffers(model.engine(), places))));
+        buffers.x.clear();
+        buffers.x.extend_from_slice(values);
+        encoder.encode(model.engine(), model.weights(), vq, (height, width), buffers, &mut self.codes)?;
+        ids.clear();
+        ids.extend(self.codes.iter().map(|&code| tokens[usize::from(code)]));
+        Ok(())
+    }
+}
+
+impl Tokenizer for CodedImages {
+    type Input<'a> = Picture<'a>;
+    type Output = Vec<u8>;
+    type Code = u32;
+
+    fn encode(&mut self, picture: Picture<'_>, ids: &mut Vec<u32>) -> Result<()> {
+        let PixelValues { values, height, width } = self.pixels.run(picture)?;
+        let values = values.to_vec();
+        self.encode_values(&values, (height, width), ids)
+    }
+
+    /// Checkpoints of this kind have no way back to pixels.
+    fn decode(&mut self, _: &[u32], _: &mut Vec<u8>) -> Result<()> {
+        Err(SessionError::NoDecoder.into())
+    }
+}

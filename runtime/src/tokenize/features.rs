@@ -1,0 +1,119 @@
+//! Pictures into features that stand in a text, and codes into pictures, as Janus has them.
+
+use std::sync::Arc;
+
+use super::Picture;
+use super::pixels::{PixelValues, Pixels};
+use crate::config::CONFIG_FILE;
+use crate::family::Model;
+use crate::session::SessionError;
+use crate::vit::VisionBuffers;
+use crate::{Error, Result};
+
+/// The eye of a model that reads pictures as features.
+pub struct Features {
+    model: Arc<Model>,
+    pixels: Pixels,
+    buffers: VisionBuffers,
+}
+
+impl std::fmt::Debug for Features {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Features").finish_non_exhaustive()
+    }
+}
+
+impl Features {
+    /// For `model`.
+    ///
+    /// # Errors
+    /// If the model takes no pictures that way.
+    pub fn new(model: &Arc<Model>) -> Result<Self> {
+        let (c, net) = model.janus()?;
+        let path = model.weights().dir().join(CONFIG_FILE);
+        let pixels = Pixels::new(&c.vision.pixels).map_err(|source| Error::Config { path, source })?;
+        let buffers = net.vision.buffers(model.engine(), &c.vision);
+        Ok(Self { model: Arc::clone(model), pixels, buffers })
+    }
+
+    /// The picture as the network takes it.
+    ///
+    /// # Errors
+    /// If it cannot be brought to the network's size.
+    pub fn values(&mut self, picture: Picture<'_>) -> Result<PixelValues<'_>> {
+        Ok(self.pixels.run(picture)?)
+    }
+
+    /// The features of a picture, `[patches, d_model] f32`.
+    ///
+    /// # Errors
+    /// If it cannot be brought to the network's size, or a result is not a number.
+    pub fn of(&mut self, picture: Picture<'_>) -> Result<&[f32]> {
+        let PixelValues { values, height, width } = self.pixels.run(picture)?;
+        self.buffers.x.clear();
+        self.buffers.x.extend_from_slice(values);
+        self.run((height, width))
+    }
+
+    /// The features of values that are ready for the network.
+    ///
+    /// Shapes: `values [height, width, 3] f32`.
+    ///
+    /// # Errors
+    /// If they are of another size than the network's, or a result is not a number.
+    pub fn of_values(&mut self, values: &[f32], size: (usize, usize)) -> Result<&[f32]> {
+        self.buffers.x.clear();
+        self.buffers.x.extend_from_slice(values);
+        self.run(size)
+    }
+
+    fn run(&mut self, (height, width): (usize, usize)) -> Result<&[f32]> {
+        let model = Arc::clone(&self.model);
+        let (c, net) = model.janus()?;
+        let side = c.vision.image_size;
+        if (height, width) != (side, side) || self.buffers.x.len() != side * side * 3 {
+            let reason = format!("are not the {side} × {side} of the model");
+            return Err(SessionError::PictureSize { width, height, reason }.into());
+        }
+        net.vision.forward(model.engine(), model.weights(), &c.vision, &mut self.buffers);
+        if !self.buffers.x.iter().all(|x| x.is_finite()) {
+            return Err(SessionError::NumericFault.into());
+        }
+        Ok(&self.buffers.x)
+    }
+}
+
+/// The picture of the codes that a model drew, as its decoder gives it, about −1 to 1: `[height, width, 3] f32`; returns its height and
+/// width.
+///
+/// # Errors
+/// If the model does not draw, the codes are not those of a picture, or a result is not a number.
+pub fn drawn(model: &Model, codes: &[u16], picture: &mut Vec<f32>) -> Result<(usize, usize)> {
+    let (c, net) = model.janus()?;
+    let ([rows, columns], vq) = (c.drawing.grid, &c.drawing.vq);
+    if codes.len() != rows * columns {
+        let (found, expected) = (codes.len(), rows * columns);
+        return Err(SessionError::Dimensions { what: "image", found, expected }.into());
+    }
+    if let Some(&code) = codes.iter().find(|&&code| usize::from(code) >= vq.codebook_size) {
+        let limit = vq.codebook_size;
+        return Err(SessionError::Token { what: "image code", id: code.into(), limit }.into());
+    }
+    let (e, w, decoder) = (model.engine(), model.weights(), &net.drawing.vq);
+    let mut buffers = decoder.buffers(e, codes.len());
+    let size = decoder.decode(e, w, vq, codes, (rows, columns), &mut buffers);
+    if !buffers.x.iter().all(|x| x.is_finite()) {
+        return Err(SessionError::NumericFault.into());
+    }
+    std::mem::swap(picture, &mut buffers.x);
+    Ok(size)
+}
+
+/// Values of about −1 to 1 as bytes: `rgb8`.
+#[must_use]
+pub fn to_rgb8(picture: &[f32]) -> Vec<u8> {
+    // Saturating by definition: `as u8` clamps.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let byte = |v: &f32| ((v + 1.0) * 127.5).round_ties_even() as u8;
+    picture.iter().map(byte).collect()
+}

@@ -1,0 +1,70 @@
+//! Preprocessing a picture allocates nothing if the picture before it had the same size.
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use saccade::tokenize::{Filter, Fit, Picture, PixelConfig, Pixels, ResizeRule};
+
+/// Counts the calls of every thread.
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's word is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Allocations while `work` runs.
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    work();
+    ALLOCATIONS.load(Ordering::SeqCst) - before
+}
+
+// The only test of its file: another one beside it would be counted too.
+#[test]
+fn pictures_of_one_size_are_preprocessed_without_allocating() {
+    assert_eq!(allocations(|| drop(black_box(vec![0u8; 64]))), 1, "the counter counts");
+    let rules = [
+        (ResizeRule::ShortestEdge { px: 32 }, Fit::CentreCrop { width: 32, height: 32 }),
+        (ResizeRule::LongestEdge { px: 32, min_px: 14 }, Fit::Square { background: [122, 116, 104] }),
+        (ResizeRule::Multiples { factor: 8, min_pixels: 1024, max_pixels: 2304 }, Fit::Whole),
+    ];
+    // Columns first, and rows first.
+    let sizes = [(96, 72), (41, 97)];
+    for ((resize, fit), (width, height)) in rules.into_iter().flat_map(|rule| sizes.map(|size| (rule, size)))
+    {
+        let config = PixelConfig {
+            resize,
+            filter: Filter::Lanczos,
+            fit,
+            rescale: 0.0078,
+            mean: [1.0; 3],
+            std: [1.0; 3],
+        };
+        let mut pixels = Pixels::new(&config).unwrap();
+        let pictures = [0, 255].map(|value| vec![value; width * height * 3]);
+        let mut sum = 0.0;
+        let mut run = |rgb: &[u8]| {
+            sum += pixels.run(Picture { rgb, width, height }).unwrap().values.iter().sum::<f32>();
+        };
+        assert!(allocations(|| run(&pictures[0])) > 0, "{config:?}: the first call allocates");
+        assert_eq!(allocations(|| pictures.iter().for_each(|rgb| run(rgb))), 0, "{config:?}");
+        assert!(sum.is_finite());
+    }
+}
