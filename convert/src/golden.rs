@@ -4,18 +4,27 @@
 //!
 //! | tensor | what |
 //! |---|---|
-//! | `input_ids` I64 `[n]` | the tokens that everything else follows from |
+//! | `input_ids` I64 `[n]` | the tokens that everything else follows from, with places for those of a picture |
+//! | `pixel_values` F32 `[3, h, w]` | what the picture becomes that lies beside the file as `photo.png` |
+//! | `image_tokens` I64 `[places]` | the tokens of those values |
 //! | `logits` F32 `[n, vocabulary]` | after each of them |
+//! | `image_features` F32 `[patches, d_model]` | the features of those values |
+//! | `draw_input_ids` I64 `[k]` | a prompt to draw to, with guidance 5 |
+//! | `drawn_image_tokens` I64 `[places]` | the codes that are drawn |
+//! | `drawn_pixels` F32 `[h, w, 3]` | the picture of those codes |
+//! | `vq_codes` I64 `[places]` | the codes of `pixel_values` |
 //! | `generated` I64 `[n + m]` | the greedy continuation, the tokens themselves in front |
+
+mod pictures;
+mod stored;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use saccade::config::{CONFIG_FILE, WeightDtype};
+use saccade::config::{CONFIG_FILE, ModelConfig, WeightDtype};
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
-use saccade::format::{Dtype, Header, Rules, read_file_header};
-use saccade::sample::Sampler;
+use saccade::sample::{Sampler, argmax};
 use saccade::session::{Session, SessionOptions};
 use serde::Serialize;
 
@@ -24,13 +33,14 @@ use crate::checkpoint::Checkpoint;
 use crate::compare::stats::{Positions, Rows};
 use crate::error::{ConvertError, Result, io};
 use crate::progress::Progress;
+use stored::Stored;
 
 /// Largest relative error of a float model.
 pub const MAX_REL: f64 = 1e-4;
 /// Smallest share of positions at which an INT8 model has the same likeliest token.
 pub const SAME_TOP: f64 = 0.95;
-/// Largest golden file.
-const MAX_BYTES: u64 = 4 << 30;
+/// Golden logits below this are of tokens that the model never says.
+const UNSAID: f32 = -1e30;
 
 /// How one tensor compares.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -44,6 +54,13 @@ pub struct Line {
     /// Whether that is good enough: [`MAX_REL`] and equal ids in a float model; in an INT8 model [`SAME_TOP`] of the logits, and whatever
     /// the greedy continuation.
     pub pass: bool,
+}
+
+impl Line {
+    /// Of ids, which pass when they are equal.
+    fn ids(name: &str, equal: bool) -> Self {
+        Self { name: name.into(), max_rel: None, ids_equal: Some(equal), pass: equal }
+    }
 }
 
 /// How a model compares.
@@ -86,13 +103,27 @@ fn run(model: &Arc<Model>, stored: &Stored<'_>, dtype: WeightDtype) -> Result<Re
     let options = SessionOptions { max_text_tokens: ids.len() + new, ..SessionOptions::default() };
     let mut session = Session::new(model, &options)?;
     let mut report = Report { pass: true, tensors: Vec::new(), logits: None };
+    let shown = match model.config() {
+        ModelConfig::Chameleon(c) => pictures::codes(model, c, stored, &ids, &mut report.tensors)?,
+        ModelConfig::Janus(_) => {
+            pictures::features(model, stored, &mut session, &mut report.tensors)?;
+            ids.clone()
+        }
+        _ => ids.clone(),
+    };
     if stored.has("logits") {
-        let (line, rows) = logits(&mut session, stored, &ids, dtype)?;
+        let (line, rows) = logits(&mut session, stored, &shown, dtype)?;
         report.tensors.push(line);
         report.logits = Some(rows);
     }
     if let Some(all) = generated {
-        report.tensors.push(continuation(&mut session, &ids, &all, dtype)?);
+        if !all.starts_with(&ids) {
+            return Err(stored.refuse("`generated` does not begin with `input_ids`"));
+        }
+        report.tensors.push(continuation(&mut session, &shown, &all[ids.len()..], dtype)?);
+    }
+    if let ModelConfig::Janus(c) = model.config() {
+        pictures::drawing(model, c, stored, dtype, &mut report.tensors)?;
     }
     if report.tensors.is_empty() {
         return Err(stored.refuse("it has neither `logits` nor `generated`, so there is nothing to compare"));
@@ -113,20 +144,14 @@ fn logits(
         let reason = format!("`logits` has {} values, expected {} × {width}", expected.len(), ids.len());
         return Err(stored.refuse(&reason));
     }
-    let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-    let (mut worst, mut positions) = (0.0f64, Positions::default());
+    // What the golden model never says has its lowest number there, and minus infinity here: both are left out.
+    let mut compared = Compared::default();
     let (first, rest) = ids.split_at(1);
     session.score_answer(first, rest, &mut |row, found| {
-        let expected = &expected[row * width..][..width];
-        for (found, expected) in found.iter().zip(expected) {
-            let off = f64::from((found - expected).abs());
-            // A NaN is as far off as can be.
-            worst = if off.is_nan() { f64::INFINITY } else { worst.max(off) };
-        }
-        positions.add(expected, found, ids.get(row + 1).map_or(0, |&id| id as usize));
+        compared.add(&expected[row * width..][..width], found, ids.get(row + 1).map(|&id| id as usize));
     })?;
-    let rows = positions.rows();
-    let max_rel = worst / f64::from(largest);
+    let rows = compared.positions.rows();
+    let max_rel = compared.worst / f64::from(compared.largest);
     let pass = match dtype {
         WeightDtype::F32 => max_rel <= MAX_REL,
         WeightDtype::F16 | WeightDtype::Int8 => rows.same_top >= SAME_TOP,
@@ -134,69 +159,63 @@ fn logits(
     Ok((Line { name: "logits".into(), max_rel: Some(max_rel), ids_equal: None, pass }, rows))
 }
 
-/// The greedy continuation of `ids`, which `all` begins with.
-fn continuation(session: &mut Session, ids: &[u32], all: &[u32], dtype: WeightDtype) -> Result<Line> {
+/// Logits of both models, as far as they have been seen.
+#[derive(Default)]
+struct Compared {
+    worst: f64,
+    largest: f32,
+    positions: Positions,
+    /// Of one position, what can be said.
+    base: Vec<f32>,
+    found: Vec<f32>,
+}
+
+impl Compared {
+    /// Adds a position; where the true token is one that is never said, the likeliest stands in for it.
+    fn add(&mut self, expected: &[f32], found: &[f32], target: Option<usize>) {
+        self.base.clear();
+        self.found.clear();
+        let mut at = None;
+        for (id, (&expected, &found)) in expected.iter().zip(found).enumerate() {
+            if expected <= UNSAID && found == f32::NEG_INFINITY {
+                continue;
+            }
+            if target == Some(id) {
+                at = Some(self.base.len());
+            }
+            let off = f64::from((found - expected).abs());
+            // A NaN is as far off as can be.
+            self.worst = if off.is_nan() { f64::INFINITY } else { self.worst.max(off) };
+            self.largest = self.largest.max(expected.abs());
+            self.base.push(expected);
+            self.found.push(found);
+        }
+        let target = at.or_else(|| argmax(&self.base)).unwrap_or(0);
+        self.positions.add(&self.base, &self.found, target);
+    }
+}
+
+/// How floats compare that every model computes alike.
+fn floats(name: &str, found: &[f32], expected: &[f32]) -> Line {
+    let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let worst = found.iter().zip(expected).fold(0.0f64, |worst, (found, expected)| {
+        let off = f64::from((found - expected).abs());
+        if off.is_nan() { f64::INFINITY } else { worst.max(off) }
+    });
+    let max_rel = if found.len() == expected.len() { worst / f64::from(largest) } else { f64::INFINITY };
+    Line { name: name.into(), max_rel: Some(max_rel), ids_equal: None, pass: max_rel <= MAX_REL }
+}
+
+/// The greedy continuation of `ids`.
+fn continuation(session: &mut Session, ids: &[u32], expected: &[u32], dtype: WeightDtype) -> Result<Line> {
     let model = Arc::clone(session.model());
-    let expected = &all[ids.len().min(all.len())..];
     let ends = model.config().end_ids();
     let expected: Vec<u32> = expected.iter().copied().take_while(|id| !ends.contains(id)).collect();
     let mut found = Vec::new();
     session.answer(ids, expected.len(), &mut Sampler::greedy(), &mut found, &mut |_| true)?;
-    let equal = all.starts_with(ids) && found == expected;
+    let equal = found == expected;
     let pass = equal || dtype != WeightDtype::F32;
     Ok(Line { name: "generated".into(), max_rel: None, ids_equal: Some(equal), pass })
-}
-
-/// A golden file.
-struct Stored<'a> {
-    path: &'a Path,
-    header: Header,
-    bytes: Vec<u8>,
-}
-
-impl<'a> Stored<'a> {
-    fn open(path: &'a Path) -> Result<Self> {
-        let header = read_file_header(path, Rules::Foreign)?;
-        if header.file_bytes > MAX_BYTES {
-            let reason = format!("it has {} bytes, at most {MAX_BYTES} are read", header.file_bytes);
-            return Err(ConvertError::Refused { path: path.into(), reason });
-        }
-        let bytes = std::fs::read(path).map_err(io(path))?;
-        Ok(Self { path, header, bytes })
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.header.find(name).is_some()
-    }
-
-    fn refuse(&self, reason: &str) -> ConvertError {
-        ConvertError::Refused { path: self.path.into(), reason: reason.into() }
-    }
-
-    fn data(&self, name: &str, dtype: Dtype) -> Result<&[u8]> {
-        let tensor = self.header.find(name).ok_or_else(|| self.refuse(&format!("it has no `{name}`")))?;
-        if tensor.dtype != dtype {
-            return Err(self.refuse(&format!("`{name}` is {}, expected {dtype}", tensor.dtype)));
-        }
-        tensor.data(&self.bytes).ok_or_else(|| self.refuse(&format!("`{name}` is cut off")))
-    }
-
-    fn floats(&self, name: &str) -> Result<Vec<f32>> {
-        Ok(self.data(name, Dtype::F32)?.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect())
-    }
-
-    /// Token ids, each of the model's vocabulary.
-    fn ids(&self, name: &str, model: &Model) -> Result<Vec<u32>> {
-        let vocabulary = model.config().decoder().vocab_size;
-        let ids = self.data(name, Dtype::I64)?.as_chunks().0.iter().map(|&id| i64::from_le_bytes(id));
-        let ids = ids.map(|id| {
-            u32::try_from(id).ok().filter(|&id| (id as usize) < vocabulary).ok_or_else(|| {
-                self.refuse(&format!("`{name}` has the id {id}, the vocabulary ends at {vocabulary}"))
-            })
-        });
-        let ids = ids.collect::<Result<Vec<_>>>()?;
-        if ids.is_empty() { Err(self.refuse(&format!("`{name}` is empty"))) } else { Ok(ids) }
-    }
 }
 
 impl Report {

@@ -92,6 +92,36 @@ fn llama_cpp_computes_the_same() {
 }
 
 #[test]
+fn transformers_computes_the_same_with_published_families() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf");
+    let shop = Workshop::new();
+    let compared = [
+        ("chameleon", &["pixel_values", "image_tokens", "logits", "generated"][..]),
+        (
+            "janus",
+            &["pixel_values", "image_features", "logits", "generated", "drawn_image_tokens", "drawn_pixels"],
+        ),
+    ];
+    for (family, tensors) in compared {
+        let folder = fixtures.join(family).to_string_lossy().into_owned();
+        let golden = format!("{folder}/golden.safetensors");
+        let run = |precision| {
+            let output =
+                shop.run(&["golden", &folder, "--golden", &golden, "--precision", precision, "--json"]);
+            serde_json::from_slice::<Value>(&output.stdout).unwrap()
+        };
+        let report = run("f32");
+        let names: Vec<_> =
+            report["tensors"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+        assert_eq!((names.as_slice(), &report["pass"]), (tensors, &json!(true)), "{family}: {report}");
+        // Random weights have small margins: nothing more than this can be promised of INT8.
+        let report = run("int8");
+        assert!(report["logits"]["same_top"].as_f64().unwrap() > 0.85, "{family}: {report}");
+        assert_eq!(report["tensors"][0]["max_rel"], 0.0, "{family}: {report}");
+    }
+}
+
+#[test]
 fn golden_fails_on_another_value_on_nan_and_on_another_id() {
     let shop = workshop();
     let whole = fs::read(shop.path("golden.safetensors")).unwrap();
@@ -123,7 +153,7 @@ fn what_a_folder_lacks_or_has_wrong_is_a_sentence() {
     type Change = fn(&Workshop);
     let cases: [(&str, Change); 14] = [
         ("no config.json", |shop| fs::remove_file(shop.path("tiny/config.json")).unwrap()),
-        ("model_type is `gpt_oss`, which cannot be converted; these can: llama", |shop| {
+        ("model_type is `gpt_oss`, which cannot be converted; these can: chameleon", |shop| {
             change_json(shop, "tiny/config.json", |c| c["model_type"] = json!("gpt_oss"));
         }),
         ("field `hidden_size` is missing", |shop| {

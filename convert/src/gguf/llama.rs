@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use saccade::config::{ChatTemplate, DecoderConfig, GenerationConfig, LlamaConfig, ModelConfig, QkNorm};
+use saccade::config::{
+    ChatTemplate, DecoderConfig, GenerationConfig, LlamaConfig, ModelConfig, NormPlace, QkNorm,
+};
 use saccade::tokenize::TextTokenizer;
 use serde_json::{Map, json};
 
@@ -94,6 +96,7 @@ fn model(path: &Path, gguf: &Gguf) -> std::result::Result<ModelConfig, String> {
         rope_theta: meta.float("llama.rope.freq_base").unwrap_or(10_000.0),
         norm_eps: meta.float("llama.attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
         qk_norm: QkNorm::None,
+        norm_place: NormPlace::Before,
         modality_bias: None,
         tied: !gguf.tensors.contains_key("output.weight"),
     };

@@ -1,14 +1,13 @@
 //! `model_type: llama`: SmolLM2 and its kin.
 
-use saccade::config::{DecoderConfig, GenerationConfig, LlamaConfig, ModelConfig, QkNorm};
+use saccade::config::{DecoderConfig, GenerationConfig, LlamaConfig, NormPlace, QkNorm};
 use serde_json::{Map, Value};
 
 use super::{Folder, MAX_NEW_TOKENS, OneOrMany, names};
 use crate::error::Result;
 
-/// The model that a `config.json` describes.
-pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
-    let c = &folder.config;
+/// The language model that a `config.json` describes, or its `text_config`.
+pub(super) fn model(folder: &Folder<'_>, c: &Map<String, Value>) -> Result<LlamaConfig> {
     let decoder = decoder(folder, c)?;
     let max_positions = folder.field(c, "max_position_embeddings")?.unwrap_or(2048);
     let bos = folder.field::<u32>(c, "bos_token_id")?.filter(|_| folder.words.add_bos_token == Some(true));
@@ -17,7 +16,7 @@ pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
     let ends = ends.ok_or_else(|| {
         folder.refused("field `eos_token_id` is missing, so nothing would end an answer".into())
     })?;
-    Ok(ModelConfig::Llama(LlamaConfig {
+    Ok(LlamaConfig {
         name: folder.name.clone(),
         decoder,
         max_positions,
@@ -27,7 +26,7 @@ pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
         generation: GenerationConfig {
             max_new_tokens: folder.generation.max_new_tokens.unwrap_or(MAX_NEW_TOKENS.min(max_positions)),
         },
-    }))
+    })
 }
 
 /// Sizes and options of a decoder; `c` is `config.json` or its `text_config`.
@@ -58,6 +57,7 @@ pub(super) fn decoder(folder: &Folder<'_>, c: &Map<String, Value>) -> Result<Dec
         rope_theta: rope_theta(folder, c)?,
         norm_eps: folder.field(c, "rms_norm_eps")?.unwrap_or(1e-6),
         qk_norm: QkNorm::None,
+        norm_place: NormPlace::Before,
         modality_bias: None,
         tied: folder.field(c, "tie_word_embeddings")?.unwrap_or(false),
     })

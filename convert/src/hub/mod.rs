@@ -3,8 +3,13 @@
 //! Each architecture is a file here: its fields of `config.json`, and its names for the tensors that
 //! [`saccade::family::tensors`] lists.
 
+mod chameleon;
+mod janus;
 mod llama;
 mod names;
+mod pixels;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -29,7 +34,7 @@ const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// What `max_new_tokens` is where a checkpoint does not say, as far as its positions allow.
 pub(crate) const MAX_NEW_TOKENS: usize = 1024;
 /// What can be converted, by `model_type`.
-const KNOWN: &str = "llama";
+const KNOWN: &str = "chameleon, janus, llama";
 
 const AGAIN: &str = "download the folder again";
 
@@ -58,6 +63,8 @@ struct Words {
     eos_token: Option<Word>,
     chat_template: Option<String>,
     add_bos_token: Option<bool>,
+    boi_token: Option<Word>,
+    eoi_token: Option<Word>,
 }
 
 /// A special token: its spelling, or an object that has it.
@@ -93,6 +100,41 @@ impl OneOrMany {
     }
 }
 
+/// Ids by the spelling of tokens.
+type Vocabulary = BTreeMap<String, u32>;
+
+/// The vocabulary of the folder's `tokenizer.json`, special tokens included.
+fn vocabulary(folder: &Folder<'_>) -> Result<Vocabulary> {
+    #[derive(Deserialize)]
+    struct Tokenizer {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+        model: Model,
+    }
+    #[derive(Deserialize)]
+    struct Added {
+        id: u32,
+        content: String,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        #[serde(default)]
+        vocab: Value,
+    }
+    let path = folder.path.join("tokenizer.json");
+    let text = read_text(&path, MAX_TOKENIZER_BYTES)?;
+    let Tokenizer { added_tokens, model } =
+        serde_json::from_str(&text).map_err(|error| refuse(&path, format!("{error}; {AGAIN}")))?;
+    let mut all = Vocabulary::new();
+    for (token, id) in model.vocab.as_object().into_iter().flatten() {
+        if let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) {
+            all.insert(token.clone(), id);
+        }
+    }
+    all.extend(added_tokens.into_iter().map(|token| (token.content, token.id)));
+    Ok(all)
+}
+
 /// Opens a folder of the hub's layout.
 ///
 /// # Errors
@@ -115,7 +157,12 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
         words: read_json_if_there(&path.join("tokenizer_config.json"))?,
     };
     let (model, name) = match kind.as_str() {
-        "llama" => (llama::model(&folder)?, llama::name as fn(&str) -> Option<String>),
+        "llama" => (
+            ModelConfig::Llama(llama::model(&folder, &folder.config)?),
+            llama::name as fn(&str) -> Option<String>,
+        ),
+        "chameleon" => (chameleon::model(&folder)?, chameleon::name as fn(&str) -> Option<String>),
+        "janus" => (janus::model(&folder)?, janus::name as fn(&str) -> Option<String>),
         other => {
             let reason = format!(
                 "its model_type is `{}`, which cannot be converted; these can: {KNOWN}",

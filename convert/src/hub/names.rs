@@ -4,12 +4,16 @@
 pub(super) const IGNORED: [&str; 2] = ["rotary_emb.inv_freq", "position_ids"];
 
 /// Ours for theirs, inside a block.
-const BLOCK: [(&str, &str); 9] = [
+const BLOCK: [(&str, &str); 13] = [
     ("input_layernorm.weight", "attn_norm.weight"),
     ("self_attn.q_proj.weight", "attn.q.weight"),
     ("self_attn.k_proj.weight", "attn.k.weight"),
     ("self_attn.v_proj.weight", "attn.v.weight"),
     ("self_attn.o_proj.weight", "attn.o.weight"),
+    ("self_attn.q_norm.weight", "attn.q_norm.weight"),
+    ("self_attn.q_norm.bias", "attn.q_norm.bias"),
+    ("self_attn.k_norm.weight", "attn.k_norm.weight"),
+    ("self_attn.k_norm.bias", "attn.k_norm.bias"),
     ("post_attention_layernorm.weight", "ffn_norm.weight"),
     ("mlp.gate_proj.weight", "ffn.gate.weight"),
     ("mlp.up_proj.weight", "ffn.up.weight"),

@@ -1,0 +1,134 @@
+//! Pictures in and out.
+
+use std::sync::Arc;
+
+use saccade::config::{ChameleonConfig, JanusConfig, WeightDtype};
+use saccade::family::Model;
+use saccade::sample::Sampler;
+use saccade::session::{self, Session, SessionOptions};
+use saccade::tokenize::{CodedImages, Features, Picture, PixelValues, drawn};
+
+use super::stored::Stored;
+use super::{Line, floats};
+use crate::error::{ConvertError, Result};
+
+/// What the golden drawings were guided with.
+const GUIDANCE: f32 = 5.0;
+
+/// `pixel_values`, channels last as the runtime has them, with their height and width.
+fn values(stored: &Stored<'_>) -> Result<(Vec<f32>, (usize, usize))> {
+    let [channels @ 3, height, width] = stored.shape("pixel_values")?[..] else {
+        return Err(stored.refuse("`pixel_values` is no picture of three channels"));
+    };
+    let planes = stored.floats("pixel_values")?;
+    let mut values = Vec::with_capacity(planes.len());
+    for place in 0..height * width {
+        values.extend((0..channels).map(|channel| planes[channel * height * width + place]));
+    }
+    Ok((values, (height, width)))
+}
+
+/// Compares what becomes of the picture beside the file, if there is one.
+fn photo(
+    stored: &Stored<'_>,
+    (values, size): (&[f32], (usize, usize)),
+    lines: &mut Vec<Line>,
+    run: impl FnOnce(Picture<'_>, &mut dyn FnMut(PixelValues<'_>)) -> saccade::Result<()>,
+) -> Result<()> {
+    let path = stored.path.with_file_name("photo.png");
+    if !path.exists() {
+        return Ok(());
+    }
+    let image = image::open(&path).map_err(|error| ConvertError::Refused {
+        path: path.clone(),
+        reason: format!("{error}; put a PNG there"),
+    })?;
+    let rgb = image.to_rgb8();
+    let picture =
+        Picture { rgb: rgb.as_raw(), width: image.width() as usize, height: image.height() as usize };
+    run(picture, &mut |found| {
+        let found_size = (found.height, found.width);
+        let found = if found_size == size { found.values } else { &[] };
+        lines.push(floats("pixel_values", found, values));
+    })?;
+    Ok(())
+}
+
+/// The text of Chameleon with the tokens of its picture in their places.
+pub(super) fn codes(
+    model: &Arc<Model>,
+    c: &ChameleonConfig,
+    stored: &Stored<'_>,
+    ids: &[u32],
+    lines: &mut Vec<Line>,
+) -> Result<Vec<u32>> {
+    let mut images = CodedImages::new(model)?;
+    let (values, size) = values(stored)?;
+    photo(stored, (&values, size), lines, |picture, see| images.values(picture).map(see))?;
+    let mut found = Vec::new();
+    images.encode_values(&values, size, &mut found)?;
+    if stored.has("image_tokens") {
+        lines.push(Line::ids("image_tokens", found == stored.ids("image_tokens", model)?));
+    }
+    let mut tokens = found.into_iter();
+    let mut shown = ids.to_vec();
+    for id in shown.iter_mut().filter(|id| **id == c.image.placeholder) {
+        *id = tokens
+            .next()
+            .ok_or_else(|| stored.refuse("`input_ids` has more places than the picture has tokens"))?;
+    }
+    Ok(shown)
+}
+
+/// Shows a session of Janus the features of the picture.
+pub(super) fn features(
+    model: &Arc<Model>,
+    stored: &Stored<'_>,
+    session: &mut Session,
+    lines: &mut Vec<Line>,
+) -> Result<()> {
+    if !stored.has("pixel_values") {
+        return Ok(());
+    }
+    let mut eye = Features::new(model)?;
+    let (values, size) = values(stored)?;
+    photo(stored, (&values, size), lines, |picture, see| eye.values(picture).map(see))?;
+    let found = eye.of_values(&values, size)?;
+    if stored.has("image_features") {
+        let mut line = floats("image_features", found, &stored.floats("image_features")?);
+        // Quantised layers are judged by what the model says.
+        line.pass |= model.bundle().dtype != WeightDtype::F32;
+        lines.push(line);
+    }
+    session.show(found)?;
+    Ok(())
+}
+
+/// Draws, and turns the golden codes into pixels.
+pub(super) fn drawing(
+    model: &Arc<Model>,
+    c: &JanusConfig,
+    stored: &Stored<'_>,
+    dtype: WeightDtype,
+    lines: &mut Vec<Line>,
+) -> Result<()> {
+    if !stored.has("draw_input_ids") {
+        return Ok(());
+    }
+    let prompt = stored.ids("draw_input_ids", model)?;
+    let expected = stored.codes("drawn_image_tokens", c.drawing.vq.codebook_size)?;
+    let options = SessionOptions { max_text_tokens: prompt.len() + expected.len(), max_sequences: 2 };
+    let (mut guided, mut free) = (Session::new(model, &options)?, Session::new(model, &options)?);
+    let mut codes = Vec::new();
+    session::draw(&mut guided, &mut free, &prompt, GUIDANCE, &mut Sampler::greedy(), &mut codes)?;
+    let mut line = Line::ids("drawn_image_tokens", codes == expected);
+    // A quantised model may choose another code, and then all others differ.
+    line.pass |= dtype != WeightDtype::F32;
+    lines.push(line);
+    let mut picture = Vec::new();
+    drawn(model, &expected, &mut picture)?;
+    let mut line = floats("drawn_pixels", &picture, &stored.floats("drawn_pixels")?);
+    line.pass |= dtype != WeightDtype::F32;
+    lines.push(line);
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! `model_type: chameleon`: Chameleon, Anole and what is laid out like them.
+
+use std::collections::BTreeMap;
+
+use saccade::config::{ChameleonConfig, CodeNorm, CodedImage, ModelConfig, NormPlace, QkNorm, VqConfig};
+use serde::Deserialize;
+
+use super::{Folder, llama, names, pixels};
+use crate::error::Result;
+
+/// `vq_config`, as far as it is used.
+#[derive(Deserialize)]
+struct Vq {
+    base_channels: usize,
+    channel_multiplier: Vec<usize>,
+    num_res_blocks: usize,
+    latent_channels: usize,
+    embed_dim: usize,
+    num_embeddings: usize,
+    #[serde(default)]
+    double_latent: bool,
+    attn_resolutions: Option<Vec<usize>>,
+    attn_type: Option<String>,
+}
+
+/// The model that a `config.json` describes.
+pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
+    let c = &folder.config;
+    let mut language = llama::model(folder, c)?;
+    language.decoder.qk_norm = QkNorm::Layer;
+    if folder.field::<bool>(c, "swin_norm")? == Some(true) {
+        language.decoder.norm_place = NormPlace::After;
+    }
+    let vq: Vq = folder.required(c, "vq_config")?;
+    if vq.double_latent
+        || vq.attn_resolutions.is_some_and(|at| !at.is_empty())
+        || vq.attn_type.is_some_and(|t| t != "vanilla")
+    {
+        let reason = "its `vq_config` has double latents, attention inside the levels or none in the middle, which no published \
+                      checkpoint has and which cannot be converted";
+        return Err(folder.refused(reason.into()));
+    }
+    let vocabulary: BTreeMap<String, u32> = folder.required(c, "vocabulary_map")?;
+    let named = |what: &str, name: &str| {
+        let id = vocabulary.get(name).copied();
+        id.ok_or_else(|| {
+            folder.refused(format!("`vocabulary_map` has no `{}`, the {what}", name.escape_debug()))
+        })
+    };
+    let word =
+        |word: &Option<super::Word>, usual: &str| word.as_ref().map_or(usual, super::Word::text).to_owned();
+    let image = CodedImage {
+        pixels: pixels::config(folder)?,
+        placeholder: match folder.field(c, "image_token_id")? {
+            Some(id) => id,
+            None => named("place of a picture", "<image>")?,
+        },
+        begin: named("begin of a picture", &word(&folder.words.boi_token, "<racm3:break>"))?,
+        end: named("end of a picture", &word(&folder.words.eoi_token, "<eoss>"))?,
+        ids: ids(folder, &vocabulary, vq.num_embeddings)?,
+        vq: VqConfig {
+            base_channels: vq.base_channels,
+            channel_multiplier: vq.channel_multiplier,
+            n_res: vq.num_res_blocks,
+            latent_channels: vq.latent_channels,
+            code_dim: vq.embed_dim,
+            codebook_size: vq.num_embeddings,
+            last_level_attention: false,
+            decoder: false,
+            code_norm: CodeNorm::None,
+        },
+    };
+    Ok(ModelConfig::Chameleon(ChameleonConfig { language, image }))
+}
+
+/// The token of each code: code 27 is called `IMGIMGCHZ`, letters for digits.
+///
+/// Source: `ChameleonImageVocabularyMapping` of transformers.
+fn ids(folder: &Folder<'_>, vocabulary: &BTreeMap<String, u32>, codes: usize) -> Result<Vec<u32>> {
+    let mut ids = vec![None; codes];
+    for (name, &id) in vocabulary {
+        let Some(letters) = name.strip_prefix("IMGIMG").and_then(|rest| rest.strip_suffix('Z')) else {
+            continue;
+        };
+        let digit = |letter: char| ('A'..='J').position(|known| known == letter);
+        let code = letters
+            .chars()
+            .try_fold(0usize, |code, letter| code.checked_mul(10)?.checked_add(digit(letter)?));
+        match code.and_then(|code| ids.get_mut(code)).filter(|_| !letters.is_empty()) {
+            Some(place) => *place = Some(id),
+            None => {
+                let reason = format!("`vocabulary_map`: `{}` is none of {codes} codes", name.escape_debug());
+                return Err(folder.refused(reason));
+            }
+        }
+    }
+    match ids.iter().position(Option::is_none) {
+        Some(code) => {
+            Err(folder.refused(format!("`vocabulary_map` has no token for code {code} of {codes}")))
+        }
+        None => Ok(ids.into_iter().flatten().collect()),
+    }
+}
+
+/// Our name for a tensor.
+pub(super) fn name(theirs: &str) -> Option<String> {
+    match theirs.strip_prefix("model.vqmodel.") {
+        Some(rest) => Some(format!("vq.{rest}")),
+        None if theirs == "lm_head.weight" => Some("head.weight".into()),
+        None => names::decoder("model.", theirs),
+    }
+}
