@@ -50,10 +50,8 @@ fn a_folder_and_a_gguf_file_of_one_model_become_the_same_weights() {
         assert!(weights(&hub) == weights(&gguf), "{dtype}: the weights differ");
         let open = |bundle: &str| Model::open(shop.path(bundle), &EngineOptions::default()).unwrap();
         let (hub, gguf) = (open(&hub), open(&gguf));
-        let talk = [
-            Message { role: "system".into(), content: "be <|im_end|> brief".into() },
-            Message { role: "user".into(), content: "the ring, über 12 😀".into() },
-        ];
+        let talk =
+            [Message::text("system", "be <|im_end|> brief"), Message::text("user", "the ring, über 12 😀")];
         let ids = hub.text().unwrap().encode_chat(&talk).unwrap();
         assert_eq!(ids, gguf.text().unwrap().encode_chat(&talk).unwrap(), "{dtype}");
         assert_eq!(

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use saccade::config::{ChameleonConfig, CodeNorm, CodedImage, ModelConfig, NormPlace, QkNorm, VqConfig};
+use saccade::config::{
+    ChameleonConfig, ChatTemplate, CodeNorm, CodedImage, ModelConfig, NormPlace, QkNorm, VqConfig,
+};
 use serde::Deserialize;
 
 use super::{Folder, llama, names, pixels};
@@ -23,11 +25,27 @@ struct Vq {
     attn_type: Option<String>,
 }
 
+/// What transformers' `ChameleonProcessor` makes of a question: nothing around it, the separator behind it.
+const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}SEP{% endfor %}";
+
+fn word(word: &Option<super::Word>, usual: &str) -> String {
+    word.as_ref().map_or(usual, super::Word::text).to_owned()
+}
+
 /// The model that a `config.json` describes.
 pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
     let c = &folder.config;
     let mut language = llama::model(folder, c)?;
     language.decoder.qk_norm = QkNorm::Layer;
+    if language.chat.is_none()
+        && let Some(sep) = &folder.words.sep_token
+    {
+        language.chat = Some(ChatTemplate {
+            template: TEMPLATE.replace("SEP", sep.text()),
+            bos_token: word(&folder.words.bos_token, "<s>"),
+            eos_token: word(&folder.words.eos_token, "</s>"),
+        });
+    }
     if folder.field::<bool>(c, "swin_norm")? == Some(true) {
         language.decoder.norm_place = NormPlace::After;
     }
@@ -47,8 +65,6 @@ pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
             folder.refused(format!("`vocabulary_map` has no `{}`, the {what}", name.escape_debug()))
         })
     };
-    let word =
-        |word: &Option<super::Word>, usual: &str| word.as_ref().map_or(usual, super::Word::text).to_owned();
     let image = CodedImage {
         pixels: pixels::config(folder)?,
         placeholder: match folder.field(c, "image_token_id")? {

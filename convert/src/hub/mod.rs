@@ -65,6 +65,7 @@ struct Words {
     add_bos_token: Option<bool>,
     boi_token: Option<Word>,
     eoi_token: Option<Word>,
+    sep_token: Option<Word>,
 }
 
 /// A special token: its spelling, or an object that has it.

@@ -63,8 +63,8 @@ pub(crate) struct Admitted {
 pub(crate) enum Asks {
     /// One question about pictures.
     Look(Look),
-    /// The next turn of a conversation.
-    Talk(Vec<Message>),
+    /// The next turn of a conversation, with the pictures that are shown in it, oldest first.
+    Talk(Vec<Message>, Vec<Picture>),
 }
 
 /// One question about pictures, as Saccade's own family takes it.
@@ -117,7 +117,8 @@ pub(crate) fn admit(body: &[u8], served: &Served) -> Result<Admitted, ApiError> 
         return Err(ApiError::invalid("response_format", "this model answers in plain text: ask for `text`"));
     }
     let asks = if served.talks {
-        Asks::Talk(turns::conversation(&request.messages.0)?)
+        let (messages, pictures) = turns::conversation(&request.messages.0, served)?;
+        Asks::Talk(messages, pictures)
     } else {
         let mut look = turns::look(&request.messages.0, served)?;
         look.task = task.or_else(|| default_task(served, !look.pictures.is_empty())).unwrap_or_default();

@@ -36,7 +36,7 @@ impl Admitted {
     fn look(&self) -> &Look {
         match &self.prompt.asks {
             Asks::Look(look) => look,
-            Asks::Talk(turns) => panic!("a conversation of {} turns", turns.len()),
+            Asks::Talk(turns, _) => panic!("a conversation of {} turns", turns.len()),
         }
     }
 }

@@ -11,7 +11,7 @@ use saccade::engine::EngineOptions;
 use saccade::family::Model;
 use saccade::session::{self, Session, SessionError, SessionOptions};
 use saccade::source::Frame;
-use saccade::tokenize::{self, ImageTokenizer, Tokenizer as _};
+use saccade::tokenize::{self, ImageTokenizer, PictureReader, Tokenizer as _};
 
 use crate::admit::{Asks, Look, Served};
 use crate::app::unix_s;
@@ -21,6 +21,9 @@ use crate::metrics::Metrics;
 use crate::picture::Picture;
 use crate::shipped;
 use crate::tokens::TextStream;
+
+/// Pictures of a request where the model itself sets no bound.
+const MAX_PICTURES: usize = 16;
 
 /// Loads the bundle, says so through `ready`, and answers jobs until their queue is closed.
 ///
@@ -54,8 +57,10 @@ pub(crate) fn run(
 struct Answerer {
     model: Arc<Model>,
     session: Session,
-    /// Of a model that takes pictures.
+    /// Of a model of Saccade's own family.
     images: Option<ImageTokenizer>,
+    /// Of a language model that takes pictures.
+    reader: Option<PictureReader>,
     /// The picture that is being looked at.
     frame: Frame,
     codes: Vec<u16>,
@@ -76,6 +81,7 @@ impl Answerer {
         Ok(Self {
             session: Session::new(&model, &options)?,
             images: model.unimodal().is_ok().then(|| ImageTokenizer::new(&model)).transpose()?,
+            reader: PictureReader::new(&model)?,
             frame: Frame::default(),
             codes: Vec::new(),
             answer: Vec::new(),
@@ -90,7 +96,11 @@ impl Answerer {
             name: config.name().to_owned(),
             talks: looks.is_none(),
             tasks: looks.map_or_else(Vec::new, |c| c.tasks.clone()),
-            max_pictures: looks.map_or(0, |c| c.window(Modality::Image).unwrap_or(16)),
+            max_pictures: match looks {
+                Some(c) => c.window(Modality::Image).unwrap_or(MAX_PICTURES),
+                None if self.reader.is_some() => MAX_PICTURES,
+                None => 0,
+            },
             max_new_tokens: config.generation().max_new_tokens,
             caption: looks.map_or_else(String::new, |c| c.chat.caption.clone()),
             kernels: self.model.engine().kernels().name.to_string(),
@@ -122,8 +132,10 @@ impl Answerer {
         let model = Arc::clone(&self.model);
         let text = model.text().map_err(|error| refuse(&error))?;
         let (question, prefill) = match &prompt.asks {
-            Asks::Talk(messages) => {
-                (text.encode_chat(messages).map_err(|error| refuse(&error))?, Duration::ZERO)
+            Asks::Talk(messages, pictures) => {
+                metrics.pictures.inc_by(pictures.len() as u64);
+                let ids = text.encode_chat(messages).map_err(|error| refuse(&error))?;
+                (self.read(ids, pictures, &mut timings)?, Duration::ZERO)
             }
             Asks::Look(look) => {
                 metrics.pictures.inc_by(look.pictures.len() as u64);
@@ -168,6 +180,33 @@ impl Answerer {
             done.completion_tokens
         );
         Ok(Some(Event::Done(done)))
+    }
+
+    /// Decodes the pictures of a conversation and puts them in their places.
+    fn read(
+        &mut self,
+        ids: Vec<u32>,
+        pictures: &[Picture],
+        timings: &mut Timings,
+    ) -> Result<Vec<u32>, ApiError> {
+        let Some(reader) = &mut self.reader else { return Ok(ids) };
+        let start = Instant::now();
+        let mut frames = Vec::with_capacity(pictures.len());
+        for picture in pictures {
+            let mut frame = Frame::default();
+            picture.decode(&mut frame)?;
+            frames.push(frame);
+        }
+        let decoded = Instant::now();
+        let seen = |frame: &Frame| (frame.width as usize, frame.height as usize);
+        let shown: Vec<_> = frames
+            .iter()
+            .map(|frame| tokenize::Picture { rgb: &frame.rgb, width: seen(frame).0, height: seen(frame).1 })
+            .collect();
+        let ids = reader.read(&ids, &shown, &mut self.session).map_err(|error| refuse(&error))?;
+        timings.preprocess_ms += ms(decoded - start);
+        timings.vision_ms += ms(decoded.elapsed());
+        Ok(ids)
     }
 
     /// Shows the session a task and its pictures; returns the question, and the time in the session alone.
@@ -252,9 +291,12 @@ fn refuse(error: &Error) -> ApiError {
             "messages",
             format!("the text has {tokens} tokens, there is room for {room}: shorten it"),
         ),
-        Error::Session(error @ (SessionError::NoText | SessionError::Text(_))) => {
-            ApiError::invalid("messages", error.to_string())
-        }
+        Error::Session(
+            error @ (SessionError::NoText
+            | SessionError::Text(_)
+            | SessionError::PictureSize { .. }
+            | SessionError::Places { .. }),
+        ) => ApiError::invalid("messages", error.to_string()),
         _ => {
             log::error!("a request failed: {}", error.sentence());
             ApiError::engine()

@@ -1,11 +1,11 @@
 //! The messages of a request, as what the served model can be shown: one question about pictures, or a conversation.
 
-use saccade::tokenize::Message;
+use saccade::tokenize::{Message, Part};
 
 use crate::admit::{Look, Served};
 use crate::error::ApiError;
 use crate::picture::Picture;
-use crate::wire::{self, Content, List, Part};
+use crate::wire::{self, Content, List};
 
 /// The longest text of one request (all messages together), in bytes.
 pub(crate) const MAX_TEXT_BYTES: usize = 16 << 10;
@@ -14,7 +14,11 @@ pub(crate) const MAX_TALK_BYTES: usize = 64 << 10;
 const NO_ROLE: &str = "a role is one of system, developer, user, assistant and tool";
 
 /// The conversation so far, for a model that was trained on such. What it cannot be shown is refused.
-pub(crate) fn conversation(messages: &[wire::Message]) -> Result<Vec<Message>, ApiError> {
+pub(crate) fn conversation(
+    messages: &[wire::Message],
+    served: &Served,
+) -> Result<(Vec<Message>, Vec<Picture>), ApiError> {
+    let mut pictures = Vec::new();
     let mut turns = Vec::with_capacity(messages.len());
     for (i, message) in messages.iter().enumerate() {
         let role = match message.role.as_str() {
@@ -26,25 +30,58 @@ pub(crate) fn conversation(messages: &[wire::Message]) -> Result<Vec<Message>, A
             }
             _ => return Err(ApiError::invalid(format!("messages[{i}].role"), NO_ROLE)),
         };
-        if let Some(Content::Parts(List(parts))) = &message.content
-            && let Some(j) = parts.iter().position(|part| part.kind == "image_url")
-        {
-            let message = "this model takes no pictures: send text alone";
-            return Err(ApiError::invalid(format!("messages[{i}].content[{j}]"), message));
-        }
-        let mut content = String::new();
-        read_text(&mut content, message, i)?;
+        let content = read_parts(&mut pictures, message, i, served)?;
         turns.push(Message { role: role.into(), content });
     }
-    if turns.iter().map(|turn| turn.content.len()).sum::<usize>() > MAX_TALK_BYTES {
+    let said = |turn: &Message| turn.content.iter().map(words).map(str::len).sum::<usize>();
+    if turns.iter().map(said).sum::<usize>() > MAX_TALK_BYTES {
         let message = format!("the text is longer than {MAX_TALK_BYTES} bytes: shorten it");
         return Err(ApiError::invalid("messages", message));
     }
-    if turns.last().is_none_or(|turn| turn.role != "user" || turn.content.trim().is_empty()) {
+    let empty = |turn: &Message| {
+        turn.content.iter().all(|part| *part != Part::Image && words(part).trim().is_empty())
+    };
+    if turns.last().is_none_or(|turn| turn.role != "user" || empty(turn)) {
         let message = "the last message must be the user's, and not empty: send something to answer";
         return Err(ApiError::invalid("messages", message));
     }
-    Ok(turns)
+    Ok((turns, pictures))
+}
+
+/// What a part says.
+fn words(part: &Part) -> &str {
+    match part {
+        Part::Text { text } => text,
+        Part::Image => "",
+    }
+}
+
+/// The parts of a message in order; its pictures are appended to the others.
+fn read_parts(
+    pictures: &mut Vec<Picture>,
+    message: &wire::Message,
+    i: usize,
+    served: &Served,
+) -> Result<Vec<Part>, ApiError> {
+    let parts = match &message.content {
+        None => return Ok(Vec::new()),
+        Some(Content::Text(text)) => return Ok(vec![Part::Text { text: text.to_string() }]),
+        Some(Content::Parts(List(parts))) => parts,
+    };
+    if served.max_pictures == 0
+        && let Some(j) = parts.iter().position(|part| part.kind == "image_url")
+    {
+        let message = "this model takes no pictures: send text alone";
+        return Err(ApiError::invalid(format!("messages[{i}].content[{j}]"), message));
+    }
+    // Checks every part, and that pictures are not too many.
+    read_text(&mut String::new(), message, i)?;
+    read_pictures(pictures, message, i, served)?;
+    let part = |part: &wire::Part| match &part.text {
+        Some(text) if part.kind == "text" => Part::Text { text: text.0.to_string() },
+        _ => Part::Image,
+    };
+    Ok(parts.iter().map(part).collect())
 }
 
 /// Instruction from the system messages, pictures and question from the user messages. What the model would not be
@@ -125,7 +162,7 @@ fn read_pictures(
 ) -> Result<(), ApiError> {
     let Some(Content::Parts(List(parts))) = &message.content else { return Ok(()) };
     for (j, part) in parts.iter().enumerate().filter(|(_, part)| part.kind == "image_url") {
-        let Part { image_url: Some(url), .. } = part else {
+        let wire::Part { image_url: Some(url), .. } = part else {
             let param = format!("messages[{i}].content[{j}]");
             return Err(ApiError::invalid(param, "an image_url part needs the field `image_url`"));
         };

@@ -323,11 +323,11 @@ fn the_doctor_speaks_json_and_words() {
     assert!(String::from_utf8_lossy(&saccaded(&["doctor"], None).stdout).contains("board"));
 }
 
-/// A tiny language model of random weights, from a GGUF file: it talks nonsense, always the same.
-fn language_model() -> Service {
+/// A tiny published model of random weights: it talks nonsense, always the same.
+fn published(checkpoint: &str) -> Service {
     let dir = tempfile::tempdir().unwrap();
-    let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../convert/tests/fixtures/llama/tiny.gguf");
-    let mut checkpoint = Checkpoint::open(&gguf).unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../convert/tests/fixtures");
+    let mut checkpoint = Checkpoint::open(&fixtures.join(checkpoint)).unwrap();
     convert(&mut checkpoint, &dir.path().join("tiny"), WeightDtype::Int8, false, &mut Progress::silent())
         .unwrap();
     Service::of(dir, "tiny")
@@ -335,7 +335,7 @@ fn language_model() -> Service {
 
 #[test]
 fn a_language_model_takes_a_conversation() {
-    let service = language_model();
+    let service = published("llama/tiny.gguf");
     let turn = |role: &str, content: &str| json!({"role": role, "content": content});
     let talk =
         [turn("system", "be brief"), turn("user", "hi"), turn("assistant", "yes?"), turn("user", "the ring")];
@@ -365,5 +365,27 @@ fn a_language_model_takes_a_conversation() {
     ] {
         let (status, text) = service.chat(&json!({"messages": messages}));
         assert_eq!((status, text.contains(words)), (400, true), "{text}");
+    }
+}
+
+#[test]
+fn published_models_are_shown_pictures() {
+    // Tokens of a picture with what stands around it.
+    for (family, tokens) in [("hf/chameleon", 64 + 2), ("hf/janus", 16 + 2)] {
+        let service = published(family);
+        let url =
+            format!("data:image/jpeg;base64,{}", base64::engine::general_purpose::STANDARD.encode(jpeg(90)));
+        let picture = json!({"type": "image_url", "image_url": {"url": url}});
+        let ask = |shown: &[&Value]| {
+            let mut content = vec![json!({"type": "text", "text": "what colour is the ball?"})];
+            content.extend(shown.iter().map(|&picture| picture.clone()));
+            service.completion(&json!({"messages": [{"role": "user", "content": content}], "max_tokens": 8}))
+        };
+        let count = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+        let (none, one, two) = (ask(&[]), ask(&[&picture]), ask(&[&picture, &picture]));
+        assert_eq!(count(&one) - count(&none), tokens, "{family}: {one}");
+        assert_eq!(count(&two) - count(&one), tokens, "{family}: {two}");
+        assert_ne!(one["choices"], none["choices"], "{family}: the picture is seen");
+        assert!(one["timings"]["vision_ms"].as_f64().unwrap() > 0.0, "{one}");
     }
 }

@@ -6,16 +6,18 @@ mod coded;
 mod features;
 mod image;
 mod pixels;
+mod reader;
 mod resize;
 mod text;
 
 pub use bins::Bins;
-pub use chat::Message;
+pub use chat::{Message, Part};
 pub use coded::CodedImages;
 pub use features::{Features, drawn, to_rgb8};
 pub(crate) use image::check_codes;
 pub use image::{ImageTokenizer, Picture};
 pub use pixels::{Filter, Fit, PixelConfig, PixelValues, Pixels, ResizeRule};
+pub use reader::PictureReader;
 pub use text::TextTokenizer;
 
 /// One modality into codes and back.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tokenizers::Tokenizer as HfTokenizer;
 
-use super::chat::{self, Message};
+use super::chat::{self, Message, Part, Style};
 use crate::config::{ChatTemplate, ModelConfig};
 use crate::session::SessionError;
 
@@ -16,6 +16,7 @@ pub struct TextTokenizer {
     /// Put before every text.
     bos: Option<u32>,
     chat: Option<ChatTemplate>,
+    style: Style,
 }
 
 impl std::fmt::Debug for TextTokenizer {
@@ -44,7 +45,14 @@ impl TextTokenizer {
         let special = added.into_iter().filter(|(_, token)| token.special && !token.content.is_empty());
         let special = special.map(|(id, token)| (token.content, id)).collect();
         let (bos, chat) = config.language().map_or((None, None), |c| (c.bos, c.chat.clone()));
-        Ok(Self { inner, special, bos, chat })
+        let style = match config {
+            ModelConfig::Janus(_) => Style::Listed,
+            ModelConfig::Chameleon(c) => {
+                Style::Inline(inner.id_to_token(c.image.placeholder).unwrap_or_default())
+            }
+            _ => Style::Inline(String::new()),
+        };
+        Ok(Self { inner, special, bos, chat, style })
     }
 
     /// The token ids of `text`.
@@ -65,10 +73,14 @@ impl TextTokenizer {
     pub fn encode_chat(&self, messages: &[Message]) -> crate::Result<Vec<u32>> {
         let Some(chat) = &self.chat else {
             let mut ids: Vec<u32> = self.bos.into_iter().collect();
-            self.append(messages.last().map_or("", |message| &message.content), &mut ids)?;
+            for part in messages.last().into_iter().flat_map(|message| &message.content) {
+                if let Part::Text { text } = part {
+                    self.append(text, &mut ids)?;
+                }
+            }
             return Ok(ids);
         };
-        let text = chat::render(chat, messages).map_err(SessionError::Text)?;
+        let text = chat::render(chat, &self.style, messages).map_err(SessionError::Text)?;
         self.encode_marked(&text, &chat::words(&text, messages))
     }
 
