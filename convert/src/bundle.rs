@@ -6,8 +6,8 @@ use std::io::Write;
 use std::path::Path;
 
 use saccade::config::{
-    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, Quantisation, TOKENIZER_FILE, WEIGHTS_FILE,
-    WeightDtype,
+    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, ModelConfig, Quantisation, TOKENIZER_FILE,
+    WEIGHTS_FILE, WeightDtype,
 };
 use saccade::engine::EngineOptions;
 use saccade::family::{Model, TensorSpec};
@@ -53,6 +53,10 @@ pub struct Plan {
     ///
     /// Units: bytes.
     pub weights_bytes: u64,
+    /// Keys and values of a token.
+    ///
+    /// Units: bytes.
+    pub kv_bytes_per_token: u64,
     /// Length of the text tokenizer.
     ///
     /// Units: bytes.
@@ -76,10 +80,18 @@ pub fn plan(checkpoint: &Checkpoint, dtype: WeightDtype) -> Result<Plan> {
         parameters: checkpoint.parameters(),
         tensors: header.tensors.len(),
         weights_bytes: header.file_bytes,
+        kv_bytes_per_token: kv_bytes_per_token(&checkpoint.model, dtype),
         tokenizer_bytes: checkpoint.tokenizer.len() as u64,
         // Two bytes read, four as F32, four turned, one or four stored.
         peak_bytes: largest.saturating_mul(14),
     })
+}
+
+/// Keys and values of a token: INT8 with a scale and a sum each, or F32.
+fn kv_bytes_per_token(model: &ModelConfig, dtype: WeightDtype) -> u64 {
+    let c = model.decoder();
+    let head = if dtype == WeightDtype::Int8 { 2 * c.head_dim + 12 } else { 8 * c.head_dim };
+    (c.n_layers * c.n_kv_heads * head) as u64
 }
 
 /// Converts `checkpoint` into the bundle folder `out`, which must not exist unless `force` is set and it is a bundle.

@@ -4,6 +4,7 @@
 //! four metadata texts, `format` ([`FORMAT`]), `model` (the JSON of a [`ModelConfig`]), `tokenizer` (the whole
 //! `tokenizer.json`) and `provenance` (a JSON object, free).
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -43,12 +44,21 @@ impl Checkpoint {
     /// [`ConvertError`]: no checkpoint, of an unknown architecture, or a tensor that does not fit the model.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
-            return hub::open(path);
+            return hub::open(path, true);
         }
         if begins_with(path, &gguf::MAGIC)? {
             return gguf::open(path);
         }
         Self::open_trainers(path)
+    }
+
+    /// Opens a checkpoint to plan its conversion: of a folder of the hub's layout the configuration and the index are enough, the names of
+    /// the tensors are checked then, and nothing can be read.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_plan(path: &Path) -> Result<Self> {
+        if path.is_dir() { hub::open(path, false) } else { Self::open(path) }
     }
 
     fn open_trainers(path: &Path) -> Result<Self> {
@@ -87,6 +97,34 @@ impl Checkpoint {
     ) -> Result<Self> {
         let specs = tensors(&model);
         values.check(path, &specs, again)?;
+        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs })
+    }
+
+    /// What can be planned of a model whose weights are not there, with the names that its tensors have in a bundle.
+    ///
+    /// # Errors
+    /// [`ConvertError::Tensor`] when a name is missing or one is too many; `again` says what to do then.
+    pub(crate) fn planned(
+        path: &Path,
+        names: &BTreeSet<String>,
+        model: ModelConfig,
+        again: &str,
+    ) -> Result<Self> {
+        let specs = tensors(&model);
+        let refuse = |name: &str, reason: String| {
+            Err(ConvertError::Tensor {
+                path: path.into(),
+                name: name.into(),
+                reason: format!("{reason}; {again}"),
+            })
+        };
+        if let Some(spec) = specs.iter().find(|spec| !names.contains(&spec.name)) {
+            return refuse(&spec.name, "it is missing".into());
+        }
+        if let Some(name) = names.iter().find(|name| !specs.iter().any(|spec| spec.name == **name)) {
+            return refuse(name, "it does not belong to this model".into());
+        }
+        let (values, tokenizer, provenance) = (Values::default(), String::new(), Map::new());
         Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs })
     }
 

@@ -19,6 +19,11 @@ use saccade_convert::progress::Progress;
 use saccade_convert::random;
 use saccade_convert::verify::verify;
 
+/// Tokens of a conversation whose keys and values count when boards are compared: the daemon's default.
+const CONTEXT: u64 = 2048;
+/// What a board's system leaves of its memory: of 8 GB about 5.2 are reported.
+const USABLE_PERCENT: u64 = 65;
+
 #[allow(clippy::print_stderr, reason = "the one place where a refusal is said")]
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
@@ -66,7 +71,8 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn convert(checkpoint: &Path, out: &Path, recipe: Recipe, dry_run: bool, force: bool) -> anyhow::Result<()> {
-    let mut checkpoint = Checkpoint::open(checkpoint)?;
+    let mut checkpoint =
+        if dry_run { Checkpoint::open_plan(checkpoint)? } else { Checkpoint::open(checkpoint)? };
     let plan = bundle::plan(&checkpoint, recipe.dtype)?;
     let verb = if !dry_run {
         let mut progress = Progress::new("convert", plan.weights_bytes);
@@ -77,13 +83,32 @@ fn convert(checkpoint: &Path, out: &Path, recipe: Recipe, dry_run: bool, force: 
     } else {
         "would be"
     };
-    let Plan { parameters, tensors, weights_bytes, peak_bytes, .. } = plan;
+    let Plan { parameters, tensors, weights_bytes, peak_bytes, .. } = &plan;
     print(&format!(
         "{} {verb} a bundle in {:?}: {parameters} parameters in {tensors} tensors, {weights_bytes} bytes of weights, \
          at most {peak_bytes} bytes of memory for one tensor\n",
         out.display(),
         recipe.dtype,
-    ))
+    ))?;
+    if dry_run { print(&boards(&plan)?) } else { Ok(()) }
+}
+
+/// Which boards the bundle fits, by their memory.
+fn boards(plan: &Plan) -> anyhow::Result<String> {
+    let kv = plan.kv_bytes_per_token.saturating_mul(CONTEXT);
+    let needed = (plan.weights_bytes + kv).div_ceil(1 << 20);
+    let mut text = format!("{needed} MiB while it runs, with keys and values of {CONTEXT} tokens\n");
+    let mut boards: Vec<_> = saccade_boards::profiles(&saccade_boards::Root::system())?
+        .into_iter()
+        .map(|board| (board.memory_mib.value, board.name))
+        .collect();
+    boards.sort();
+    for (memory, name) in boards.into_iter().filter(|(memory, _)| *memory > 0) {
+        let share = 100 * needed / memory;
+        let verdict = if share <= USABLE_PERCENT { "fits" } else { "does not fit" };
+        text += &format!("  {name:<28} {memory:>6} MiB  {share:>4} %  {verdict}\n");
+    }
+    Ok(text)
 }
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {

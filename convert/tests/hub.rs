@@ -230,3 +230,25 @@ fn golden_refuses_what_it_cannot_compare() {
     shop.refuses(&["golden", "tiny", "--golden", "tiny.safetensors"], &["it has no `input_ids`"]);
     shop.refuses(&["golden", "tiny", "--golden", "nothing"], &["nothing"]);
 }
+
+#[test]
+fn a_configuration_and_an_index_are_enough_for_a_plan() {
+    let shop = workshop();
+    for name in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.json"] {
+        fs::remove_file(shop.path("tiny").join(name)).unwrap();
+    }
+    let before = shop.listing();
+    let plan = shop.succeeds(&["convert", "tiny", "out", "--dry-run"]);
+    for words in ["120768 parameters in 53 tensors", "MiB while it runs", "Jetson Orin Nano 8GB", "fits"] {
+        assert!(plan.contains(words), "{plan}");
+    }
+    assert_eq!(shop.listing(), before);
+    shop.refuses(&["convert", "tiny", "out"], &["tokenizer.json"]);
+    change_json(&shop, "tiny/model.safetensors.index.json", |index| {
+        index["weight_map"].as_object_mut().unwrap().remove("model.layers.1.mlp.up_proj.weight");
+    });
+    shop.refuses(
+        &["convert", "tiny", "out", "--dry-run"],
+        &["tensor `layers.1.ffn.up.weight`: it is missing"],
+    );
+}

@@ -96,7 +96,7 @@ pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
     let vocabulary: super::Vocabulary = super::vocabulary(folder)?;
     let named = |word: &Option<super::Word>, usual: &str| {
         let name = word.as_ref().map_or(usual, super::Word::text);
-        let id = vocabulary.get(name).copied();
+        let id = if vocabulary.is_empty() { Some(0) } else { vocabulary.get(name).copied() };
         id.ok_or_else(|| folder.refused(format!("tokenizer.json has no token `{}`", name.escape_debug())))
     };
     let side = vision.image_size / vision.patch_size.max(1);

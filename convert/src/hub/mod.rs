@@ -36,6 +36,9 @@ pub(crate) const MAX_NEW_TOKENS: usize = 1024;
 /// What can be converted, by `model_type`.
 const KNOWN: &str = "chameleon, janus, llama";
 
+/// Lists which tensor lies in which file.
+const INDEX: &str = "model.safetensors.index.json";
+
 const AGAIN: &str = "download the folder again";
 
 /// A folder while it is being read.
@@ -104,7 +107,7 @@ impl OneOrMany {
 /// Ids by the spelling of tokens.
 type Vocabulary = BTreeMap<String, u32>;
 
-/// The vocabulary of the folder's `tokenizer.json`, special tokens included.
+/// The vocabulary of the folder's `tokenizer.json`, special tokens included; nothing where there is none, as when a conversion is planned.
 fn vocabulary(folder: &Folder<'_>) -> Result<Vocabulary> {
     #[derive(Deserialize)]
     struct Tokenizer {
@@ -123,6 +126,9 @@ fn vocabulary(folder: &Folder<'_>) -> Result<Vocabulary> {
         vocab: Value,
     }
     let path = folder.path.join("tokenizer.json");
+    if !path.exists() {
+        return Ok(Vocabulary::new());
+    }
     let text = read_text(&path, MAX_TOKENIZER_BYTES)?;
     let Tokenizer { added_tokens, model } =
         serde_json::from_str(&text).map_err(|error| refuse(&path, format!("{error}; {AGAIN}")))?;
@@ -136,11 +142,11 @@ fn vocabulary(folder: &Folder<'_>) -> Result<Vocabulary> {
     Ok(all)
 }
 
-/// Opens a folder of the hub's layout.
+/// Opens a folder of the hub's layout; unless it must be `whole`, weights and tokenizer may be missing where there is an index.
 ///
 /// # Errors
 /// [`ConvertError`]: a file that is missing or cannot be used, an architecture that is not known, a tensor that does not fit.
-pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
+pub(crate) fn open(path: &Path, whole: bool) -> Result<Checkpoint> {
     let config = path.join("config.json");
     if !config.exists() {
         let reason = "the folder has no config.json; name a folder of the hub's layout, a .gguf file, or the .safetensors file that \
@@ -173,6 +179,11 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
         }
     };
     model.check().map_err(|error| refuse(&path.join("config.json"), config_reason(&error)))?;
+    if !whole && shards(path).is_err() {
+        let Index { weight_map } = read_json(&path.join(INDEX))?;
+        let names = weight_map.into_keys().filter_map(|theirs| ours(theirs, &model, name)).collect();
+        return Checkpoint::planned(path, &names, model, AGAIN);
+    }
     let tokenizer = read_text(&path.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?;
     TextTokenizer::from_bytes(tokenizer.as_bytes(), &model)
         .map_err(|reason| refuse(&path.join("tokenizer.json"), reason))?;
@@ -190,17 +201,22 @@ fn weights(path: &Path, model: &ModelConfig, name: fn(&str) -> Option<String>) -
         let header = read_file_header(&shard, Rules::Foreign)?;
         let file = values.add_file(&shard);
         for tensor in &header.tensors {
-            let ours = name(&tensor.name).unwrap_or_else(|| tensor.name.clone());
-            // A tied head is stored by some as well.
-            if names::IGNORED.iter().any(|ignored| tensor.name.ends_with(ignored))
-                || ours == "head.weight" && model.decoder().tied
-            {
-                continue;
+            if let Some(ours) = ours(tensor.name.clone(), model, name) {
+                values.add(ours, origin(file, tensor))?;
             }
-            values.add(ours, origin(file, tensor))?;
         }
     }
     Ok(values)
+}
+
+/// The name that a bundle gives a tensor, its own if it is not known; nothing for what is not converted.
+fn ours(theirs: String, model: &ModelConfig, name: fn(&str) -> Option<String>) -> Option<String> {
+    if names::IGNORED.iter().any(|ignored| theirs.ends_with(ignored)) {
+        return None;
+    }
+    let ours = name(&theirs).unwrap_or(theirs);
+    // A tied head is stored by some as well.
+    (ours != "head.weight" || !model.decoder().tied).then_some(ours)
 }
 
 /// `model.safetensors.index.json`, as far as it is used.
@@ -211,7 +227,7 @@ struct Index {
 
 /// The weight files: the one, or those that the index lists.
 fn shards(path: &Path) -> Result<Vec<PathBuf>> {
-    let (one, index) = (path.join("model.safetensors"), path.join("model.safetensors.index.json"));
+    let (one, index) = (path.join("model.safetensors"), path.join(INDEX));
     if !index.exists() {
         if one.exists() {
             return Ok(vec![one]);
