@@ -6,7 +6,12 @@
 //! |---|---|
 //! | `input_ids` I64 `[n]` | the tokens that everything else follows from, with places for those of a picture |
 //! | `pixel_values` F32 `[3, h, w]` | what the picture becomes that lies beside the file as `photo.png` |
-//! | `image_tokens` I64 `[places]` | the tokens of those values |
+//! | `image_tokens` I64 `[places]` | the tokens of those values, in some families with an end behind each row |
+//! | `image_codes` I64 `[rows, columns]` | the codes of those values |
+//! | `image_decoded` F32 `[3, h, w]` | what the codes become |
+//! | `video_frames` F32 `[frames, 3, h, w]` | a clip, ready for the encoder |
+//! | `video_codes` I64 `[grids, rows, columns]` | its codes |
+//! | `video_decoded` F32 `[frames, 3, h, w]` | what the codes become |
 //! | `logits` F32 `[n, vocabulary]` | after each of them |
 //! | `image_features` F32 `[patches, d_model]` | the features of those values |
 //! | `draw_input_ids` I64 `[k]` | a prompt to draw to, with guidance 5 |
@@ -15,6 +20,7 @@
 //! | `vq_codes` I64 `[places]` | the codes of `pixel_values` |
 //! | `generated` I64 `[n + m]` | the greedy continuation, the tokens themselves in front |
 
+mod clips;
 mod pictures;
 mod stored;
 
@@ -105,6 +111,7 @@ fn run(model: &Arc<Model>, stored: &Stored<'_>, dtype: WeightDtype) -> Result<Re
     let mut report = Report { pass: true, tensors: Vec::new(), logits: None };
     let shown = match model.config() {
         ModelConfig::Chameleon(c) => pictures::codes(model, c, stored, &ids, &mut report.tensors)?,
+        ModelConfig::Emu3(c) => clips::codes(model, c, stored, &ids, &mut report.tensors)?,
         ModelConfig::Janus(_) => {
             pictures::features(model, stored, &mut session, &mut report.tensors)?;
             ids.clone()

@@ -1,7 +1,7 @@
 //! How a tensor of a checkpoint is stored in a bundle.
 
 use half::f16;
-use ndarray::ArrayView4;
+use ndarray::{ArrayView4, ArrayView5};
 use saccade::config::{ModelConfig, WeightDtype};
 use saccade::family::TensorSpec;
 use saccade::format::{Dtype, TensorPlan};
@@ -30,6 +30,7 @@ pub fn encode(
     assert_eq!(values.len(), spec.parameters(), "{}", spec.name);
     let values = match spec.shape[..] {
         [out, input, kh, kw] => rows_of_convolution(values, [out, input, kh, kw]),
+        [out, input, kt, kh, kw] => rows_over_time(values, [out, input, kt, kh, kw]),
         _ => values,
     };
     let stored = spec.stored(dtype);
@@ -53,6 +54,12 @@ pub fn encode(
 fn rows_of_convolution(values: Vec<f32>, shape: [usize; 4]) -> Vec<f32> {
     let kernel = ArrayView4::from_shape(shape, &values).expect("`encode` asserts the length");
     kernel.permuted_axes([0, 2, 3, 1]).iter().copied().collect()
+}
+
+/// The same of a convolution over time: `[out, in, kt, kh, kw]` becomes `[out, (kt, kh, kw, in)]`.
+fn rows_over_time(values: Vec<f32>, shape: [usize; 5]) -> Vec<f32> {
+    let kernel = ArrayView5::from_shape(shape, &values).expect("`encode` asserts the length");
+    kernel.permuted_axes([0, 2, 3, 4, 1]).iter().copied().collect()
 }
 
 fn to_f16(values: &[f32]) -> Result<Vec<u8>, String> {
@@ -138,6 +145,16 @@ mod tests {
         // Two inputs, a kernel of 2 × 3: value = 100·in + 10·row + column.
         let values = [0, 1, 2, 10, 11, 12, 100, 101, 102, 110, 111, 112].map(|v: u8| f32::from(v)).to_vec();
         let stored = encode(&spec(&[1, 2, 2, 3], Role::Linear), values, WeightDtype::F32).unwrap();
+        assert_eq!(stored[0].0.shape, [1, 12]);
+        let expected = [0, 100, 1, 101, 2, 102, 10, 110, 11, 111, 12, 112].map(|v: u8| f32::from(v));
+        assert_eq!(f32s(&stored[0].1), expected);
+    }
+
+    #[test]
+    fn a_convolution_over_time_is_turned_to_kt_kh_kw_in() {
+        // Two inputs, a kernel of 2 × 1 × 3: value = 100·in + 10·frame + column.
+        let values = [0, 1, 2, 10, 11, 12, 100, 101, 102, 110, 111, 112].map(|v: u8| f32::from(v)).to_vec();
+        let stored = encode(&spec(&[1, 2, 2, 1, 3], Role::Float), values, WeightDtype::F32).unwrap();
         assert_eq!(stored[0].0.shape, [1, 12]);
         let expected = [0, 100, 1, 101, 2, 102, 10, 110, 11, 111, 12, 112].map(|v: u8| f32::from(v));
         assert_eq!(f32s(&stored[0].1), expected);

@@ -99,6 +99,19 @@ fn transformers_computes_the_same_with_published_families() {
             "janus",
             &["pixel_values", "image_features", "logits", "generated", "drawn_image_tokens", "drawn_pixels"],
         ),
+        (
+            "emu3",
+            &[
+                "pixel_values",
+                "image_codes",
+                "image_tokens",
+                "image_decoded",
+                "video_codes",
+                "video_decoded",
+                "logits",
+                "generated",
+            ],
+        ),
     ];
     for (family, tensors) in compared {
         let folder = fixtures.join(family).to_string_lossy().into_owned();

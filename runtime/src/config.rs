@@ -7,6 +7,7 @@
 mod bundle;
 mod chameleon;
 mod check;
+mod emu3;
 mod janus;
 mod llama;
 mod nano;
@@ -21,6 +22,7 @@ pub use bundle::{
     WEIGHTS_FILE, WeightDtype,
 };
 pub use chameleon::{ChameleonConfig, CodeNorm, CodedImage, VqConfig};
+pub use emu3::{ClipCodes, Emu3Config, MovqConfig};
 pub use janus::{DrawingConfig, JanusConfig, VisionConfig};
 pub use llama::{ChatTemplate, LlamaConfig};
 pub use nano::nano;
@@ -175,6 +177,8 @@ pub enum ModelConfig {
     Chameleon(ChameleonConfig),
     /// Pictures in as features, pictures out as codes: Janus and Janus-Pro.
     Janus(JanusConfig),
+    /// Text and the codes of pictures and clips in one vocabulary: Emu3.
+    Emu3(Emu3Config),
 }
 
 impl ModelConfig {
@@ -196,6 +200,7 @@ impl ModelConfig {
             Self::Llama(_) => "llama",
             Self::Chameleon(_) => "chameleon",
             Self::Janus(_) => "janus",
+            Self::Emu3(_) => "emu3",
         }
     }
 
@@ -206,7 +211,8 @@ impl ModelConfig {
             Self::Unimodal(c) => &c.name,
             Self::Llama(c)
             | Self::Chameleon(ChameleonConfig { language: c, .. })
-            | Self::Janus(JanusConfig { language: c, .. }) => &c.name,
+            | Self::Janus(JanusConfig { language: c, .. })
+            | Self::Emu3(Emu3Config { language: c, .. }) => &c.name,
         }
     }
 
@@ -217,7 +223,8 @@ impl ModelConfig {
             Self::Unimodal(c) => c.decoder(),
             Self::Llama(c)
             | Self::Chameleon(ChameleonConfig { language: c, .. })
-            | Self::Janus(JanusConfig { language: c, .. }) => c.decoder,
+            | Self::Janus(JanusConfig { language: c, .. })
+            | Self::Emu3(Emu3Config { language: c, .. }) => c.decoder,
         }
     }
 
@@ -227,7 +234,7 @@ impl ModelConfig {
         match self {
             Self::Unimodal(c) => c.tokens.text[0]..c.tokens.text[1],
             // Checked to be far below 2³².
-            Self::Llama(_) | Self::Chameleon(_) | Self::Janus(_) => {
+            Self::Llama(_) | Self::Chameleon(_) | Self::Janus(_) | Self::Emu3(_) => {
                 0..u32::try_from(self.decoder().vocab_size).unwrap_or(u32::MAX)
             }
         }
@@ -240,7 +247,8 @@ impl ModelConfig {
             Self::Unimodal(c) => std::slice::from_ref(&c.special.eos),
             Self::Llama(c)
             | Self::Chameleon(ChameleonConfig { language: c, .. })
-            | Self::Janus(JanusConfig { language: c, .. }) => &c.end_ids,
+            | Self::Janus(JanusConfig { language: c, .. })
+            | Self::Emu3(Emu3Config { language: c, .. }) => &c.end_ids,
         }
     }
 
@@ -251,7 +259,8 @@ impl ModelConfig {
             Self::Unimodal(c) => &c.generation,
             Self::Llama(c)
             | Self::Chameleon(ChameleonConfig { language: c, .. })
-            | Self::Janus(JanusConfig { language: c, .. }) => &c.generation,
+            | Self::Janus(JanusConfig { language: c, .. })
+            | Self::Emu3(Emu3Config { language: c, .. }) => &c.generation,
         }
     }
 
@@ -262,7 +271,8 @@ impl ModelConfig {
             Self::Unimodal(_) => None,
             Self::Llama(c)
             | Self::Chameleon(ChameleonConfig { language: c, .. })
-            | Self::Janus(JanusConfig { language: c, .. }) => Some(c),
+            | Self::Janus(JanusConfig { language: c, .. })
+            | Self::Emu3(Emu3Config { language: c, .. }) => Some(c),
         }
     }
 
@@ -270,7 +280,7 @@ impl ModelConfig {
     #[must_use]
     pub fn unsaid(&self) -> &[u32] {
         match self {
-            Self::Unimodal(_) | Self::Llama(_) | Self::Janus(_) => &[],
+            Self::Unimodal(_) | Self::Llama(_) | Self::Janus(_) | Self::Emu3(_) => &[],
             Self::Chameleon(c) => &c.image.ids,
         }
     }

@@ -3,9 +3,13 @@
 //! Activations are `[height, width, channels] f32`. A convolution gathers patches `(kh, kw, channels)` of 64 output
 //! positions at a time and hands them to the linear layer, so the patch buffer stays in the cache.
 
+mod time;
+
 use crate::Result;
 use crate::engine::{ActivationKinds, Activations, Engine};
 use crate::weights::{LinearRef, VectorRef, Weights};
+
+pub(crate) use time::{Clip, TimeConv, repeat_frames};
 
 /// Output positions that are gathered at a time.
 const ROWS: usize = 64;
@@ -91,19 +95,10 @@ impl Conv {
         s: &mut ConvScratch,
     ) {
         let (height, width) = self.out_size(input.height, input.width);
-        let (n, k) = (self.weight.n, self.weight.k);
-        assert_eq!(out.len(), height * width * n);
-        let mut first = 0;
-        for out in out.chunks_mut(ROWS * n) {
-            let rows = out.len() / n;
-            for (row, patch) in s.patches.chunks_exact_mut(k).take(rows).enumerate() {
-                let at = first + row;
-                self.gather(input, at / width, at % width, patch);
-            }
-            let (weight, bias) = (self.weight.get(w), Some(self.bias.get(w)));
-            e.linear(&s.patches[..rows * k], weight, bias, out, &mut s.activations);
-            first += rows;
-        }
+        assert_eq!(out.len(), height * width * self.weight.n);
+        over_patches((e, w), (&self.weight, &self.bias), out, s, |at, patch| {
+            self.gather(input, at / width, at % width, patch);
+        });
     }
 
     /// The patch under output position (`row`, `col`): `(kh, kw, in)`, zeros outside the input.
@@ -118,6 +113,26 @@ impl Conv {
                 out.fill(0.0);
             }
         }
+    }
+}
+
+/// A linear layer over the patches that `gather(position, patch)` fills, into `out [positions, n]`.
+fn over_patches(
+    (e, w): (&Engine, &Weights),
+    (weight, bias): (&LinearRef, &VectorRef),
+    out: &mut [f32],
+    s: &mut ConvScratch,
+    gather: impl Fn(usize, &mut [f32]),
+) {
+    let (n, k) = (weight.n, weight.k);
+    let mut first = 0;
+    for out in out.chunks_mut(ROWS * n) {
+        let rows = out.len() / n;
+        for (row, patch) in s.patches.chunks_exact_mut(k).take(rows).enumerate() {
+            gather(first + row, patch);
+        }
+        e.linear(&s.patches[..rows * k], weight.get(w), Some(bias.get(w)), out, &mut s.activations);
+        first += rows;
     }
 }
 

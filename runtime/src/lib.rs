@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`session`] | a sequence: segments, windows, prefill, decode |
 //! | [`family`] | one small file per model family: its tensors and options |
-//! | `block`, `conv`, [`tokenize`] | the decoder block, like the paper; convolution nets; one modality into codes and back |
+//! | `block`, `conv`, `vq`, `movq`, [`tokenize`] | the decoder block, like the paper; convolution nets; one modality into codes and back |
 //! | [`engine`] | the operations, and the CPU's way of doing them |
 //! | `weights`, `kv` | mapped, checked tensors; the arena of keys and values |
 //! | [`limits`] | what the machine could do at most, for comparison |
@@ -56,6 +56,7 @@ pub mod kernels;
 mod kv;
 pub mod limits;
 mod memory;
+mod movq;
 pub mod pages;
 pub mod quant;
 pub mod sample;

@@ -13,8 +13,8 @@ use crate::config::VqConfig;
 use crate::family::{Role, TensorSpec};
 
 pub(crate) use decoder::VqDecoder;
-pub(crate) use encoder::VqEncoder;
-pub(crate) use layers::Buffers;
+pub(crate) use encoder::{VqEncoder, nearest};
+pub(crate) use layers::{Buffers, GroupNorm};
 
 /// Where the tensors' names begin.
 const PREFIX: &str = "vq";

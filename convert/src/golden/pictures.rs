@@ -6,7 +6,7 @@ use saccade::config::{ChameleonConfig, JanusConfig, WeightDtype};
 use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{self, Session, SessionOptions};
-use saccade::tokenize::{CodedImages, Features, Picture, PixelValues, drawn};
+use saccade::tokenize::{CodedImages, Features, Frames, Picture, PixelValues, drawn};
 
 use super::stored::Stored;
 use super::{Line, floats};
@@ -17,19 +17,12 @@ const GUIDANCE: f32 = 5.0;
 
 /// `pixel_values`, channels last as the runtime has them, with their height and width.
 fn values(stored: &Stored<'_>) -> Result<(Vec<f32>, (usize, usize))> {
-    let [channels @ 3, height, width] = stored.shape("pixel_values")?[..] else {
-        return Err(stored.refuse("`pixel_values` is no picture of three channels"));
-    };
-    let planes = stored.floats("pixel_values")?;
-    let mut values = Vec::with_capacity(planes.len());
-    for place in 0..height * width {
-        values.extend((0..channels).map(|channel| planes[channel * height * width + place]));
-    }
+    let (values, Frames { height, width, .. }) = stored.channels_last("pixel_values")?;
     Ok((values, (height, width)))
 }
 
 /// Compares what becomes of the picture beside the file, if there is one.
-fn photo(
+pub(super) fn photo(
     stored: &Stored<'_>,
     (values, size): (&[f32], (usize, usize)),
     lines: &mut Vec<Line>,
@@ -70,9 +63,19 @@ pub(super) fn codes(
     if stored.has("image_tokens") {
         lines.push(Line::ids("image_tokens", found == stored.ids("image_tokens", model)?));
     }
-    let mut tokens = found.into_iter();
+    shown(stored, ids, c.image.placeholder, found)
+}
+
+/// The text with the tokens of a picture in their places.
+pub(super) fn shown(
+    stored: &Stored<'_>,
+    ids: &[u32],
+    placeholder: u32,
+    tokens: Vec<u32>,
+) -> Result<Vec<u32>> {
+    let mut tokens = tokens.into_iter();
     let mut shown = ids.to_vec();
-    for id in shown.iter_mut().filter(|id| **id == c.image.placeholder) {
+    for id in shown.iter_mut().filter(|id| **id == placeholder) {
         *id = tokens
             .next()
             .ok_or_else(|| stored.refuse("`input_ids` has more places than the picture has tokens"))?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use saccade::family::Model;
 use saccade::format::{Dtype, Header, Rules, read_file_header};
+use saccade::tokenize::Frames;
 
 use crate::error::{ConvertError, Result, io};
 
@@ -77,5 +78,23 @@ impl<'a> Stored<'a> {
         });
         let ids = ids.collect::<Result<Vec<_>>>()?;
         if ids.is_empty() { Err(self.refuse(&format!("`{name}` is empty"))) } else { Ok(ids) }
+    }
+
+    /// `[time, 3, height, width]`, or without the time, as the runtime has it: channels last.
+    pub(super) fn channels_last(&self, name: &str) -> Result<(Vec<f32>, Frames)> {
+        let frames = match self.shape(name)?[..] {
+            [3, height, width] => Frames { time: 1, height, width },
+            [time, 3, height, width] => Frames { time, height, width },
+            _ => return Err(self.refuse(&format!("`{name}` is no picture or clip of three channels"))),
+        };
+        let planes = self.floats(name)?;
+        let places = frames.height * frames.width;
+        let mut values = Vec::with_capacity(planes.len());
+        for frame in planes.chunks_exact((3 * places).max(1)) {
+            for place in 0..places {
+                values.extend((0..3).map(|channel| frame[channel * places + place]));
+            }
+        }
+        Ok((values, frames))
     }
 }

@@ -59,12 +59,7 @@ pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
         return Err(folder.refused(reason.into()));
     }
     let vocabulary: BTreeMap<String, u32> = folder.required(c, "vocabulary_map")?;
-    let named = |what: &str, name: &str| {
-        let id = vocabulary.get(name).copied();
-        id.ok_or_else(|| {
-            folder.refused(format!("`vocabulary_map` has no `{}`, the {what}", name.escape_debug()))
-        })
-    };
+    let named = |what: &str, name: &str| folder.token(&vocabulary, what, name);
     let image = CodedImage {
         pixels: pixels::config(folder)?,
         placeholder: match folder.field(c, "image_token_id")? {
@@ -93,29 +88,14 @@ pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
 ///
 /// Source: `ChameleonImageVocabularyMapping` of transformers.
 fn ids(folder: &Folder<'_>, vocabulary: &BTreeMap<String, u32>, codes: usize) -> Result<Vec<u32>> {
-    let mut ids = vec![None; codes];
-    for (name, &id) in vocabulary {
-        let Some(letters) = name.strip_prefix("IMGIMG").and_then(|rest| rest.strip_suffix('Z')) else {
-            continue;
-        };
-        let digit = |letter: char| ('A'..='J').position(|known| known == letter);
+    let digit = |letter: char| ('A'..='J').position(|known| known == letter);
+    folder.code_ids(vocabulary, codes, |name| {
+        let letters = name.strip_prefix("IMGIMG")?.strip_suffix('Z')?;
         let code = letters
             .chars()
             .try_fold(0usize, |code, letter| code.checked_mul(10)?.checked_add(digit(letter)?));
-        match code.and_then(|code| ids.get_mut(code)).filter(|_| !letters.is_empty()) {
-            Some(place) => *place = Some(id),
-            None => {
-                let reason = format!("`vocabulary_map`: `{}` is none of {codes} codes", name.escape_debug());
-                return Err(folder.refused(reason));
-            }
-        }
-    }
-    match ids.iter().position(Option::is_none) {
-        Some(code) => {
-            Err(folder.refused(format!("`vocabulary_map` has no token for code {code} of {codes}")))
-        }
-        None => Ok(ids.into_iter().flatten().collect()),
-    }
+        Some(code.filter(|_| !letters.is_empty()))
+    })
 }
 
 /// Our name for a tensor.

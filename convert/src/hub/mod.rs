@@ -4,6 +4,7 @@
 //! [`saccade::family::tensors`] lists.
 
 mod chameleon;
+mod emu3;
 mod janus;
 mod llama;
 mod names;
@@ -34,7 +35,7 @@ const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// What `max_new_tokens` is where a checkpoint does not say, as far as its positions allow.
 pub(crate) const MAX_NEW_TOKENS: usize = 1024;
 /// What can be converted, by `model_type`.
-const KNOWN: &str = "chameleon, janus, llama";
+const KNOWN: &str = "chameleon, emu3, janus, llama";
 
 /// Lists which tensor lies in which file.
 const INDEX: &str = "model.safetensors.index.json";
@@ -68,6 +69,8 @@ struct Words {
     add_bos_token: Option<bool>,
     boi_token: Option<Word>,
     eoi_token: Option<Word>,
+    eof_token: Option<Word>,
+    image_wrapper_token: Option<Word>,
     sep_token: Option<Word>,
 }
 
@@ -169,6 +172,7 @@ pub(crate) fn open(path: &Path, whole: bool) -> Result<Checkpoint> {
             llama::name as fn(&str) -> Option<String>,
         ),
         "chameleon" => (chameleon::model(&folder)?, chameleon::name as fn(&str) -> Option<String>),
+        "emu3" => (emu3::model(&folder)?, emu3::name as fn(&str) -> Option<String>),
         "janus" => (janus::model(&folder)?, janus::name as fn(&str) -> Option<String>),
         other => {
             let reason = format!(
@@ -273,6 +277,39 @@ impl Folder<'_> {
     /// Something in `config.json` that cannot be converted.
     fn refused(&self, reason: String) -> ConvertError {
         refuse(&self.path.join("config.json"), reason)
+    }
+
+    /// The id of a token in `vocabulary_map`; `what` it is.
+    fn token(&self, vocabulary: &BTreeMap<String, u32>, what: &str, name: &str) -> Result<u32> {
+        vocabulary.get(name).copied().ok_or_else(|| {
+            self.refused(format!("`vocabulary_map` has no `{}`, the {what}", name.escape_debug()))
+        })
+    }
+
+    /// The token of each of `codes` codes; `code` says which one a name stands for, or none for names of other tokens.
+    fn code_ids(
+        &self,
+        vocabulary: &BTreeMap<String, u32>,
+        codes: usize,
+        code: impl Fn(&str) -> Option<Option<usize>>,
+    ) -> Result<Vec<u32>> {
+        let mut ids = vec![None; codes];
+        for (name, &id) in vocabulary {
+            let Some(code) = code(name) else { continue };
+            match code.and_then(|code| ids.get_mut(code)) {
+                Some(place) => *place = Some(id),
+                None => {
+                    let name = name.escape_debug();
+                    return Err(self.refused(format!("`vocabulary_map`: `{name}` is none of {codes} codes")));
+                }
+            }
+        }
+        match ids.iter().position(Option::is_none) {
+            Some(code) => {
+                Err(self.refused(format!("`vocabulary_map` has no token for code {code} of {codes}")))
+            }
+            None => Ok(ids.into_iter().flatten().collect()),
+        }
     }
 
     /// The chat template: a file of its own, or a field of `tokenizer_config.json`.

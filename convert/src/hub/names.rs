@@ -1,7 +1,7 @@
 //! Names of a decoder's tensors that most architectures share.
 
-/// Buffers that some versions of transformers have saved; the runtime computes them.
-pub(super) const IGNORED: [&str; 2] = ["rotary_emb.inv_freq", "position_ids"];
+/// Buffers that some versions of transformers have saved: what the runtime computes, and what only training counts.
+pub(super) const IGNORED: [&str; 3] = ["rotary_emb.inv_freq", "position_ids", "num_batches_tracked"];
 
 /// Ours for theirs, inside a block.
 const BLOCK: [(&str, &str); 13] = [

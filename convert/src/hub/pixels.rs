@@ -6,10 +6,15 @@ use serde::Deserialize;
 use super::{Folder, read_json, refuse};
 use crate::error::Result;
 
+/// Mean and deviation of the pictures that CLIP was trained on, which some processors have by default.
+const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
 /// The file, as far as it is used; newer folders have it as `image_processor` inside `processor_config.json`.
 #[derive(Deserialize)]
 struct Processor {
     image_processor_type: Option<String>,
+    #[serde(default)]
     size: Size,
     crop_size: Option<Size>,
     resample: Option<u32>,
@@ -17,6 +22,9 @@ struct Processor {
     image_mean: Option<[f32; 3]>,
     image_std: Option<[f32; 3]>,
     min_size: Option<usize>,
+    spatial_factor: Option<usize>,
+    min_pixels: Option<usize>,
+    max_pixels: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -25,11 +33,13 @@ struct Newer {
 }
 
 /// A size by whichever names it has.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Size {
     shortest_edge: Option<usize>,
     height: Option<usize>,
     width: Option<usize>,
+    min_pixels: Option<usize>,
+    max_pixels: Option<usize>,
 }
 
 /// The steps of a folder's image processor.
@@ -43,10 +53,10 @@ pub(super) fn config(folder: &Folder<'_>) -> Result<PixelConfig> {
         let Newer { image_processor } = read_json(&newer)?;
         (newer, image_processor)
     };
-    let kind = found.image_processor_type.as_deref().unwrap_or("none");
-    let sides = found.crop_size.as_ref().and_then(|size| Some((size.width?, size.height?)));
     // "…Fast" is another implementation of the same.
-    let (resize, fit) = match (kind.trim_end_matches("Fast"), found.size.shortest_edge, sides) {
+    let kind = found.image_processor_type.as_deref().unwrap_or("none").trim_end_matches("Fast");
+    let sides = found.crop_size.as_ref().and_then(|size| Some((size.width?, size.height?)));
+    let (resize, fit) = match (kind, found.size.shortest_edge, sides) {
         ("ChameleonImageProcessor", Some(px), Some((width, height))) => {
             (ResizeRule::ShortestEdge { px }, Fit::CentreCrop { width, height })
         }
@@ -64,12 +74,25 @@ pub(super) fn config(folder: &Folder<'_>) -> Result<PixelConfig> {
             let background = found.image_mean.unwrap_or([0.5; 3]).map(|mean| (f64::from(mean) * 255.0) as u8);
             (ResizeRule::LongestEdge { px, min_px: found.min_size.unwrap_or(14) }, Fit::Square { background })
         }
+        ("Emu3ImageProcessor", ..) => {
+            let rule = ResizeRule::Multiples {
+                factor: found.spatial_factor.unwrap_or(8),
+                min_pixels: found.min_pixels.or(found.size.min_pixels).unwrap_or(512 * 512),
+                max_pixels: found.max_pixels.or(found.size.max_pixels).unwrap_or(1024 * 1024),
+            };
+            (rule, Fit::Whole)
+        }
         _ => {
             let reason = format!("the image processor `{}` of these sizes is not known", kind.escape_debug());
             return Err(refuse(&path, reason));
         }
     };
-    let filter = match found.resample.unwrap_or(1) {
+    // What an older file leaves out is what the processor has without it.
+    let (resample, mean, std) = match kind {
+        "Emu3ImageProcessor" => (3, CLIP_MEAN, CLIP_STD),
+        _ => (1, [0.0; 3], [1.0; 3]),
+    };
+    let filter = match found.resample.unwrap_or(resample) {
         1 => Filter::Lanczos,
         3 => Filter::Bicubic,
         other => {
@@ -84,7 +107,7 @@ pub(super) fn config(folder: &Folder<'_>) -> Result<PixelConfig> {
         filter,
         fit,
         rescale: found.rescale_factor.unwrap_or(1.0 / 255.0),
-        mean: found.image_mean.unwrap_or([0.0; 3]),
-        std: found.image_std.unwrap_or([1.0; 3]),
+        mean: found.image_mean.unwrap_or(mean),
+        std: found.image_std.unwrap_or(std),
     })
 }

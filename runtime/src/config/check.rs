@@ -2,10 +2,11 @@
 
 use super::MAX_HEAD_DIM;
 use super::{
-    ChameleonConfig, ConfigError, DecoderConfig, JanusConfig, LlamaConfig, Modality, ModelConfig,
-    UnimodalConfig, VqConfig, invalid,
+    ChameleonConfig, ConfigError, DecoderConfig, Emu3Config, JanusConfig, LlamaConfig, Modality, ModelConfig,
+    MovqConfig, UnimodalConfig, VqConfig, invalid,
 };
 use crate::quant::MAX_K;
+use crate::tokenize::ResizeRule;
 
 /// Longest generation that may be a default.
 const MAX_NEW_TOKENS: usize = 65_536;
@@ -23,6 +24,7 @@ impl ModelConfig {
             Self::Llama(c) => c.check(),
             Self::Chameleon(c) => c.check(),
             Self::Janus(c) => c.check(),
+            Self::Emu3(c) => c.check(),
         }
     }
 }
@@ -47,33 +49,14 @@ impl ChameleonConfig {
         let (image, vq) = (&self.image, &self.image.vq);
         image.pixels.check()?;
         vq.check()?;
-        if image.ids.len() != vq.codebook_size {
-            return Err(invalid(
-                "model.image.ids",
-                format!("{} ids of {} codes", image.ids.len(), vq.codebook_size),
-            ));
-        }
-        let vocabulary = self.language.decoder.vocab_size;
-        let ids = image.ids.iter().chain([&image.placeholder, &image.begin, &image.end]);
-        match ids.copied().find(|&id| id as usize >= vocabulary) {
-            Some(id) => {
-                Err(invalid("model.image.ids", format!("id {id} leaves the vocabulary of {vocabulary}")))
-            }
-            None => Ok(()),
-        }
+        let special = [image.placeholder, image.begin, image.end];
+        check_code_ids(&image.ids, vq.codebook_size, &special, self.language.decoder.vocab_size)
     }
 }
 
 impl VqConfig {
     fn check(&self) -> Result<(), ConfigError> {
-        within("model.vq.base_channels", self.base_channels, 32, 4096)?;
-        within("model.vq.channel_multiplier", self.channel_multiplier.len(), 1, 8)?;
-        for &multiplier in &self.channel_multiplier {
-            within("model.vq.channel_multiplier", multiplier, 1, 64)?;
-        }
-        if !self.base_channels.is_multiple_of(32) {
-            return Err(invalid("model.vq.base_channels", "must be a multiple of 32, the groups of a norm"));
-        }
+        check_levels(self.base_channels, &self.channel_multiplier)?;
         within("model.vq.n_res", self.n_res, 1, 64)?;
         within("model.vq.latent_channels", self.latent_channels, 1, 4096)?;
         within("model.vq.code_dim", self.code_dim, 1, 4096)?;
@@ -120,6 +103,74 @@ impl JanusConfig {
             }
             None => Ok(()),
         }
+    }
+}
+
+impl Emu3Config {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.language.check()?;
+        let image = &self.image;
+        image.pixels.check()?;
+        image.movq.check()?;
+        let patch = image.movq.patch();
+        match image.pixels.resize {
+            ResizeRule::Multiples { factor, .. } if factor.is_multiple_of(patch) => {}
+            _ => {
+                let reason = format!("must make sides of whole places of {patch} pixels");
+                return Err(invalid("model.image.pixels.resize", reason));
+            }
+        }
+        let special =
+            [image.placeholder, image.begin, image.end, image.wrapper, image.row_end, image.frame_end];
+        check_code_ids(&image.ids, image.movq.codebook_size, &special, self.language.decoder.vocab_size)?;
+        if image.ids.contains(&image.row_end) {
+            return Err(invalid("model.image.row_end", "is the token of a code, too"));
+        }
+        Ok(())
+    }
+}
+
+impl MovqConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        check_levels(self.base_channels, &self.channel_multiplier)?;
+        within("model.image.movq.n_res", self.n_res, 1, 64)?;
+        within("model.image.movq.code_dim", self.code_dim, 1, 4096)?;
+        within("model.image.movq.codebook_size", self.codebook_size, 1, 65_536)?;
+        within("model.image.movq.time_factor", self.time_factor, 1, 64)?;
+        if !self.time_factor.is_power_of_two() {
+            return Err(invalid("model.image.movq.time_factor", "must be a power of two"));
+        }
+        let top = self.channel_multiplier.last();
+        for (at, level) in self.attention_levels.iter().enumerate() {
+            if self.channel_multiplier.get(*level) != top || self.attention_levels[..at].contains(level) {
+                return Err(invalid(
+                    "model.image.movq.attention_levels",
+                    format!("level {level} is listed twice, or has not the channels of the last level"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Levels of a net over pictures.
+fn check_levels(base_channels: usize, channel_multiplier: &[usize]) -> Result<(), ConfigError> {
+    within("model.image base_channels", base_channels, 32, 4096)?;
+    if !base_channels.is_multiple_of(32) {
+        return Err(invalid("model.image base_channels", "must be a multiple of 32, the groups of a norm"));
+    }
+    within("model.image channel_multiplier", channel_multiplier.len(), 1, 8)?;
+    channel_multiplier.iter().try_for_each(|&m| within("model.image channel_multiplier", m, 1, 64))
+}
+
+/// A token for each code, all of them and the special ones in the vocabulary.
+fn check_code_ids(ids: &[u32], codes: usize, special: &[u32], vocabulary: usize) -> Result<(), ConfigError> {
+    if ids.len() != codes {
+        return Err(invalid("model.image.ids", format!("{} ids of {codes} codes", ids.len())));
+    }
+    match ids.iter().chain(special).find(|id| **id as usize >= vocabulary) {
+        Some(id) => Err(invalid("model.image.ids", format!("id {id} leaves the vocabulary of {vocabulary}"))),
+        None => Ok(()),
     }
 }
 

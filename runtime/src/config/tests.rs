@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::quant::MAX_K;
+use crate::tokenize::{Filter, Fit, PixelConfig, ResizeRule};
 
 fn bundle() -> BundleConfig {
     let entry = FileEntry { bytes: 1, blake3: "a".repeat(64) };
@@ -211,4 +212,88 @@ fn each_broken_rule_of_states_and_actions_names_its_field() {
         ("action.rate_hz", "positive", |c| c.action.rate_hz = 0.0),
         ("action.rate_hz", "positive", |c| c.action.rate_hz = f32::INFINITY),
     ]);
+}
+
+#[test]
+fn an_emu3_whose_parts_contradict_each_other_is_refused() {
+    let fixture = emu3();
+    ModelConfig::Emu3(fixture.clone()).check().unwrap();
+    type Change = fn(&mut Emu3Config);
+    let cases: [(&str, Change); 9] = [
+        ("attention_levels", |c| c.image.movq.attention_levels = vec![4]),
+        ("attention_levels", |c| c.image.movq.attention_levels = vec![0]),
+        ("attention_levels", |c| c.image.movq.attention_levels = vec![3, 3]),
+        ("time_factor", |c| c.image.movq.time_factor = 3),
+        ("base_channels", |c| c.image.movq.base_channels = 48),
+        ("pixels.resize", |c| {
+            c.image.pixels.resize = ResizeRule::Multiples { factor: 4, min_pixels: 64, max_pixels: 4096 };
+        }),
+        ("image.ids", |c| c.image.ids.truncate(63)),
+        ("image.ids", |c| c.image.frame_end = 501),
+        ("row_end", |c| c.image.row_end = c.image.ids[5]),
+    ];
+    for (field, change) in cases {
+        let mut changed = fixture.clone();
+        change(&mut changed);
+        let sentence = ModelConfig::Emu3(changed).check().unwrap_err().to_string();
+        assert!(sentence.contains(field), "{field}: {sentence}");
+    }
+}
+
+/// A tiny Emu3.
+fn emu3() -> Emu3Config {
+    let decoder = DecoderConfig {
+        d_model: 64,
+        n_layers: 2,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 16,
+        d_ff: 160,
+        vocab_size: 501,
+        rope_theta: 1e6,
+        norm_eps: 1e-5,
+        qk_norm: QkNorm::None,
+        norm_place: NormPlace::Before,
+        modality_bias: None,
+        tied: false,
+    };
+    let language = LlamaConfig {
+        name: "tiny".into(),
+        decoder,
+        max_positions: 1024,
+        bos: Some(1),
+        end_ids: vec![2],
+        chat: None,
+        generation: GenerationConfig { max_new_tokens: 24 },
+    };
+    let pixels = PixelConfig {
+        resize: ResizeRule::Multiples { factor: 8, min_pixels: 1024, max_pixels: 2304 },
+        filter: Filter::Bicubic,
+        fit: Fit::Whole,
+        rescale: 1.0 / 255.0,
+        mean: [0.5; 3],
+        std: [0.25; 3],
+    };
+    let movq = MovqConfig {
+        base_channels: 32,
+        channel_multiplier: vec![1, 1, 2, 2],
+        attention_levels: vec![3],
+        n_res: 1,
+        code_dim: 4,
+        codebook_size: 64,
+        time_factor: 4,
+    };
+    let ids = (9..9 + 64).collect();
+    let image = ClipCodes {
+        pixels,
+        movq,
+        placeholder: 3,
+        begin: 4,
+        end: 5,
+        wrapper: 6,
+        row_end: 7,
+        frame_end: 8,
+        ids,
+    };
+    Emu3Config { language, image }
 }

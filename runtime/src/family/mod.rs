@@ -4,6 +4,7 @@
 //! all of them.
 
 mod chameleon;
+mod emu3;
 pub(crate) mod janus;
 mod llama;
 pub mod unimodal;
@@ -12,11 +13,13 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::config::{
-    BundleConfig, CodedImage, JanusConfig, ModelConfig, TOKENIZER_FILE, UnimodalConfig, WeightDtype,
+    BundleConfig, ClipCodes, CodedImage, JanusConfig, ModelConfig, TOKENIZER_FILE, UnimodalConfig,
+    WeightDtype,
 };
 use crate::decoder::Decoder;
 use crate::engine::{Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
+use crate::movq::Movq;
 use crate::pages::Pages;
 use crate::quant::{pad_k, pad_n};
 use crate::session::SessionError;
@@ -46,7 +49,7 @@ pub enum Role {
 pub struct TensorSpec {
     /// Name in the checkpoint, for example `layers.0.attn.q.weight`.
     pub name: String,
-    /// Shape in the checkpoint: `[out, in]`, `[out, in, kh, kw]`, `[rows, cols]` or `[len]`.
+    /// Shape in the checkpoint: `[out, in]`, `[out, in, kt, kh, kw]`, `[out, in, kh, kw]`, `[rows, cols]` or `[len]`.
     pub shape: Vec<usize>,
     /// How it is stored.
     pub role: Role,
@@ -69,10 +72,12 @@ impl TensorSpec {
         self.shape.iter().product()
     }
 
-    /// The matrix `[N, K]` that a linear layer or convolution multiplies by; a convolution's row is `(kh, kw, in)`.
+    /// The matrix `[N, K]` that a linear layer or convolution multiplies by; a convolution's row is `(kh, kw, in)` or
+    /// `(kt, kh, kw, in)`.
     #[must_use]
     pub fn matrix(&self) -> [usize; 2] {
         match self.shape[..] {
+            [out, input, kt, kh, kw] => [out, kt * kh * kw * input],
             [out, input, kh, kw] => [out, kh * kw * input],
             [rows, cols] => [rows, cols],
             ref shape => [1, shape.iter().product()],
@@ -99,7 +104,7 @@ impl TensorSpec {
         }
         let float =
             if self.role == Role::Exact || dtype == WeightDtype::F32 { Dtype::F32 } else { Dtype::F16 };
-        let shape: &[usize] = if self.shape.len() == 4 { &[n, k] } else { &self.shape };
+        let shape: &[usize] = if self.shape.len() >= 4 { &[n, k] } else { &self.shape };
         vec![stored(self.name.clone(), float, shape)]
     }
 }
@@ -112,6 +117,7 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
         ModelConfig::Llama(c) => llama::tensors(&c.decoder),
         ModelConfig::Chameleon(c) => chameleon::tensors(c),
         ModelConfig::Janus(c) => janus::tensors(c),
+        ModelConfig::Emu3(c) => emu3::tensors(c),
     }
 }
 
@@ -125,6 +131,8 @@ pub struct Model {
     vq: Option<VqEncoder>,
     /// What Janus has beside it.
     janus: Option<Janus>,
+    /// What makes codes of pictures and clips, and pictures and clips of codes.
+    movq: Option<Movq>,
     engine: Engine,
     text: OnceLock<TextTokenizer>,
 }
@@ -153,12 +161,13 @@ impl Model {
         let engine = Engine::new(options)?;
         let decoder = Decoder::resolve(&weights)?;
         let config = weights.config();
-        let (mut unimodal, mut vq, mut janus) = (None, None, None);
+        let (mut unimodal, mut vq, mut janus, mut movq) = (None, None, None, None);
         match &config.model {
             ModelConfig::Unimodal(c) => unimodal = Some(Unimodal::resolve(&weights, c)?),
             ModelConfig::Llama(_) => {}
             ModelConfig::Chameleon(c) => vq = Some(VqEncoder::resolve(&weights, &c.image.vq)?),
             ModelConfig::Janus(c) => janus = Some(Janus::resolve(&weights, c)?),
+            ModelConfig::Emu3(c) => movq = Some(Movq::resolve(&weights, &c.image.movq)?),
         }
         log::info!(
             "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
@@ -170,7 +179,7 @@ impl Model {
             engine.kernels().name,
             engine.threads(),
         );
-        Ok(Arc::new(Self { weights, decoder, unimodal, vq, janus, engine, text: OnceLock::new() }))
+        Ok(Arc::new(Self { weights, decoder, unimodal, vq, janus, movq, engine, text: OnceLock::new() }))
     }
 
     /// The whole `saccade.json`.
@@ -241,6 +250,17 @@ impl Model {
     pub(crate) fn coded_image(&self) -> Result<(&CodedImage, &VqEncoder)> {
         match (self.config(), &self.vq) {
             (ModelConfig::Chameleon(c), Some(vq)) => Ok((&c.image, vq)),
+            _ => Err(SessionError::Family { family: self.config().family() }.into()),
+        }
+    }
+
+    /// How a picture or a clip becomes tokens of a language model, and the net that does it.
+    ///
+    /// # Errors
+    /// If this model takes no clips.
+    pub(crate) fn clip_codes(&self) -> Result<(&ClipCodes, &Movq)> {
+        match (self.config(), &self.movq) {
+            (ModelConfig::Emu3(c), Some(movq)) => Ok((&c.image, movq)),
             _ => Err(SessionError::Family { family: self.config().family() }.into()),
         }
     }

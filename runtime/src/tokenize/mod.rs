@@ -2,6 +2,7 @@
 
 mod bins;
 mod chat;
+mod clips;
 mod coded;
 mod features;
 mod image;
@@ -12,6 +13,7 @@ mod text;
 
 pub use bins::Bins;
 pub use chat::{Message, Part};
+pub use clips::{Clips, Frames};
 pub use coded::CodedImages;
 pub use features::{Features, drawn, to_rgb8};
 pub(crate) use image::check_codes;

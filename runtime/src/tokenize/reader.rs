@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CodedImages, Features, Picture, Tokenizer as _};
+use super::{Clips, CodedImages, Features, Picture, Tokenizer as _};
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::family::Model;
@@ -23,6 +23,7 @@ pub struct PictureReader {
 #[derive(Debug)]
 enum Eye {
     Codes(CodedImages),
+    Clips(Clips),
     Features(Features, usize),
 }
 
@@ -36,6 +37,10 @@ impl PictureReader {
             ModelConfig::Chameleon(c) => {
                 let image = &c.image;
                 (Eye::Codes(CodedImages::new(model)?), image.placeholder, [image.begin, image.end])
+            }
+            ModelConfig::Emu3(c) => {
+                let image = &c.image;
+                (Eye::Clips(Clips::new(model)?), image.placeholder, [image.begin, image.end])
             }
             ModelConfig::Janus(c) => {
                 let vision = &c.vision;
@@ -71,6 +76,7 @@ impl PictureReader {
                     images.encode(picture, &mut self.codes)?;
                     text.extend_from_slice(&self.codes);
                 }
+                Eye::Clips(clips) => clips.append(picture, &mut text)?,
                 Eye::Features(eye, patches) => {
                     self.features.extend_from_slice(eye.of(picture)?);
                     text.extend(std::iter::repeat_n(self.placeholder, *patches));

@@ -50,6 +50,7 @@ impl TextTokenizer {
             ModelConfig::Chameleon(c) => {
                 Style::Inline(inner.id_to_token(c.image.placeholder).unwrap_or_default())
             }
+            ModelConfig::Emu3(c) => Style::Inline(inner.id_to_token(c.image.placeholder).unwrap_or_default()),
             _ => Style::Inline(String::new()),
         };
         Ok(Self { inner, special, bos, chat, style })

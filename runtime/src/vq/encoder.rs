@@ -96,30 +96,39 @@ impl VqEncoder {
         if c.code_norm == CodeNorm::Both {
             b.x.chunks_exact_mut(c.code_dim).for_each(l2_normalise);
         }
-        self.nearest(w, c, b, codes)
+        nearest(w, &self.codebook, c.code_norm, &b.x, codes)
     }
+}
 
-    /// The nearest code book vector of every place of `b.x`; of equals, the lowest.
-    fn nearest(&self, w: &Weights, c: &VqConfig, b: &mut Buffers, codes: &mut Vec<u16>) -> Result<()> {
-        let LinearRef { n, k, .. } = self.codebook;
-        codes.clear();
-        let mut best = vec![(f32::INFINITY, None); b.x.len() / k];
-        let mut row = vec![0.0; k];
-        for code in 0..n {
-            self.codebook.read_row(w, code, &mut row);
-            if c.code_norm == CodeNorm::Both {
-                l2_normalise(&mut row);
-            }
-            for (z, best) in b.x.chunks_exact(k).zip(&mut best) {
-                let distance: f32 = z.iter().zip(&row).map(|(z, e)| (z - e) * (z - e)).sum();
-                if distance < best.0 {
-                    *best = (distance, u16::try_from(code).ok());
-                }
+/// The nearest code book vector of every place of `x [places, code_dim]`; of equals, the lowest.
+///
+/// # Errors
+/// If a value is not a number.
+pub(crate) fn nearest(
+    w: &Weights,
+    codebook: &LinearRef,
+    norm: CodeNorm,
+    x: &[f32],
+    codes: &mut Vec<u16>,
+) -> Result<()> {
+    let LinearRef { n, k, .. } = *codebook;
+    codes.clear();
+    let mut best = vec![(f32::INFINITY, None); x.len() / k];
+    let mut row = vec![0.0; k];
+    for code in 0..n {
+        codebook.read_row(w, code, &mut row);
+        if norm == CodeNorm::Both {
+            l2_normalise(&mut row);
+        }
+        for (z, best) in x.chunks_exact(k).zip(&mut best) {
+            let distance: f32 = z.iter().zip(&row).map(|(z, e)| (z - e) * (z - e)).sum();
+            if distance < best.0 {
+                *best = (distance, u16::try_from(code).ok());
             }
         }
-        for (_, code) in best {
-            codes.push(code.ok_or(SessionError::NumericFault)?);
-        }
-        Ok(())
     }
+    for (_, code) in best {
+        codes.push(code.ok_or(SessionError::NumericFault)?);
+    }
+    Ok(())
 }

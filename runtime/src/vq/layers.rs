@@ -13,14 +13,15 @@ const EPS: f64 = 1e-6;
 
 /// Group norm, over groups of neighbouring channels and all places.
 #[derive(Clone, Debug)]
-pub(super) struct GroupNorm {
+pub(crate) struct GroupNorm {
     /// `[channels]` each.
     weight: VectorRef,
     bias: VectorRef,
 }
 
 impl GroupNorm {
-    pub(super) fn resolve(w: &Weights, stem: &str) -> Result<Self> {
+    /// Finds `stem.weight` and `stem.bias`.
+    pub(crate) fn resolve(w: &Weights, stem: &str) -> Result<Self> {
         Ok(Self { weight: w.vector(&format!("{stem}.weight"))?, bias: w.vector(&format!("{stem}.bias"))? })
     }
 
@@ -30,7 +31,7 @@ impl GroupNorm {
         clippy::cast_possible_truncation,
         reason = "sums in F64, results in F32"
     )]
-    pub(super) fn forward(&self, w: &Weights, x: &mut [f32]) {
+    pub(crate) fn forward(&self, w: &Weights, x: &mut [f32]) {
         let (weight, bias) = (self.weight.get(w), self.bias.get(w));
         let size = weight.len() / GROUPS;
         for group in 0..GROUPS {
