@@ -17,7 +17,6 @@
 //! | `draw_input_ids` I64 `[k]` | a prompt to draw to, with guidance 5 |
 //! | `drawn_image_tokens` I64 `[places]` | the codes that are drawn |
 //! | `drawn_pixels` F32 `[h, w, 3]` | the picture of those codes |
-//! | `vq_codes` I64 `[places]` | the codes of `pixel_values` |
 //! | `generated` I64 `[n + m]` | the greedy continuation, the tokens themselves in front |
 
 mod clips;

@@ -295,7 +295,9 @@ impl Folder<'_> {
     ) -> Result<Vec<u32>> {
         if codes > vocabulary.len() {
             let names = vocabulary.len();
-            return Err(self.refused(format!("`vocabulary_map` has {names} names, too few for {codes} codes")));
+            return Err(
+                self.refused(format!("`vocabulary_map` has {names} names, too few for {codes} codes"))
+            );
         }
         let mut ids = vec![None; codes];
         for (name, &id) in vocabulary {
