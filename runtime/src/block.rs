@@ -8,7 +8,7 @@
 use crate::Result;
 use crate::attention::{Attention, AttentionScratch};
 use crate::config::{DecoderConfig, Modality, NormPlace, QkNorm};
-use crate::engine::{ActivationKinds, Activations, Engine, Linear};
+use crate::engine::{ActivationKinds, Activations, Engine, Linear, layer_norm};
 use crate::kernels::Epilogue;
 use crate::kv::{Chain, KvArena};
 use crate::weights::{LinearRef, VectorRef, Weights};
@@ -320,7 +320,7 @@ impl Block {
                 }
                 QkNorms::Layer([q_norm, k_norm]) => {
                     for (heads, [weight, bias]) in [(&mut *q, q_norm), (&mut *k, k_norm)] {
-                        layer_norm(heads, c.head_dim, weight.get(w), bias.get(w));
+                        norm_heads(heads, c.head_dim, weight.get(w), bias.get(w));
                     }
                 }
             }
@@ -344,18 +344,11 @@ impl Block {
 /// Added to every variance of head norms. Source: `nn.LayerNorm` of PyTorch, whose default Chameleon has.
 const HEAD_EPS: f32 = 1e-5;
 
-/// `(x − mean) / √(variance + eps) · weight + bias` for each head of `x [heads, head_dim]`; `weight, bias [heads, head_dim]`.
-#[allow(clippy::cast_precision_loss, reason = "a width of at most 1,024")]
-fn layer_norm(x: &mut [f32], head_dim: usize, weight: &[f32], bias: &[f32]) {
+/// [`layer_norm`] of each head of `x [heads, head_dim]`; `weight, bias [heads, head_dim]`.
+fn norm_heads(x: &mut [f32], head_dim: usize, weight: &[f32], bias: &[f32]) {
     let heads = weight.chunks_exact(head_dim).zip(bias.chunks_exact(head_dim));
     for (x, (weight, bias)) in x.chunks_exact_mut(head_dim).zip(heads) {
-        let n = head_dim as f32;
-        let mean = x.iter().sum::<f32>() / n;
-        let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n;
-        let inverse = 1.0 / (variance + HEAD_EPS).sqrt();
-        for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
-            *x = (*x - mean) * inverse * weight + bias;
-        }
+        layer_norm(x, weight, bias, HEAD_EPS);
     }
 }
 

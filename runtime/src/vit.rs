@@ -7,7 +7,7 @@
 
 use crate::Result;
 use crate::config::VisionConfig;
-use crate::engine::{ActivationKinds, Activations, Engine, Linear};
+use crate::engine::{ActivationKinds, Activations, Engine, Linear, layer_norm};
 use crate::family::{Role, TensorSpec};
 use crate::weights::{LinearRef, TableRef, VectorRef, Weights};
 
@@ -101,19 +101,10 @@ impl Norm {
         Ok(Self { weight: w.vector(&format!("{stem}.weight"))?, bias: w.vector(&format!("{stem}.bias"))? })
     }
 
-    /// `(x − mean) / √(variance + eps) · weight + bias` of each row.
-    #[allow(clippy::cast_precision_loss, reason = "a width far below 2²⁴")]
+    /// [`layer_norm`] of each row.
     fn forward(&self, w: &Weights, x: &mut [f32], eps: f32) {
         let (weight, bias) = (self.weight.get(w), self.bias.get(w));
-        for x in x.chunks_exact_mut(weight.len()) {
-            let n = x.len() as f32;
-            let mean = x.iter().sum::<f32>() / n;
-            let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n;
-            let inverse = 1.0 / (variance + eps).sqrt();
-            for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
-                *x = (*x - mean) * inverse * weight + bias;
-            }
-        }
+        x.chunks_exact_mut(weight.len()).for_each(|x| layer_norm(x, weight, bias, eps));
     }
 }
 

@@ -1,45 +1,16 @@
 //! The engine allocates nothing after it is made: not on the calling thread, not on its workers, not on the first call.
-#![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod counting;
+
 use std::hint::black_box;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use counting::allocations;
 use half::f16;
 use saccade::engine::{ActivationKinds, Activations, Engine, EngineOptions, Linear};
 use saccade::kernels::attention::{KvPanels, PanelScales, Queries};
 use saccade::kernels::{Epilogue, KV_BLOCK, Kernels};
 use saccade::quant::{TilesI8, pack_n16k4, quantise_weight_rows, row_sums};
-
-/// Counts the calls of every thread.
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the caller's word is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(p, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-/// Allocations while `work` runs.
-fn allocations(work: impl FnOnce()) -> usize {
-    let before = ALLOCATIONS.load(Ordering::SeqCst);
-    work();
-    ALLOCATIONS.load(Ordering::SeqCst) - before
-}
 
 // The only test of its file: another one beside it would be counted too.
 #[test]

@@ -191,6 +191,20 @@ impl Engine {
     }
 }
 
+/// `(x − mean) / √(variance + eps) · weight + bias` of one row; all three are as long.
+///
+/// Source: Ba et al. 2016 (arXiv:1607.06450).
+#[allow(clippy::cast_precision_loss, reason = "a width far below 2²⁴")]
+pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let n = x.len() as f32;
+    let mean = x.iter().sum::<f32>() / n;
+    let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n;
+    let inverse = 1.0 / (variance + eps).sqrt();
+    for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+        *x = (*x - mean) * inverse * weight + bias;
+    }
+}
+
 fn choose(name: Option<&str>) -> Result<&'static Kernels, EngineError> {
     let Some(name) = name else { return Ok(kernels::kernels()) };
     Kernels::available().iter().find(|set| set.name == name).ok_or_else(|| EngineError::UnknownKernels {
