@@ -67,8 +67,11 @@ impl CodedImages {
         }
         let places = height / patch * (width / patch);
         let fitting = self.buffers.take().filter(|(made_for, _)| *made_for == places);
-        let (_, buffers) =
-            self.buffers.insert(fitting.unwrap_or_else(|| (places, encoder.buffers(model.engine(), places))));
+        let made = match fitting {
+            Some(fitting) => fitting,
+            None => (places, crate::vq::buffers(model.engine(), vq, places)?),
+        };
+        let (_, buffers) = self.buffers.insert(made);
         buffers.x.clear();
         buffers.x.extend_from_slice(values);
         encoder.encode(model.engine(), model.weights(), vq, (height, width), buffers, &mut self.codes)?;

@@ -100,7 +100,7 @@ pub fn drawn(model: &Model, codes: &[u16], picture: &mut Vec<f32>) -> Result<(us
         return Err(SessionError::Token { what: "image code", id: code.into(), limit }.into());
     }
     let (e, w, decoder) = (model.engine(), model.weights(), &net.drawing.vq);
-    let mut buffers = decoder.buffers(e, codes.len());
+    let mut buffers = crate::vq::buffers(e, vq, codes.len())?;
     let size = decoder.decode(e, w, vq, codes, (rows, columns), &mut buffers);
     if !buffers.x.iter().all(|x| x.is_finite()) {
         return Err(SessionError::NumericFault.into());
