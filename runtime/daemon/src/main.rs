@@ -6,6 +6,7 @@ mod app;
 mod bench;
 mod count;
 mod doctor;
+mod draw;
 mod error;
 mod infer;
 mod job;
@@ -40,7 +41,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve a bundle over HTTP: /health, /v1/models, /v1/chat/completions, /metrics.
+    /// Serve a bundle over HTTP: /health, /v1/models, /v1/chat/completions, /v1/images/generations, /metrics.
     Serve {
         /// The bundle to serve: a folder with saccade.json [default: examples/models/nano].
         #[arg(long, value_name = "DIR")]
