@@ -191,13 +191,7 @@ pub(crate) async fn answer(mut events: Receiver<Event>) -> Result<Response, ApiE
 /// A refusal of the runtime as one of ours.
 fn refuse(error: &Error) -> ApiError {
     match error {
-        Error::Session(SessionError::TooLong { tokens, room }) => {
-            let message = format!(
-                "description and picture have {tokens} tokens, there is room for {room}: shorten the one or ask for a smaller `size`"
-            );
-            ApiError::invalid("size", message)
-        }
-        Error::Session(error @ SessionError::PictureSize { .. }) => {
+        Error::Session(error @ (SessionError::PictureSize { .. } | SessionError::Drawing { .. })) => {
             ApiError::invalid("size", error.to_string())
         }
         Error::Session(error @ SessionError::Avoid) => {

@@ -60,7 +60,7 @@ impl DrawPrompt {
             }
         }
         let (tokens, room) = (prompt.tokens(), model.config().language().map_or(0, |c| c.max_positions));
-        if tokens > room { Err(SessionError::TooLong { tokens, room }.into()) } else { Ok(prompt) }
+        if tokens > room { Err(SessionError::Drawing { tokens, room }.into()) } else { Ok(prompt) }
     }
 
     /// For a description that is tokens already.
