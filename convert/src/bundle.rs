@@ -196,7 +196,7 @@ fn quantisation(checkpoint: &Checkpoint, Recipe { dtype, two_part }: Recipe) -> 
         .filter(|stem| two_part && store::two_part(&checkpoint.model, stem))
         .map(str::to_owned)
         .collect();
-    Quantisation { recipe, float_tensors, two_part_activations }
+    Quantisation { recipe, float_tensors, two_part_activations, kept_float: std::collections::BTreeSet::new() }
 }
 
 /// What the trainer said, and what this conversion adds.
