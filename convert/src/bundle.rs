@@ -71,7 +71,7 @@ pub struct Plan {
     ///
     /// Units: bytes.
     pub tokenizer_bytes: u64,
-    /// Most memory that one tensor needs while it is converted: as stored, as F32, turned and quantised.
+    /// Most memory that one tensor needs while it is converted: as read, as F32, and turned.
     ///
     /// Units: bytes.
     pub peak_bytes: u64,
@@ -125,8 +125,8 @@ pub fn plan(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Plan> {
         kept_float_bytes: header.file_bytes.saturating_sub(bytes(&checkpoint.specs)?.file_bytes),
         kv_bytes_per_token: kv_bytes_per_token(&checkpoint.model, dtype),
         tokenizer_bytes: checkpoint.tokenizer.len() as u64,
-        // Four bytes read, four as F32, four turned, one or four stored.
-        peak_bytes: largest(&specs).saturating_mul(16),
+        // Four bytes read, four as F32, four turned; what is stored comes when those that were read are gone.
+        peak_bytes: largest(&specs).saturating_mul(12),
         kept_float,
         specs,
     })

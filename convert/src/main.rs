@@ -116,8 +116,10 @@ fn summary(out: &Path, verb: &str, plan: &Plan) -> String {
         out.display()
     );
     if !kept_float.is_empty() {
-        text +=
-            &format!("{} linear layers stay float, for {kept_float_bytes} bytes more\n", kept_float.len());
+        text += &format!(
+            "linear layers that stay float: {}, for {kept_float_bytes} bytes more\n",
+            kept_float.len()
+        );
     }
     text
 }

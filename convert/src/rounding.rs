@@ -1,4 +1,9 @@
 //! What rounding to INT8 changes in the products of a model's linear layers, for people who decide which ones to keep float.
+//!
+//! Moving scales between columns and the norm or the rows before them (SmoothQuant, arXiv:2211.10438) was tried without data, in six
+//! variants, and left out: of SmolLM2-135M's divergence from its F32 bundle on 1,024 tokens, 0.0058, the best leaves 0.0058 and others make
+//! 0.0064 to 0.0082; even the channels' true sizes leave 0.0057. With a scale for each row, few columns have the largest weight of many
+//! rows. Keeping the embedding float, which the table shows to be the worst, leaves 0.0036.
 
 use std::fmt::Write as _;
 
