@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use regex::Regex;
 use saccade::config::WeightDtype;
 use saccade_convert::random::Shape;
 
@@ -28,6 +29,12 @@ pub(crate) enum Command {
         /// Give every layer its activations in one INT8 part: faster, further from the float model
         #[arg(long)]
         one_part: bool,
+        /// Keep the linear layers float (F16) whose names, such as layers.0.ffn.down, match; may be given more than once
+        #[arg(long, value_name = "REGEX")]
+        keep_float: Vec<Regex>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
         /// Check the checkpoint and print the plan, write nothing
         #[arg(long)]
         dry_run: bool,

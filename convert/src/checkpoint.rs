@@ -156,6 +156,29 @@ impl Checkpoint {
         Ok(all.finalize())
     }
 
+    /// A hash of what the checkpoint says of itself: its files' sizes and times, where each tensor lies, the model, the tokenizer. Reads
+    /// no weights, so a file that was changed and given its old time passes for the old one.
+    ///
+    /// # Errors
+    /// [`ConvertError::Io`] when a file cannot be looked at.
+    pub(crate) fn fingerprint(&self) -> Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        for path in self.values.paths() {
+            let found = path.metadata().map_err(io(path))?;
+            hasher.update(&found.len().to_le_bytes());
+            hasher.update(format!("{:?}", found.modified().map_err(io(path))?).as_bytes());
+        }
+        for part in [
+            self.values.layout(),
+            serde_json::json!([&self.model, &self.provenance]).to_string(),
+            self.tokenizer.clone(),
+        ] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        Ok(hasher.finalize())
+    }
+
     /// The values of a tensor as F32, in the order of its shape.
     ///
     /// Shapes: `spec.shape`, row-major.

@@ -10,13 +10,14 @@ use anyhow::{Context, bail};
 use args::{Args, Command};
 use clap::Parser;
 use saccade::config::WeightDtype;
-use saccade_convert::bundle::{self, Plan, Recipe};
+use saccade_convert::bundle::{self, Plan, Recipe, Report};
 use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::compare::compare;
 use saccade_convert::inspect::inspect;
 use saccade_convert::place::Place;
 use saccade_convert::progress::Progress;
 use saccade_convert::random;
+use saccade_convert::rounding::Group;
 use saccade_convert::verify::verify;
 
 /// Tokens of a conversation whose keys and values count when boards are compared: the daemon's default.
@@ -38,12 +39,16 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Convert { checkpoint, out, dtype, one_part, dry_run, force } => {
-            convert(&checkpoint, &out, Recipe { dtype: dtype.into(), two_part: !one_part }, dry_run, force)
+        Command::Convert { checkpoint, out, dtype, one_part, keep_float, json, dry_run, force } => {
+            let recipe = Recipe { dtype: dtype.into(), two_part: !one_part, keep_float };
+            if dry_run {
+                return plan(&checkpoint, &out, &recipe, force, json);
+            }
+            convert(&checkpoint, &out, recipe, force, json)
         }
         Command::Random { shape, out } => {
             let model = random::shape(shape.into());
-            let recipe = Recipe { dtype: WeightDtype::Int8, two_part: false };
+            let recipe = Recipe { two_part: false, ..WeightDtype::Int8.into() };
             Ok(random::write_bundle(&out, &model, recipe, 1)?)
         }
         Command::Inspect { bundle, json } => {
@@ -70,27 +75,53 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-fn convert(checkpoint: &Path, out: &Path, recipe: Recipe, dry_run: bool, force: bool) -> anyhow::Result<()> {
-    let mut checkpoint =
-        if dry_run { Checkpoint::open_plan(checkpoint)? } else { Checkpoint::open(checkpoint)? };
-    let plan = bundle::plan(&checkpoint, recipe.dtype)?;
-    let verb = if !dry_run {
-        let mut progress = Progress::new("convert", plan.weights_bytes);
-        bundle::convert(&mut checkpoint, out, recipe, force, &mut progress)?;
-        "is"
-    } else if Place::look(out, force)?.replaces {
-        "would be replaced by"
-    } else {
-        "would be"
-    };
-    let Plan { parameters, tensors, weights_bytes, peak_bytes, .. } = &plan;
-    print(&format!(
-        "{} {verb} a bundle in {:?}: {parameters} parameters in {tensors} tensors, {weights_bytes} bytes of weights, \
-         at most {peak_bytes} bytes of memory for one tensor\n",
-        out.display(),
-        recipe.dtype,
-    ))?;
-    if dry_run { print(&boards(&plan)?) } else { Ok(()) }
+/// Says what a conversion would do.
+fn plan(checkpoint: &Path, out: &Path, recipe: &Recipe, force: bool, json: bool) -> anyhow::Result<()> {
+    let plan = bundle::plan(&Checkpoint::open_plan(checkpoint)?, recipe)?;
+    let verb = if Place::look(out, force)?.replaces { "would be replaced by" } else { "would be" };
+    if json {
+        return print_json(&plan);
+    }
+    let memory = plan.peak_bytes;
+    print(&(summary(out, verb, &plan) + &format!("at most {memory} bytes of memory for one tensor\n")))?;
+    print(&boards(&plan)?)
+}
+
+fn convert(checkpoint: &Path, out: &Path, recipe: Recipe, force: bool, json: bool) -> anyhow::Result<()> {
+    let mut checkpoint = Checkpoint::open(checkpoint)?;
+    let mut progress = Progress::new("convert", bundle::plan(&checkpoint, &recipe)?.weights_bytes);
+    let report = bundle::convert(&mut checkpoint, out, recipe, force, &mut progress)?;
+    drop(progress);
+    if json {
+        return print_json(&report);
+    }
+    let Report { plan, resumed_tensors, rounding, peak_memory_bytes, largest_tensor_bytes } = &report;
+    let mut text = summary(out, "is", plan);
+    if *resumed_tensors > 0 {
+        text += &format!("an earlier run had written {resumed_tensors} of the tensors\n");
+    }
+    if !rounding.is_empty() {
+        text += &Group::to_text(rounding);
+    }
+    if let Some(peak) = peak_memory_bytes {
+        text += &format!("peak memory {peak} bytes; the largest tensor has {largest_tensor_bytes} in F32\n");
+    }
+    print(&text)
+}
+
+fn summary(out: &Path, verb: &str, plan: &Plan) -> String {
+    let Plan { dtype, parameters, tensors, weights_bytes, kept_float, kept_float_bytes, .. } = plan;
+    let mut text = format!(
+        "{} {verb} a bundle in {dtype:?}: {parameters} parameters in {tensors} tensors, {weights_bytes} bytes of weights\n",
+        out.display()
+    );
+    if !kept_float.is_empty() {
+        text += &format!(
+            "linear layers that stay float: {}, for {kept_float_bytes} bytes more\n",
+            kept_float.len()
+        );
+    }
+    text
 }
 
 /// Which boards the bundle fits, by their memory.

@@ -9,6 +9,7 @@ use crate::Result;
 use crate::attention::{Attention, AttentionScratch};
 use crate::config::{DecoderConfig, Modality, NormPlace, QkNorm};
 use crate::engine::{ActivationKinds, Activations, Engine, Linear, layer_norm};
+use crate::family::SHARED_INPUTS;
 use crate::kernels::Epilogue;
 use crate::kv::{Chain, KvArena};
 use crate::weights::{LinearRef, VectorRef, Weights};
@@ -220,15 +221,15 @@ impl Block {
             down: linear("ffn.down")?,
         };
         // What shares its activations must want the same of them.
-        let Self { q, k, v, gate, up, .. } = &block;
-        let pairs =
-            [("attn.k", k, "attn.q", q), ("attn.v", v, "attn.q", q), ("ffn.gate", gate, "ffn.up", up)];
-        for (name, one, other_name, other) in pairs {
-            if one.get(w).parts() != other.get(w).parts() {
-                return Err(w.refused(format!(
-                    "saccade.json gives activations in two parts to one of `layers.{layer}.{name}` and \
-                     `layers.{layer}.{other_name}`, which read the same ones"
-                )));
+        for (first, others) in SHARED_INPUTS.iter().filter_map(|group| group.split_first()) {
+            let parts = linear(first)?.get(w).parts();
+            for name in others {
+                if linear(name)?.get(w).parts() != parts {
+                    return Err(w.refused(format!(
+                        "saccade.json keeps float, or gives activations in two parts to, one of `layers.{layer}.{name}` and \
+                         `layers.{layer}.{first}`, which read the same ones"
+                    )));
+                }
             }
         }
         Ok(block)

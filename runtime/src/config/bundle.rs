@@ -51,6 +51,9 @@ pub struct Quantisation {
     /// Tiled layers whose activations are quantised in two INT8 parts, the value and what its rounding left: names without
     /// `.weight`.
     pub two_part_activations: BTreeSet<String>,
+    /// Linear layers of an INT8 bundle that are stored in F16 because whoever converted it asked for that: names without `.weight`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub kept_float: BTreeSet<String>,
 }
 
 /// A whole `saccade.json`.

@@ -14,6 +14,7 @@ fn bundle() -> BundleConfig {
             recipe: "w8a8".into(),
             float_tensors: vec![],
             two_part_activations: Default::default(),
+            kept_float: Default::default(),
         },
         linears: BTreeMap::new(),
         provenance: serde_json::Map::new(),

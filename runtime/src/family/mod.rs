@@ -9,6 +9,7 @@ pub(crate) mod janus;
 mod llama;
 pub mod unimodal;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -110,6 +111,9 @@ impl TensorSpec {
     }
 }
 
+/// The linear layers of a decoder block that read the same activations, so that all of them are INT8 in as many parts, or none is.
+pub const SHARED_INPUTS: [&[&str]; 2] = [&["attn.q", "attn.k", "attn.v"], &["ffn.up", "ffn.gate"]];
+
 /// Every tensor of a model, in checkpoint order.
 #[must_use]
 pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
@@ -120,6 +124,21 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
         ModelConfig::Janus(c) => janus::tensors(c),
         ModelConfig::Emu3(c) => emu3::tensors(c),
     }
+}
+
+/// Gives the linear layers in `kept` (names without `.weight`) the role of those that stay float.
+///
+/// # Errors
+/// The first name that is no linear layer of these.
+pub fn keep_float<'a>(
+    specs: &mut [TensorSpec],
+    kept: &'a BTreeSet<String>,
+) -> std::result::Result<(), &'a str> {
+    for stem in kept {
+        let spec = specs.iter_mut().find(|spec| spec.role == Role::Linear && spec.stem() == stem);
+        spec.ok_or(stem.as_str())?.role = Role::Float;
+    }
+    Ok(())
 }
 
 /// A bundle, mapped and checked, with the engine that runs it. Sessions share one.

@@ -56,6 +56,7 @@ pub fn write_bundle(
             recipe: "test".into(),
             float_tensors: vec![],
             two_part_activations: Default::default(),
+            kept_float: Default::default(),
         },
         linears,
         provenance: serde_json::Map::new(),
