@@ -6,8 +6,8 @@ use std::io::Write;
 use std::path::Path;
 
 use saccade::config::{
-    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, ModelConfig, Quantisation, TOKENIZER_FILE,
-    WEIGHTS_FILE, WeightDtype,
+    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, FrontEnd, GRAPH_FILE, ModelConfig, Quantisation,
+    TOKENIZER_FILE, WEIGHTS_FILE, WeightDtype,
 };
 use saccade::engine::EngineOptions;
 use saccade::family::{Model, TensorSpec};
@@ -15,7 +15,7 @@ use saccade::format::{Rules, TensorPlan, Writer, Written, plan_header};
 use saccade::pages;
 use serde::Serialize;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, hash_file};
 use crate::error::{ConvertError, Result, io};
 use crate::place::Place;
 use crate::progress::Progress;
@@ -61,6 +61,10 @@ pub struct Plan {
     ///
     /// Units: bytes.
     pub tokenizer_bytes: u64,
+    /// Length of the imported graph, 0 if there is none.
+    ///
+    /// Units: bytes.
+    pub graph_bytes: u64,
     /// Most memory that one tensor needs while it is converted: as stored, as F32, turned and quantised.
     ///
     /// Units: bytes.
@@ -82,6 +86,10 @@ pub fn plan(checkpoint: &Checkpoint, dtype: WeightDtype) -> Result<Plan> {
         weights_bytes: header.file_bytes,
         kv_bytes_per_token: kv_bytes_per_token(&checkpoint.model, dtype),
         tokenizer_bytes: checkpoint.tokenizer.len() as u64,
+        graph_bytes: match checkpoint.graph() {
+            Some((graph, _)) => graph.metadata().map_err(io(graph))?.len(),
+            None => 0,
+        },
         // Two bytes read, four as F32, four turned, one or four stored.
         peak_bytes: largest.saturating_mul(14),
     })
@@ -112,10 +120,16 @@ pub fn convert(
     let tokenizer = checkpoint.tokenizer.as_bytes();
     write_durably(&folder.path().join(TOKENIZER_FILE), tokenizer)?;
 
-    let files = [
+    let mut files = vec![
         (WEIGHTS_FILE, weights.bytes, weights.blake3),
         (TOKENIZER_FILE, plan.tokenizer_bytes, blake3::hash(tokenizer)),
     ];
+    let mut front_end = None;
+    if let Some((graph, replaces)) = checkpoint.graph() {
+        let (bytes, hash) = copy_durably(graph, &folder.path().join(GRAPH_FILE))?;
+        files.push((GRAPH_FILE, bytes, hash));
+        front_end = Some(FrontEnd { graph: GRAPH_FILE.into(), replaces });
+    }
     let config = BundleConfig {
         format_version: FORMAT_VERSION,
         dtype,
@@ -128,6 +142,7 @@ pub fn convert(
             .map(|spec| (spec.stem().to_owned(), spec.matrix()))
             .collect(),
         provenance: provenance(checkpoint)?,
+        front_end,
         files: files
             .into_iter()
             .map(|(name, bytes, hash)| {
@@ -211,4 +226,11 @@ fn provenance(checkpoint: &Checkpoint) -> Result<serde_json::Map<String, serde_j
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create_new(path).map_err(io(path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io(path))
+}
+
+/// Copies a file; its length and BLAKE3 are those of the copy.
+fn copy_durably(from: &Path, to: &Path) -> Result<(u64, blake3::Hash)> {
+    let bytes = std::fs::copy(from, to).map_err(io(from))?;
+    File::open(to).and_then(|file| file.sync_all()).map_err(io(to))?;
+    Ok((bytes, hash_file(to)?))
 }

@@ -10,9 +10,11 @@ use anyhow::{Context, bail};
 use args::{Args, Command};
 use clap::Parser;
 use saccade::config::WeightDtype;
+use saccade::onnx::OnnxOptions;
 use saccade_convert::bundle::{self, Plan, Recipe};
 use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::compare::compare;
+use saccade_convert::golden::Subject;
 use saccade_convert::inspect::inspect;
 use saccade_convert::place::Place;
 use saccade_convert::progress::Progress;
@@ -38,8 +40,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Convert { checkpoint, out, dtype, one_part, dry_run, force } => {
-            convert(&checkpoint, &out, Recipe { dtype: dtype.into(), two_part: !one_part }, dry_run, force)
+        Command::Convert { checkpoint, out, dtype, one_part, vision_graph, dry_run, force } => {
+            let recipe = Recipe { dtype: dtype.into(), two_part: !one_part };
+            convert((&checkpoint, vision_graph.as_deref()), &out, recipe, dry_run, force)
         }
         Command::Random { shape, out } => {
             let model = random::shape(shape.into());
@@ -51,8 +54,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             if json { print_json(&found) } else { print(&found.to_text()) }
         }
         Command::Verify { path } => print(&(verify(&path)? + "\n")),
-        Command::Golden { model, golden, precision, json } => {
-            let report = saccade_convert::golden::golden(&model, &golden, precision.into())?;
+        Command::Golden { model, golden, precision, vision_graph, provider, json } => {
+            let onnx = OnnxOptions { provider, ..OnnxOptions::default() };
+            let subject = Subject { path: &model, graph: vision_graph.as_deref(), onnx };
+            let report = saccade_convert::golden::golden(&subject, &golden, precision.into())?;
             if json {
                 print_json(&report)?
             } else {
@@ -70,9 +75,18 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-fn convert(checkpoint: &Path, out: &Path, recipe: Recipe, dry_run: bool, force: bool) -> anyhow::Result<()> {
+fn convert(
+    (checkpoint, graph): (&Path, Option<&Path>),
+    out: &Path,
+    recipe: Recipe,
+    dry_run: bool,
+    force: bool,
+) -> anyhow::Result<()> {
     let mut checkpoint =
         if dry_run { Checkpoint::open_plan(checkpoint)? } else { Checkpoint::open(checkpoint)? };
+    if let Some(graph) = graph {
+        checkpoint = checkpoint.with_graph(graph)?;
+    }
     let plan = bundle::plan(&checkpoint, recipe.dtype)?;
     let verb = if !dry_run {
         let mut progress = Progress::new("convert", plan.weights_bytes);
@@ -96,7 +110,7 @@ fn convert(checkpoint: &Path, out: &Path, recipe: Recipe, dry_run: bool, force: 
 /// Which boards the bundle fits, by their memory.
 fn boards(plan: &Plan) -> anyhow::Result<String> {
     let kv = plan.kv_bytes_per_token.saturating_mul(CONTEXT);
-    let needed = (plan.weights_bytes + kv).div_ceil(1 << 20);
+    let needed = (plan.weights_bytes + plan.graph_bytes + kv).div_ceil(1 << 20);
     let mut text = format!("{needed} MiB while it runs, with keys and values of {CONTEXT} tokens\n");
     let mut boards: Vec<_> = saccade_boards::profiles(&saccade_boards::Root::system())?
         .into_iter()

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use saccade::config::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use saccade::config::{CONFIG_FILE, GRAPH_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 
 use crate::error::{ConvertError, Result, io};
 
@@ -136,7 +136,8 @@ fn check_leftover(part: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.map_err(io(part))?.file_name();
         let name = name.to_string_lossy();
-        let ours = [WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE].contains(&name.trim_end_matches(".part"));
+        let ours =
+            [WEIGHTS_FILE, TOKENIZER_FILE, GRAPH_FILE, CONFIG_FILE].contains(&name.trim_end_matches(".part"));
         if !ours {
             let reason = format!(
                 "it is in the way and holds `{}`, which is no bundle's file; remove it",

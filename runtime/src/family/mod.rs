@@ -20,6 +20,7 @@ use crate::decoder::Decoder;
 use crate::engine::{Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::movq::Movq;
+use crate::onnx::{Graph, OnnxError};
 use crate::pages::Pages;
 use crate::quant::{pad_k, pad_n};
 use crate::session::SessionError;
@@ -133,6 +134,8 @@ pub struct Model {
     janus: Option<Janus>,
     /// What makes codes of pictures and clips, and pictures and clips of codes.
     movq: Option<Movq>,
+    /// What reads pictures in place of one of those.
+    graph: Option<Graph>,
     engine: Engine,
     text: OnceLock<TextTokenizer>,
 }
@@ -169,6 +172,15 @@ impl Model {
             ModelConfig::Janus(c) => janus = Some(Janus::resolve(&weights, c)?),
             ModelConfig::Emu3(c) => movq = Some(Movq::resolve(&weights, &c.image.movq)?),
         }
+        let graph = match &config.front_end {
+            Some(front_end) => {
+                Some(Graph::open(weights.dir(), config, front_end, options, engine.threads())?)
+            }
+            None if options.onnx.provider.is_some() || options.onnx.library.is_some() => {
+                return Err(OnnxError::NoGraph.into());
+            }
+            None => None,
+        };
         log::info!(
             "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
             config.model.name(),
@@ -179,7 +191,17 @@ impl Model {
             engine.kernels().name,
             engine.threads(),
         );
-        Ok(Arc::new(Self { weights, decoder, unimodal, vq, janus, movq, engine, text: OnceLock::new() }))
+        Ok(Arc::new(Self {
+            weights,
+            decoder,
+            unimodal,
+            vq,
+            janus,
+            movq,
+            graph,
+            engine,
+            text: OnceLock::new(),
+        }))
     }
 
     /// The whole `saccade.json`.
@@ -211,6 +233,11 @@ impl Model {
     #[must_use]
     pub fn huge_bytes(&self) -> Option<u64> {
         self.weights.map().huge_bytes()
+    }
+
+    /// The imported graph, if the bundle has one.
+    pub(crate) fn graph(&self) -> Option<&Graph> {
+        self.graph.as_ref()
     }
 
     pub(crate) fn weights(&self) -> &Weights {

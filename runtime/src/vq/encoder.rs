@@ -66,19 +66,14 @@ impl VqEncoder {
         Buffers::new(e, widest, places, self.attention.q.out_channels())
     }
 
-    /// The codes of the picture in `b.x [height, width, 3]`, row by row.
-    ///
-    /// # Errors
-    /// If a result is not a number.
-    pub(crate) fn encode(
+    /// The picture in `b.x [height, width, 3]` into the vectors that are coded, `b.x [places, code_dim]`, row by row.
+    pub(crate) fn latents(
         &self,
         e: &Engine,
         w: &Weights,
-        c: &VqConfig,
         (mut height, mut width): (usize, usize),
         b: &mut Buffers,
-        codes: &mut Vec<u16>,
-    ) -> Result<()> {
+    ) {
         through(&self.conv_in, e, w, &mut height, &mut width, b);
         for level in &self.levels {
             level.forward(e, w, (height, width), b);
@@ -93,10 +88,17 @@ impl VqEncoder {
         e.silu_inplace(&mut b.x);
         through(&self.conv_out, e, w, &mut height, &mut width, b);
         through(&self.quant_conv, e, w, &mut height, &mut width, b);
+    }
+
+    /// The codes of the vectors `x [places, code_dim]`.
+    ///
+    /// # Errors
+    /// If a result is not a number.
+    pub(crate) fn codes(&self, w: &Weights, c: &VqConfig, x: &mut [f32], codes: &mut Vec<u16>) -> Result<()> {
         if c.code_norm == CodeNorm::Both {
-            b.x.chunks_exact_mut(c.code_dim).for_each(l2_normalise);
+            x.chunks_exact_mut(c.code_dim).for_each(l2_normalise);
         }
-        nearest(w, &self.codebook, c.code_norm, &b.x, codes)
+        nearest(w, &self.codebook, c.code_norm, x, codes)
     }
 }
 
