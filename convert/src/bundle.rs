@@ -7,8 +7,8 @@ use std::path::Path;
 
 use regex::Regex;
 use saccade::config::{
-    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, ModelConfig, Quantisation, TOKENIZER_FILE,
-    WEIGHTS_FILE, WeightDtype,
+    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, FrontEnd, GRAPH_FILE, ModelConfig, Quantisation,
+    TOKENIZER_FILE, WEIGHTS_FILE, WeightDtype,
 };
 use saccade::engine::EngineOptions;
 use saccade::family::{Model, TensorSpec, keep_float};
@@ -16,7 +16,7 @@ use saccade::format::{Rules, Writer, plan_header};
 use saccade::pages;
 use serde::Serialize;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, hash_file};
 use crate::error::{ConvertError, Result, io};
 use crate::journal::{Entry, Journal};
 use crate::keep::kept;
@@ -71,6 +71,10 @@ pub struct Plan {
     ///
     /// Units: bytes.
     pub tokenizer_bytes: u64,
+    /// Length of the imported graph, 0 if there is none.
+    ///
+    /// Units: bytes.
+    pub graph_bytes: u64,
     /// Most memory that one tensor needs while it is converted: as read, as F32, and turned.
     ///
     /// Units: bytes.
@@ -125,6 +129,10 @@ pub fn plan(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Plan> {
         kept_float_bytes: header.file_bytes.saturating_sub(bytes(&checkpoint.specs)?.file_bytes),
         kv_bytes_per_token: kv_bytes_per_token(&checkpoint.model, dtype),
         tokenizer_bytes: checkpoint.tokenizer.len() as u64,
+        graph_bytes: match checkpoint.graph() {
+            Some((graph, _)) => graph.metadata().map_err(io(graph))?.len(),
+            None => 0,
+        },
         // Four bytes read, four as F32, four turned; what is stored comes when those that were read are gone.
         peak_bytes: largest(&specs).saturating_mul(12),
         kept_float,
@@ -184,9 +192,13 @@ fn fingerprint(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<String> {
     let Recipe { dtype, two_part, keep_float } = recipe;
     let patterns: Vec<_> = keep_float.iter().map(Regex::as_str).collect();
     let converter = env!("CARGO_PKG_VERSION");
+    let graph = match checkpoint.graph() {
+        Some((graph, _)) => Some(hash_file(graph)?.to_hex().to_string()),
+        None => None,
+    };
     let all = serde_json::json!({
         "converter": converter, "format": FORMAT_VERSION, "dtype": dtype, "two_part": two_part, "keep_float": patterns,
-        "checkpoint": checkpoint.fingerprint()?.to_hex().to_string(),
+        "graph": graph, "checkpoint": checkpoint.fingerprint()?.to_hex().to_string(),
     });
     Ok(blake3::hash(all.to_string().as_bytes()).to_hex().to_string())
 }
@@ -197,7 +209,8 @@ fn stopped(error: ConvertError, part: &Path, plan: &Plan) -> ConvertError {
         ConvertError::Io { path, source } | ConvertError::Runtime(saccade::Error::Io { path, source })
             if path != part && path.starts_with(part) =>
         {
-            let missing = (plan.weights_bytes + plan.tokenizer_bytes).saturating_sub(bytes_in(part));
+            let all = plan.weights_bytes + plan.tokenizer_bytes + plan.graph_bytes;
+            let missing = all.saturating_sub(bytes_in(part));
             let full = matches!(
                 source.kind(),
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
@@ -241,10 +254,16 @@ fn fill(
     let tokenizer = checkpoint.tokenizer.as_bytes();
     write_durably(&dir.join(TOKENIZER_FILE), tokenizer)?;
 
-    let files = [
+    let mut files = vec![
         (WEIGHTS_FILE, weights.bytes, weights.blake3),
         (TOKENIZER_FILE, plan.tokenizer_bytes, blake3::hash(tokenizer)),
     ];
+    let mut front_end = None;
+    if let Some((graph, replaces)) = checkpoint.graph() {
+        let (bytes, hash) = copy_durably(graph, &dir.join(GRAPH_FILE))?;
+        files.push((GRAPH_FILE, bytes, hash));
+        front_end = Some(FrontEnd { graph: GRAPH_FILE.into(), replaces });
+    }
     let config = BundleConfig {
         format_version: FORMAT_VERSION,
         dtype: plan.dtype,
@@ -257,6 +276,7 @@ fn fill(
             .map(|spec| (spec.stem().to_owned(), spec.matrix()))
             .collect(),
         provenance: provenance(checkpoint)?,
+        front_end,
         files: files
             .into_iter()
             .map(|(name, bytes, hash)| {
@@ -355,4 +375,11 @@ fn provenance(checkpoint: &Checkpoint) -> Result<serde_json::Map<String, serde_j
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create_new(path).map_err(io(path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io(path))
+}
+
+/// Copies a file; its length and BLAKE3 are those of the copy.
+fn copy_durably(from: &Path, to: &Path) -> Result<(u64, blake3::Hash)> {
+    let bytes = std::fs::copy(from, to).map_err(io(from))?;
+    File::open(to).and_then(|file| file.sync_all()).map_err(io(to))?;
+    Ok((bytes, hash_file(to)?))
 }

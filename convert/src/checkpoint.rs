@@ -9,9 +9,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use saccade::config::{ConfigError, ModelConfig};
+use saccade::config::{ConfigError, ModelConfig, Part};
 use saccade::family::{TensorSpec, tensors};
 use saccade::format::{Rules, TensorInfo, read_file_header};
+use saccade::onnx;
 use saccade::tokenize::TextTokenizer;
 use serde_json::{Map, Value};
 
@@ -35,6 +36,8 @@ pub struct Checkpoint {
     pub provenance: Map<String, Value>,
     /// The tensors that the model implies, in the order of the bundle.
     pub specs: Vec<TensorSpec>,
+    /// The ONNX graph that reads pictures, if one was put to it.
+    graph: Option<PathBuf>,
 }
 
 impl Checkpoint {
@@ -97,7 +100,7 @@ impl Checkpoint {
     ) -> Result<Self> {
         let specs = tensors(&model);
         values.check(path, &specs, again)?;
-        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs })
+        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs, graph: None })
     }
 
     /// What can be planned of a model whose weights are not there, with the names that its tensors have in a bundle.
@@ -125,7 +128,32 @@ impl Checkpoint {
             return refuse(name, "it does not belong to this model".into());
         }
         let (values, tokenizer, provenance) = (Values::default(), String::new(), Map::new());
-        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs })
+        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs, graph: None })
+    }
+
+    /// Puts an ONNX graph to it that reads pictures in place of our kernels.
+    ///
+    /// # Errors
+    /// [`ConvertError`]: a model without a part that a graph can stand for, a file that is no graph, has parts in other files or does not
+    /// fit the model, a build without the feature `onnx`.
+    pub fn with_graph(mut self, graph: &Path) -> Result<Self> {
+        if Part::of(&self.model).is_none() {
+            let reason = format!(
+                "a graph stands for the vision encoder of `janus` or the picture encoder of `chameleon`, and this is a model of family \
+                 `{}`; leave it out",
+                self.model.family()
+            );
+            return Err(ConvertError::Refused { path: graph.into(), reason });
+        }
+        onnx::check(graph, &self.model)?;
+        self.graph = Some(graph.into());
+        Ok(self)
+    }
+
+    /// The graph, and what it stands for.
+    #[must_use]
+    pub fn graph(&self) -> Option<(&Path, Part)> {
+        Some((self.graph.as_deref()?, Part::of(&self.model)?))
     }
 
     /// The file or folder.

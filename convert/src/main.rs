@@ -10,9 +10,11 @@ use anyhow::{Context, bail};
 use args::{Args, Command};
 use clap::Parser;
 use saccade::config::WeightDtype;
+use saccade::onnx::OnnxOptions;
 use saccade_convert::bundle::{self, Plan, Recipe, Report};
 use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::compare::compare;
+use saccade_convert::golden::Subject;
 use saccade_convert::inspect::inspect;
 use saccade_convert::place::Place;
 use saccade_convert::progress::Progress;
@@ -39,12 +41,23 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Convert { checkpoint, out, dtype, one_part, keep_float, json, dry_run, force } => {
+        Command::Convert {
+            checkpoint,
+            out,
+            dtype,
+            one_part,
+            keep_float,
+            vision_graph,
+            json,
+            dry_run,
+            force,
+        } => {
             let recipe = Recipe { dtype: dtype.into(), two_part: !one_part, keep_float };
+            let from = (&*checkpoint, vision_graph.as_deref());
             if dry_run {
-                return plan(&checkpoint, &out, &recipe, force, json);
+                return plan(from, &out, &recipe, force, json);
             }
-            convert(&checkpoint, &out, recipe, force, json)
+            convert(from, &out, recipe, force, json)
         }
         Command::Random { shape, out } => {
             let model = random::shape(shape.into());
@@ -56,8 +69,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             if json { print_json(&found) } else { print(&found.to_text()) }
         }
         Command::Verify { path } => print(&(verify(&path)? + "\n")),
-        Command::Golden { model, golden, precision, json } => {
-            let report = saccade_convert::golden::golden(&model, &golden, precision.into())?;
+        Command::Golden { model, golden, precision, vision_graph, provider, json } => {
+            let onnx = OnnxOptions { provider, ..OnnxOptions::default() };
+            let subject = Subject { path: &model, graph: vision_graph.as_deref(), onnx };
+            let report = saccade_convert::golden::golden(&subject, &golden, precision.into())?;
             if json {
                 print_json(&report)?
             } else {
@@ -76,8 +91,15 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 /// Says what a conversion would do.
-fn plan(checkpoint: &Path, out: &Path, recipe: &Recipe, force: bool, json: bool) -> anyhow::Result<()> {
-    let plan = bundle::plan(&Checkpoint::open_plan(checkpoint)?, recipe)?;
+fn plan(
+    from: (&Path, Option<&Path>),
+    out: &Path,
+    recipe: &Recipe,
+    force: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    let (checkpoint, graph) = from;
+    let plan = bundle::plan(&with_graph(Checkpoint::open_plan(checkpoint)?, graph)?, recipe)?;
     let verb = if Place::look(out, force)?.replaces { "would be replaced by" } else { "would be" };
     if json {
         return print_json(&plan);
@@ -87,8 +109,22 @@ fn plan(checkpoint: &Path, out: &Path, recipe: &Recipe, force: bool, json: bool)
     print(&boards(&plan)?)
 }
 
-fn convert(checkpoint: &Path, out: &Path, recipe: Recipe, force: bool, json: bool) -> anyhow::Result<()> {
-    let mut checkpoint = Checkpoint::open(checkpoint)?;
+/// Puts a graph that was named to a checkpoint.
+fn with_graph(checkpoint: Checkpoint, graph: Option<&Path>) -> anyhow::Result<Checkpoint> {
+    match graph {
+        Some(graph) => Ok(checkpoint.with_graph(graph)?),
+        None => Ok(checkpoint),
+    }
+}
+
+fn convert(
+    (checkpoint, graph): (&Path, Option<&Path>),
+    out: &Path,
+    recipe: Recipe,
+    force: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    let mut checkpoint = with_graph(Checkpoint::open(checkpoint)?, graph)?;
     let mut progress = Progress::new("convert", bundle::plan(&checkpoint, &recipe)?.weights_bytes);
     let report = bundle::convert(&mut checkpoint, out, recipe, force, &mut progress)?;
     drop(progress);
@@ -127,7 +163,7 @@ fn summary(out: &Path, verb: &str, plan: &Plan) -> String {
 /// Which boards the bundle fits, by their memory.
 fn boards(plan: &Plan) -> anyhow::Result<String> {
     let kv = plan.kv_bytes_per_token.saturating_mul(CONTEXT);
-    let needed = (plan.weights_bytes + kv).div_ceil(1 << 20);
+    let needed = (plan.weights_bytes + plan.graph_bytes + kv).div_ceil(1 << 20);
     let mut text = format!("{needed} MiB while it runs, with keys and values of {CONTEXT} tokens\n");
     let mut boards: Vec<_> = saccade_boards::profiles(&saccade_boards::Root::system())?
         .into_iter()

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use saccade::config::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use saccade::config::{CONFIG_FILE, GRAPH_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 
 use crate::error::{ConvertError, Result, io};
 use crate::journal::{JOURNAL_FILE, Journal};
@@ -151,8 +151,8 @@ fn check_leftover(part: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.map_err(io(part))?.file_name();
         let name = name.to_string_lossy();
-        let ours = [WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE].contains(&name.trim_end_matches(".part"))
-            || name == JOURNAL_FILE;
+        let written = [WEIGHTS_FILE, TOKENIZER_FILE, GRAPH_FILE, CONFIG_FILE];
+        let ours = written.contains(&name.trim_end_matches(".part")) || name == JOURNAL_FILE;
         if !ours {
             let reason = format!(
                 "it is in the way and holds `{}`, which is no bundle's file; remove it",

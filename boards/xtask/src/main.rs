@@ -15,6 +15,7 @@ mod check;
 mod demo;
 mod golden;
 mod machine;
+mod onnx;
 mod step;
 mod test;
 mod train;

@@ -32,14 +32,14 @@ const MAX_PICTURES: usize = 16;
 /// If the bundle cannot be opened.
 pub(crate) fn run(
     model: Option<&Path>,
-    threads: usize,
+    options: &EngineOptions,
     context: usize,
     ready: impl FnOnce(Served),
     jobs: &Receiver<Job>,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
     let start = Instant::now();
-    let mut engine = Answerer::open(&shipped::model(model)?, threads, context)?;
+    let mut engine = Answerer::open(&shipped::model(model)?, options, context)?;
     log::info!("ready load_ms={:.1}", ms(start.elapsed()));
     ready(engine.served());
     for job in jobs {
@@ -69,8 +69,8 @@ struct Answerer {
 }
 
 impl Answerer {
-    fn open(dir: &Path, threads: usize, context: usize) -> anyhow::Result<Self> {
-        let model = Model::open(dir, &EngineOptions { threads, ..EngineOptions::default() })?;
+    fn open(dir: &Path, options: &EngineOptions, context: usize) -> anyhow::Result<Self> {
+        let model = Model::open(dir, options)?;
         // Read now rather than in the first request: a damaged tokenizer must keep the service from being ready.
         model.text()?;
         let options = match model.config().language() {

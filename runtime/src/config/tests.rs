@@ -18,6 +18,7 @@ fn bundle() -> BundleConfig {
         },
         linears: BTreeMap::new(),
         provenance: serde_json::Map::new(),
+        front_end: None,
         files: [(WEIGHTS_FILE.into(), entry.clone()), (TOKENIZER_FILE.into(), entry)].into(),
         self_blake3: String::new(),
     }

@@ -22,6 +22,7 @@ use crate::decoder::Decoder;
 use crate::engine::{Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::movq::Movq;
+use crate::onnx::{Graph, OnnxError};
 use crate::pages::Pages;
 use crate::quant::{pad_k, pad_n};
 use crate::session::SessionError;
@@ -155,6 +156,8 @@ pub struct Model {
     movq: Option<Movq>,
     /// From the first to the last token that is the code of a picture.
     code_span: Range<u32>,
+    /// What reads pictures in place of one of those.
+    graph: Option<Graph>,
     engine: Engine,
     text: OnceLock<TextTokenizer>,
 }
@@ -197,6 +200,15 @@ impl Model {
         }
         let ids = config.model.code_ids();
         let code_span = ids.iter().min().zip(ids.iter().max()).map_or(0..0, |(&from, &to)| from..to + 1);
+        let graph = match &config.front_end {
+            Some(front_end) => {
+                Some(Graph::open(weights.dir(), config, front_end, options, engine.threads())?)
+            }
+            None if options.onnx.provider.is_some() || options.onnx.library.is_some() => {
+                return Err(OnnxError::NoGraph.into());
+            }
+            None => None,
+        };
         log::info!(
             "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
             config.model.name(),
@@ -207,8 +219,18 @@ impl Model {
             engine.kernels().name,
             engine.threads(),
         );
-        let text = OnceLock::new();
-        Ok(Arc::new(Self { weights, decoder, unimodal, vq, janus, movq, code_span, engine, text }))
+        Ok(Arc::new(Self {
+            weights,
+            decoder,
+            unimodal,
+            vq,
+            janus,
+            movq,
+            code_span,
+            graph,
+            engine,
+            text: OnceLock::new(),
+        }))
     }
 
     /// The whole `saccade.json`.
@@ -240,6 +262,11 @@ impl Model {
     #[must_use]
     pub fn huge_bytes(&self) -> Option<u64> {
         self.weights.map().huge_bytes()
+    }
+
+    /// The imported graph, if the bundle has one.
+    pub(crate) fn graph(&self) -> Option<&Graph> {
+        self.graph.as_ref()
     }
 
     pub(crate) fn weights(&self) -> &Weights {

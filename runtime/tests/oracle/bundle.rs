@@ -60,6 +60,7 @@ pub fn write_bundle(
         },
         linears,
         provenance: serde_json::Map::new(),
+        front_end: None,
         files: [
             (WEIGHTS_FILE.to_string(), entry(written.bytes, written.blake3)),
             (TOKENIZER_FILE.to_string(), entry(2, blake3::hash(b"{}"))),
