@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(pass_rows(&c, 1), 192, "6 MiB of 28,416 bytes are 221 rows");
         (c.d_model, c.n_kv_heads, c.head_dim, c.d_ff) = (2048, 16, 128, 5632);
         assert_eq!(pass_rows(&c, 1), 96);
-        (c.d_model, c.head_dim, c.d_ff) = (1024, 64, 2816);
+        (c.d_model, c.n_kv_heads, c.head_dim, c.d_ff) = (1024, 4, 64, 2816);
         assert_eq!((pass_rows(&c, 2), pass_rows(&c, 6)), (192, 96), "floats beside INT8 take room");
     }
 
