@@ -28,10 +28,12 @@ pub mod gguf;
 pub mod golden;
 mod hub;
 pub mod inspect;
+mod pieces;
 pub mod place;
 pub mod progress;
 pub mod random;
 pub mod store;
+mod tokenizer_file;
 pub mod values;
 pub mod verify;
 
