@@ -60,6 +60,7 @@ mod movq;
 pub mod onnx;
 pub mod pages;
 pub mod quant;
+mod rope;
 pub mod sample;
 pub mod session;
 pub mod source;

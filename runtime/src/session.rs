@@ -17,13 +17,14 @@ mod grammar;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::block::{BlockScratch, Most, Own, Rope, Visible};
+use crate::block::{BlockScratch, Most, Own, Visible};
 use crate::config::{Modality, ModelConfig, WeightDtype};
 use crate::engine::ActivationKinds;
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
 use crate::memory;
+use crate::rope::Rope;
 use crate::tokenize::{Bins, Tokenizer as _, check_codes};
 
 use answer::Open;
@@ -61,8 +62,14 @@ pub struct Session {
     visible: Vec<Visible>,
     /// The position after them.
     base: usize,
-    /// Of the open answer.
-    question: Vec<u32>,
+    /// Tokens of the open answer, or of what the last one left: the question, and what of the answer went in.
+    branch: Vec<u32>,
+    /// What the last answer left, for a question that begins alike.
+    kept: Chain,
+    /// Whether answers leave anything.
+    reuses: bool,
+    /// Tokens of the last question that were there.
+    reused: usize,
     /// Of states and of actions, where the model has them.
     bins: Option<[Bins; 2]>,
     codes: Vec<u16>,
@@ -105,6 +112,7 @@ impl Session {
         memory::check("a session on this model", capacity.bytes(c, &shape, model.engine().threads()))?;
         let kv = KvArena::new(shape);
         let own = model.unimodal().ok();
+        let factors = model.decoder().rope_factors.as_ref().map(|factors| factors.get(model.weights()));
         log::debug!("session kv_bytes={} blocks={}", kv.bytes(), capacity.most.blocks);
         Ok(Self {
             kv,
@@ -122,13 +130,16 @@ impl Session {
                 x: vec![0.0; capacity.most.rows * c.d_model],
                 logits: vec![0.0; capacity.logits],
                 scratch: BlockScratch::new(c, capacity.most, kinds, model.engine()),
-                rope: Rope::new(c.rope_theta, c.head_dim, capacity.most.blocks * KV_BLOCK + 1),
+                rope: Rope::new(c, factors, capacity.most.blocks * KV_BLOCK + 1),
                 features: Vec::new(),
                 drawing: [Vec::new(), Vec::new()],
                 row: vec![0.0; capacity.row],
             },
             open: None,
-            question: Vec::with_capacity(options.max_text_tokens),
+            branch: Vec::with_capacity(options.max_text_tokens),
+            kept: Chain::EMPTY,
+            reuses: false,
+            reused: 0,
             most: capacity.most,
             max_text_tokens: options.max_text_tokens,
             model: Arc::clone(model),
@@ -156,6 +167,7 @@ impl Session {
     /// Forgets everything.
     pub fn reset(&mut self) {
         self.close();
+        self.kv.release(&mut self.kept);
         for segment in &mut self.segments {
             self.kv.release(&mut segment.chain);
         }

@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<StatusLabels, Counter>,
     pub(crate) prompt_tokens: Counter,
+    pub(crate) prompt_tokens_cached: Counter,
     pub(crate) generated_tokens: Counter,
     pub(crate) pictures: Counter,
     pub(crate) cancelled: Counter,
@@ -43,6 +44,7 @@ impl Metrics {
             registry: Registry::with_prefix("saccade"),
             requests: Family::default(),
             prompt_tokens: Counter::default(),
+            prompt_tokens_cached: Counter::default(),
             generated_tokens: Counter::default(),
             pictures: Counter::default(),
             cancelled: Counter::default(),
@@ -58,6 +60,11 @@ impl Metrics {
         let r = &mut this.registry;
         r.register("requests", "Requests for answers and pictures, by HTTP status", this.requests.clone());
         r.register("prompt_tokens", "Tokens read", this.prompt_tokens.clone());
+        r.register(
+            "prompt_tokens_cached",
+            "Tokens read whose keys and values an earlier request had left",
+            this.prompt_tokens_cached.clone(),
+        );
         r.register("generated_tokens", "Tokens written", this.generated_tokens.clone());
         r.register("pictures", "Pictures tokenized", this.pictures.clone());
         r.register("requests_cancelled", "Requests whose client left first", this.cancelled.clone());
