@@ -1,6 +1,6 @@
 //! ONNX Runtime for the tests of imported graphs: the library out of its Python package, kept under `target/`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::Outcome;
 use crate::machine;
@@ -41,7 +41,7 @@ fn library() -> Result<PathBuf, String> {
     }
 }
 
-fn fetch(folder: &std::path::Path) -> Outcome {
+fn fetch(folder: &Path) -> Outcome {
     eprintln!("ONNX Runtime is needed (35 MB, once): fetching it into {}", folder.display());
     if !Step::new("python3").args(["-m", "pip", "--version"]).succeeds() {
         machine::install(&["python3-pip"], "pip, which fetches ONNX Runtime,")?;
@@ -60,6 +60,10 @@ fn fetch(folder: &std::path::Path) -> Outcome {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|end| end == "whl"))
         .ok_or_else(|| format!("{} holds no package; remove it and run this again", part.display()))?;
-    Step::new("python3").args(["-m", "zipfile", "-e"]).args([&package, folder]).run()?;
+    // Unpacked under another name, so that half a library is never taken for a whole one.
+    let unpacked = part.join("unpacked");
+    Step::new("python3").args(["-m", "zipfile", "-e"]).args([&package, &unpacked]).run()?;
+    std::fs::rename(&unpacked, folder)
+        .map_err(|e| format!("{} cannot be renamed: {e}", unpacked.display()))?;
     std::fs::remove_dir_all(&part).map_err(|e| format!("{} cannot be removed: {e}", part.display()))
 }
