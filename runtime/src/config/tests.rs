@@ -221,7 +221,7 @@ fn an_emu3_whose_parts_contradict_each_other_is_refused() {
     let fixture = emu3();
     ModelConfig::Emu3(fixture.clone()).check().unwrap();
     type Change = fn(&mut Emu3Config);
-    let cases: [(&str, Change); 9] = [
+    let cases: [(&str, Change); 11] = [
         ("attention_levels", |c| c.image.movq.attention_levels = vec![4]),
         ("attention_levels", |c| c.image.movq.attention_levels = vec![0]),
         ("attention_levels", |c| c.image.movq.attention_levels = vec![3, 3]),
@@ -232,7 +232,9 @@ fn an_emu3_whose_parts_contradict_each_other_is_refused() {
         }),
         ("image.ids", |c| c.image.ids.truncate(63)),
         ("image.ids", |c| c.image.frame_end = 501),
-        ("image.ids", |c| c.image.row_end = c.image.ids[5]),
+        ("token of a code, and a special one", |c| c.image.row_end = c.image.ids[5]),
+        ("token of a code, and a special one", |c| c.language.end_ids.push(c.image.ids[5])),
+        ("token of two codes", |c| c.image.ids[5] = c.image.ids[7]),
     ];
     for (field, change) in cases {
         let mut changed = fixture.clone();
