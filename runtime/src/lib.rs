@@ -47,6 +47,8 @@ mod attention;
 mod block;
 pub mod config;
 mod conv;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod decoder;
 pub mod engine;
 pub mod error;

@@ -1,0 +1,472 @@
+//! One typed function for each kernel: what it takes, and the shape it is launched in. Addresses are the card's.
+
+use std::ffi::c_void;
+
+use super::driver::Device;
+use super::error::CudaError;
+use crate::kernels::KV_BLOCK;
+use crate::quant::{TILE_N, pad_k};
+
+type Result = std::result::Result<(), CudaError>;
+
+/// An address on the card; 0 where there is nothing.
+pub(super) type At = u64;
+
+/// INT8 rows that `gemv_i8` takes at most; from there on `gemm_i8` is used.
+pub(super) const GEMV_ROWS: usize = 16;
+/// Most layers that share their activations in one launch.
+pub(super) const MAX_LAYERS: usize = 3;
+/// Queries that a block of attention takes.
+pub(super) const UNIT_QUERIES: usize = 16;
+/// Shared memory that every card gives a block without being asked.
+const BLOCK_MEMORY: usize = 48 << 10;
+/// Stages of `gemm_i8`, inputs of a stage, outputs of a block.
+const GEMM: [usize; 3] = [3, 64, 128];
+
+/// A layer's weights in tiles, and where its outputs go: `Layer` of `linear.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Layer {
+    /// `[pad_n(n)/16, pad_k(k)/4, 16, 4] i8`
+    pub(super) tiles: At,
+    /// `[n] f32`
+    pub(super) scale: At,
+    /// `[n] f32`, or nothing.
+    pub(super) bias: At,
+    /// `[m, end − first] f32`
+    pub(super) out: At,
+    /// The outputs that are wanted: from `first` to below `end`.
+    pub(super) first: i32,
+    pub(super) end: i32,
+}
+
+impl Layer {
+    fn groups(&self) -> usize {
+        let (first, end) = (self.first as usize, self.end as usize);
+        end.div_ceil(TILE_N) - first / TILE_N
+    }
+}
+
+/// Layers over the same activations: `Layers` of `linear.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Layers {
+    pub(super) layer: [Layer; MAX_LAYERS],
+    pub(super) count: i32,
+    pub(super) k: i32,
+    /// INT8 rows a token.
+    pub(super) parts: i32,
+    pub(super) residual: i32,
+    pub(super) gated: i32,
+}
+
+impl Layers {
+    /// Groups of 16 outputs that blocks are made for.
+    fn groups(&self, per_block: usize) -> usize {
+        let of = |layer: &Layer| layer.groups().div_ceil(per_block);
+        match self.gated != 0 {
+            true => of(&self.layer[0]),
+            false => self.layer[..self.count as usize].iter().map(of).sum(),
+        }
+    }
+}
+
+/// `Sequence` of `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(super) struct SequenceAt {
+    pub(super) tiles: At,
+    pub(super) scales: At,
+    pub(super) keys: At,
+    pub(super) values: At,
+    pub(super) n_blocks: i32,
+    pub(super) first_segment: i32,
+    pub(super) segments: i32,
+    pub(super) causal: i32,
+}
+
+/// `Segment` of `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(super) struct SegmentAt {
+    pub(super) base: i32,
+    pub(super) modality: i32,
+    pub(super) len: i32,
+    pub(super) first_block: i32,
+}
+
+/// `Row` of `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(super) struct RowAt {
+    pub(super) sequence: i32,
+    pub(super) offset: i32,
+    pub(super) position: i32,
+    pub(super) pad: i32,
+}
+
+/// `Unit` of `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(super) struct UnitAt {
+    pub(super) first: i32,
+    pub(super) rows: i32,
+}
+
+/// What the rows of a step are: lists on the card, as `step.cuh` has them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StepAt {
+    pub(super) rows: At,
+    pub(super) sequences: At,
+    pub(super) segments: At,
+    pub(super) blocks: At,
+    /// `[positions, head_dim / 2] f32`
+    pub(super) cosines: At,
+    pub(super) sines: At,
+}
+
+/// `HeadShape` of `heads.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct HeadShape {
+    pub(super) rows: i32,
+    pub(super) n_heads: i32,
+    pub(super) n_kv_heads: i32,
+    pub(super) head_dim: i32,
+    pub(super) layer: i32,
+}
+
+/// `HeadNorms` of `heads.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct HeadNorms {
+    pub(super) q: At,
+    pub(super) k: At,
+    pub(super) q_bias: At,
+    pub(super) k_bias: At,
+    pub(super) eps: f32,
+}
+
+/// `AttentionShape` of `attention_i8.cu` and `attention_f32.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AttentionShape {
+    pub(super) n_heads: i32,
+    pub(super) n_kv_heads: i32,
+    pub(super) head_dim: i32,
+    pub(super) layer: i32,
+    pub(super) modalities: i32,
+    pub(super) max_keys: i32,
+    pub(super) factor: f32,
+}
+
+impl AttentionShape {
+    fn group(&self) -> usize {
+        (self.n_heads / self.n_kv_heads) as usize
+    }
+
+    /// Most rows of a unit.
+    pub(super) fn unit_rows(&self) -> usize {
+        (UNIT_QUERIES / self.group()).max(1)
+    }
+
+    /// Bytes of scores and weights of one query.
+    fn query_bytes(&self) -> usize {
+        4 * self.max_keys as usize + 2 * (self.max_keys as usize + 16)
+    }
+
+    /// Bytes that `attention_i8` wants for so many units where they do not fit a block.
+    pub(super) fn scratch_i8(&self, units: usize) -> usize {
+        let blocks = units * self.n_kv_heads as usize * self.group().div_ceil(UNIT_QUERIES);
+        blocks * UNIT_QUERIES * self.query_bytes()
+    }
+
+    /// Bytes that `attention_f32` wants.
+    pub(super) fn scratch_f32(&self, rows: usize) -> usize {
+        4 * rows * (self.n_heads * self.max_keys) as usize
+    }
+}
+
+/// `Table` of `embed.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TableAt {
+    pub(super) rows: At,
+    pub(super) scale: At,
+    /// 0: tiles, 1: F16, 2: F32.
+    pub(super) kind: i32,
+}
+
+/// `Tables` of `embed.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tables {
+    pub(super) table: [TableAt; 4],
+    pub(super) grid: TableAt,
+    pub(super) modality: TableAt,
+    pub(super) d: i32,
+}
+
+/// `Input` of `embed.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(super) struct InputAt {
+    pub(super) table: i32,
+    pub(super) row: i32,
+    pub(super) place: i32,
+    pub(super) modality: i32,
+}
+
+/// Launches a kernel with these arguments, whose types are those that it takes.
+macro_rules! launch {
+    ($device:expr, $kernel:expr, $grid:expr, $threads:expr, $shared:expr, $($argument:expr),+ $(,)?) => {{
+        let mut arguments = [$((&raw const $argument).cast_mut().cast::<c_void>()),+];
+        // SAFETY: every function here lists the kernel's parameters in order, with their types; its caller vouches for the addresses.
+        unsafe { $device.launch($kernel, $grid, $threads, $shared, &mut arguments) }
+    }};
+}
+
+impl Device {
+    /// `x [rows, k] f32`, `norm [k]` or nothing → `q [rows, parts, pad_k(k)] i8`, `scale [rows, parts] f32`.
+    pub(super) fn quantise_rows(
+        &self,
+        x: At,
+        (norm, eps): (At, f32),
+        [rows, k, parts]: [usize; 3],
+        q: At,
+        scale: At,
+    ) -> Result {
+        let (k32, parts) = (k as i32, parts as i32);
+        launch!(self, "quantise_rows", [rows, 1, 1], 256, 4 * k, x, norm, eps, k32, parts, q, scale)
+    }
+
+    /// Layers over `rows` INT8 rows: `q [rows, pad_k(k)] i8`, `scale [rows] f32`.
+    pub(super) fn linear_i8(&self, layers: &Layers, q: At, scale: At, rows: usize) -> Result {
+        let count = rows as i32;
+        if rows <= GEMV_ROWS {
+            let kernel = match rows {
+                0 => return Ok(()),
+                1 => "gemv_i8_1",
+                2 => "gemv_i8_2",
+                3..=4 => "gemv_i8_4",
+                5..=8 => "gemv_i8_8",
+                _ => "gemv_i8_16",
+            };
+            return launch!(self, kernel, [layers.groups(1), 1, 1], 256, 0, *layers, q, scale, count);
+        }
+        let [stages, k, outputs] = GEMM;
+        let per_block = outputs / TILE_N / if layers.gated != 0 { 2 } else { 1 };
+        let blocks = layers.groups(per_block);
+        // The largest block that still gives every multiprocessor one.
+        let enough = |bm: &usize| blocks * rows.div_ceil(*bm) >= self.multiprocessors();
+        let bm = [128, 64].into_iter().find(enough).unwrap_or(32);
+        let kernel = match bm {
+            128 => "gemm_i8_128",
+            64 => "gemm_i8_64",
+            _ => "gemm_i8_32",
+        };
+        let shared = stages * k * (outputs + bm);
+        launch!(self, kernel, [blocks, rows.div_ceil(bm), 1], 128, shared, *layers, q, scale, count)
+    }
+
+    /// Whether [`Self::linear_f32_row`] can take rows of `k` inputs.
+    pub(super) fn takes_float_row(k: usize, parts: usize) -> bool {
+        (4 * k).next_multiple_of(16) + parts * pad_k(k) <= BLOCK_MEMORY - (4 << 10)
+    }
+
+    /// Layers over one token `x [k] f32`, which every block norms (where there is a norm) and quantises for itself.
+    pub(super) fn linear_i8_of_floats(&self, layers: &Layers, x: At, norm: At, eps: f32) -> Result {
+        let (k, parts) = (layers.k as usize, layers.parts as usize);
+        let kernel = if parts == 1 { "gemv_f32_1" } else { "gemv_f32_2" };
+        let shared = (4 * k).next_multiple_of(16) + parts * pad_k(k);
+        launch!(self, kernel, [layers.groups(1), 1, 1], 256, shared, *layers, x, norm, eps)
+    }
+
+    /// `out [m, end − first] = x [m, k] · w [n, k]ᵀ + bias` over plain rows in F16 (`half`) or F32.
+    #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
+    pub(super) fn linear_float(
+        &self,
+        x: At,
+        (w, half): (At, bool),
+        bias: At,
+        out: At,
+        [m, k]: [usize; 2],
+        [first, end]: [usize; 2],
+        residual: bool,
+    ) -> Result {
+        let kernel = if half { "linear_f16" } else { "linear_f32" };
+        let grid = [(end - first).div_ceil(16), m, 1];
+        let (k, first, end, residual) = (k as i32, first as i32, end as i32, i32::from(residual));
+        launch!(self, kernel, grid, 256, 0, x, w, bias, out, k, first, end, residual)
+    }
+
+    /// Norms of the heads, rotation of the keys, and the arena: `q [rows, n_heads · head_dim]` in place, `k, v [rows, n_kv_heads · head_dim]`.
+    pub(super) fn store_heads(
+        &self,
+        shape: HeadShape,
+        norms: HeadNorms,
+        s: StepAt,
+        q: At,
+        k: At,
+        v: At,
+    ) -> Result {
+        let items = (shape.rows * (shape.n_heads + 2 * shape.n_kv_heads)) as usize;
+        let shared = 4 * 4 * shape.head_dim as usize;
+        let StepAt { rows, sequences, segments, blocks, cosines, sines } = s;
+        launch!(
+            self,
+            "store_heads",
+            [items.div_ceil(4), 1, 1],
+            128,
+            shared,
+            shape,
+            norms,
+            rows,
+            sequences,
+            segments,
+            blocks,
+            cosines,
+            sines,
+            q,
+            k,
+            v,
+        )
+    }
+
+    /// Attention of `q [rows, n_heads · head_dim]` over an INT8 arena → `out`, alike. `units`: a list of `count` units on the card.
+    /// `scratch` has [`AttentionShape::scratch_i8`] bytes, or is nothing where [`Self::fits_block`] says so.
+    #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
+    pub(super) fn attention_i8(
+        &self,
+        shape: AttentionShape,
+        (units, count): (At, usize),
+        s: StepAt,
+        bias: At,
+        q: At,
+        out: At,
+        scratch: At,
+    ) -> Result {
+        let grid = [count, shape.n_kv_heads as usize, shape.group().div_ceil(UNIT_QUERIES)];
+        let shared =
+            Self::query_memory(&shape) + if scratch == 0 { UNIT_QUERIES * shape.query_bytes() } else { 0 };
+        let StepAt { rows, sequences, segments, blocks, cosines, sines } = s;
+        launch!(
+            self,
+            "attention_i8",
+            grid,
+            128,
+            shared,
+            shape,
+            units,
+            rows,
+            sequences,
+            segments,
+            blocks,
+            cosines,
+            sines,
+            bias,
+            q,
+            out,
+            scratch,
+        )
+    }
+
+    fn query_memory(shape: &AttentionShape) -> usize {
+        UNIT_QUERIES * (pad_k(shape.head_dim as usize) + 16)
+    }
+
+    /// Whether scores and weights fit the memory of a block.
+    pub(super) fn fits_block(shape: &AttentionShape) -> bool {
+        Self::query_memory(shape) + UNIT_QUERIES * shape.query_bytes() <= BLOCK_MEMORY - (1 << 10)
+    }
+
+    /// Attention over the arena of a float bundle; `scratch` has [`AttentionShape::scratch_f32`] bytes.
+    #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
+    pub(super) fn attention_f32(
+        &self,
+        shape: AttentionShape,
+        count: usize,
+        s: StepAt,
+        bias: At,
+        q: At,
+        out: At,
+        scratch: At,
+    ) -> Result {
+        let grid = [count, shape.n_heads as usize, 1];
+        let shared = 4 * shape.head_dim as usize;
+        let StepAt { rows, sequences, segments, blocks, cosines, sines } = s;
+        launch!(
+            self,
+            "attention_f32",
+            grid,
+            128,
+            shared,
+            shape,
+            rows,
+            sequences,
+            segments,
+            blocks,
+            cosines,
+            sines,
+            bias,
+            q,
+            out,
+            scratch,
+        )
+    }
+
+    /// `y = norm(x)`, or `y += norm(x)`: `x, y [rows, k] f32`.
+    pub(super) fn rms_norm_rows(
+        &self,
+        x: At,
+        (norm, eps): (At, f32),
+        [rows, k]: [usize; 2],
+        y: At,
+        add: bool,
+    ) -> Result {
+        let (k32, add) = (k as i32, i32::from(add));
+        launch!(self, "rms_norm_rows", [rows, 1, 1], 256, 4 * k, x, norm, eps, k32, y, add)
+    }
+
+    /// `gate = silu(gate) · up`, `n` values.
+    pub(super) fn silu_multiply(&self, gate: At, up: At, n: usize) -> Result {
+        let count = n as i32;
+        launch!(self, "silu_multiply", [n.div_ceil(256), 1, 1], 256, 0, gate, up, count)
+    }
+
+    /// Sets `flag` where one of `n` values is not finite.
+    pub(super) fn check_finite(&self, x: At, n: usize, flag: At) -> Result {
+        let count = n as i32;
+        launch!(self, "check_finite", [n.div_ceil(256), 1, 1], 256, 0, x, count, flag)
+    }
+
+    /// The input vectors of `rows` rows: `inputs [rows]` → `x [rows, d] f32`.
+    pub(super) fn embed(&self, tables: &Tables, inputs: At, rows: usize, x: At) -> Result {
+        launch!(self, "embed", [rows, 1, 1], 128, 0, *tables, inputs, x)
+    }
+
+    /// The largest of each row of `logits [rows, n]` → `best [rows] u64`, which is zeroed before; see `argmax.cu`.
+    #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
+    pub(super) fn argmax(
+        &self,
+        logits: At,
+        [rows, n]: [usize; 2],
+        (unsaid, n_unsaid): (At, usize),
+        best: At,
+        flag: At,
+    ) -> Result {
+        let grid = [n.div_ceil(1024), rows, 1];
+        let (n, n_unsaid) = (n as i32, n_unsaid as i32);
+        launch!(self, "argmax", grid, 256, 0, logits, n, unsaid, n_unsaid, best, flag)
+    }
+}
+
+/// The index that `argmax` packed, or nothing where every value was −∞.
+pub(super) fn unpack_argmax(best: u64) -> Option<usize> {
+    (best != 0).then(|| (u32::MAX - best as u32) as usize)
+}
+
+/// Blocks that hold so many tokens.
+pub(super) fn blocks_of(tokens: usize) -> usize {
+    tokens.div_ceil(KV_BLOCK)
+}
