@@ -8,9 +8,10 @@
 use crate::Result;
 use crate::attention::{Attention, AttentionScratch};
 use crate::config::{DecoderConfig, Modality, NormPlace, QkNorm};
-use crate::engine::{ActivationKinds, Activations, Engine, Linear, layer_norm};
+use crate::engine::{ActivationKinds, Activations, Biased, Engine, layer_norm};
 use crate::kernels::Epilogue;
 use crate::kv::{Chain, KvArena};
+use crate::rope::Rope;
 use crate::weights::{LinearRef, VectorRef, Weights};
 
 /// One block's tensors.
@@ -19,25 +20,40 @@ pub(crate) struct Block {
     /// `[d_model]`
     attn_norm: VectorRef,
     /// `[n_heads · head_dim, d_model]`
-    q: LinearRef,
+    q: Layer,
     /// `[n_kv_heads · head_dim, d_model]`
-    k: LinearRef,
+    k: Layer,
     /// `[n_kv_heads · head_dim, d_model]`
-    v: LinearRef,
+    v: Layer,
     qk_norm: QkNorms,
     norm_place: NormPlace,
     /// `[n_heads, modalities of the query, modalities of the key]`
     modality_bias: Option<VectorRef>,
     /// `[d_model, n_heads · head_dim]`
-    o: LinearRef,
+    o: Layer,
     /// `[d_model]`
     ffn_norm: VectorRef,
     /// `[d_ff, d_model]`
-    gate: LinearRef,
+    gate: Layer,
     /// `[d_ff, d_model]`
-    up: LinearRef,
+    up: Layer,
     /// `[d_model, d_ff]`
-    down: LinearRef,
+    down: Layer,
+}
+
+/// A linear layer, with a bias where the family has one.
+#[derive(Clone, Debug)]
+struct Layer {
+    /// `[n, k]`
+    weight: LinearRef,
+    /// `[n]`
+    bias: Option<VectorRef>,
+}
+
+impl Layer {
+    fn get<'a>(&self, w: &'a Weights) -> Biased<'a> {
+        (self.weight.get(w), self.bias.as_ref().map(|bias| bias.get(w)))
+    }
 }
 
 /// The norms of query and key heads.
@@ -84,51 +100,6 @@ pub(crate) struct Sequence<'a> {
     pub(crate) own_rule: Own,
     /// Earlier live segments, oldest first.
     pub(crate) context: &'a [Visible],
-}
-
-/// Rotary angles: `cos, sin [positions, head_dim / 2]`, of as many positions as a sequence has reached so far.
-#[derive(Default)]
-pub(crate) struct Rope {
-    /// `theta^(−2i / head_dim)` for each pair `i`.
-    frequency: Vec<f64>,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-impl Rope {
-    /// Room for the angles of positions `0..max_pos`.
-    pub(crate) fn new(theta: f32, head_dim: usize, max_pos: usize) -> Self {
-        let half = head_dim / 2;
-        // Exact below 2⁵².
-        #[allow(clippy::cast_precision_loss)]
-        let frequency = |pair: usize| f64::from(theta).powf(-2.0 * pair as f64 / head_dim as f64);
-        let room = || Vec::with_capacity(max_pos * half);
-        Self { frequency: (0..half).map(frequency).collect(), cos: room(), sin: room() }
-    }
-
-    /// Computes the angles of positions below `end` that are not there yet: a table of all of them would delay the first token.
-    pub(crate) fn reach(&mut self, end: usize) {
-        let half = self.frequency.len();
-        for pos in self.cos.len() / half..end {
-            for frequency in &self.frequency {
-                // In double precision: at position 4,096 a single-precision product is off by 2e-4 rad. Exact below 2⁵².
-                #[allow(clippy::cast_precision_loss)]
-                let (sin, cos) = (pos as f64 * frequency).sin_cos();
-                // The table is single precision, as everything that it multiplies.
-                #[allow(clippy::cast_possible_truncation)]
-                let (sin, cos) = (sin as f32, cos as f32);
-                self.sin.push(sin);
-                self.cos.push(cos);
-            }
-        }
-    }
-
-    /// Rotates every head of `x [heads, head_dim]` to position `pos`.
-    pub(crate) fn rotate(&self, e: &Engine, x: &mut [f32], pos: usize) {
-        let half = self.frequency.len();
-        let at = pos * half..(pos + 1) * half;
-        e.rope_inplace(x, &self.cos[at.clone()], &self.sin[at]);
-    }
 }
 
 /// Buffers of the decoder, allocated once.
@@ -196,13 +167,18 @@ pub(crate) struct Net<'a> {
 impl Block {
     /// Finds the tensors of block `layer`.
     pub(crate) fn resolve(w: &Weights, c: &DecoderConfig, layer: usize) -> Result<Self> {
-        let linear = |name: &str| w.linear(&format!("layers.{layer}.{name}"));
         let vector = |name: &str| w.vector(&format!("layers.{layer}.{name}"));
+        let linear = |name: &str, biased: bool| -> Result<Layer> {
+            Ok(Layer {
+                weight: w.linear(&format!("layers.{layer}.{name}"))?,
+                bias: biased.then(|| vector(&format!("{name}.bias"))).transpose()?,
+            })
+        };
         let block = Self {
             attn_norm: vector("attn_norm.weight")?,
-            q: linear("attn.q")?,
-            k: linear("attn.k")?,
-            v: linear("attn.v")?,
+            q: linear("attn.q", c.biases.qkv)?,
+            k: linear("attn.k", c.biases.qkv)?,
+            v: linear("attn.v", c.biases.qkv)?,
             qk_norm: match c.qk_norm {
                 QkNorm::None => QkNorms::None,
                 QkNorm::Rms => QkNorms::Rms([vector("attn.q_norm.weight")?, vector("attn.k_norm.weight")?]),
@@ -213,18 +189,18 @@ impl Block {
             },
             norm_place: c.norm_place,
             modality_bias: c.modality_bias.map(|_| vector("attn.modality_bias")).transpose()?,
-            o: linear("attn.o")?,
+            o: linear("attn.o", c.biases.o)?,
             ffn_norm: vector("ffn_norm.weight")?,
-            gate: linear("ffn.gate")?,
-            up: linear("ffn.up")?,
-            down: linear("ffn.down")?,
+            gate: linear("ffn.gate", c.biases.ffn)?,
+            up: linear("ffn.up", c.biases.ffn)?,
+            down: linear("ffn.down", c.biases.ffn)?,
         };
         // What shares its activations must want the same of them.
         let Self { q, k, v, gate, up, .. } = &block;
         let pairs =
             [("attn.k", k, "attn.q", q), ("attn.v", v, "attn.q", q), ("ffn.gate", gate, "ffn.up", up)];
         for (name, one, other_name, other) in pairs {
-            if one.get(w).parts() != other.get(w).parts() {
+            if one.weight.get(w).parts() != other.weight.get(w).parts() {
                 return Err(w.refused(format!(
                     "saccade.json gives activations in two parts to one of `layers.{layer}.{name}` and \
                      `layers.{layer}.{other_name}`, which read the same ones"
@@ -253,48 +229,48 @@ impl Block {
         let (hidden, a) = (&mut s.hidden[..rows * c.d_ff], &mut s.activations);
 
         // h = x + O · attention(norm(x))
-        let [wq, wk, wv, wo] = [&self.q, &self.k, &self.v, &self.o].map(|linear| linear.get(w));
+        let [wq, wk, wv, wo] = [&self.q, &self.k, &self.v, &self.o].map(|layer| layer.get(w));
         let before = self.norm_place == NormPlace::Before;
         match before {
-            true => e.load_normed(x, self.attn_norm.get(w), c.norm_eps, wq, a),
-            false => e.load(x, wq, a),
+            true => e.load_normed(x, self.attn_norm.get(w), c.norm_eps, wq.0, a),
+            false => e.load(x, wq.0, a),
         }
         e.products(a, [(wq, &mut *q), (wk, &mut *k), (wv, &mut *v)]);
         self.store(net, layer, sequences, (q, k, v), &mut s.attention);
         let attention = Attention { net, layer, bias: self.modality_bias.as_ref().map(|bias| bias.get(w)) };
         attention.forward(sequences, q, attended, &mut s.attention);
-        e.load(attended, wo, a);
+        e.load(attended, wo.0, a);
         match before {
-            true => e.product(a, wo, 0..d, ADD, x),
+            true => e.product(a, wo.0, 0..d, added(wo.1), x),
             false => self.add_normed(net, &self.attn_norm, wo, a, x, &mut s.normed),
         }
 
         // y = h + down(silu(gate(norm(h))) · up(norm(h)))
-        let [gate, up, down] = [&self.gate, &self.up, &self.down].map(|linear| linear.get(w));
+        let [gate, up, down] = [&self.gate, &self.up, &self.down].map(|layer| layer.get(w));
         match before {
-            true => e.load_normed(x, self.ffn_norm.get(w), c.norm_eps, gate, a),
-            false => e.load(x, gate, a),
+            true => e.load_normed(x, self.ffn_norm.get(w), c.norm_eps, gate.0, a),
+            false => e.load(x, gate.0, a),
         }
         e.gated(a, gate, up, hidden);
-        e.load(hidden, down, a);
+        e.load(hidden, down.0, a);
         match before {
-            true => e.product(a, down, 0..d, ADD, x),
+            true => e.product(a, down.0, 0..d, added(down.1), x),
             false => self.add_normed(net, &self.ffn_norm, down, a, x, &mut s.normed),
         }
     }
 
-    /// `x += norm(a · wᵀ)`.
+    /// `x += norm(a · wᵀ + bias)`.
     fn add_normed(
         &self,
         net: Net<'_>,
         norm: &VectorRef,
-        linear: Linear<'_>,
+        (linear, bias): Biased<'_>,
         a: &Activations,
         x: &mut [f32],
         out: &mut [f32],
     ) {
         let out = &mut out[..x.len()];
-        net.engine.product(a, linear, 0..linear.n(), Epilogue::default(), out);
+        net.engine.product(a, linear, 0..linear.n(), Epilogue { bias, residual: false }, out);
         net.engine.rms_norm_inplace(out, norm.get(net.weights), net.config.norm_eps);
         net.engine.add(x, out);
     }
@@ -353,4 +329,6 @@ fn norm_heads(x: &mut [f32], head_dim: usize, weight: &[f32], bias: &[f32]) {
 }
 
 /// A product that is added to its output, the residual stream.
-const ADD: Epilogue = Epilogue { bias: None, residual: true };
+const fn added(bias: Option<&[f32]>) -> Epilogue<'_> {
+    Epilogue { bias, residual: true }
+}

@@ -11,6 +11,7 @@ mod emu3;
 mod janus;
 mod llama;
 mod nano;
+mod rope;
 mod unimodal;
 
 use std::ops::Range;
@@ -26,6 +27,7 @@ pub use emu3::{ClipCodes, Emu3Config, MovqConfig};
 pub use janus::{DrawingConfig, JanusConfig, VisionConfig};
 pub use llama::{ChatTemplate, LlamaConfig};
 pub use nano::nano;
+pub use rope::RopeScaling;
 pub use unimodal::{
     ActionConfig, ActionSemantics, ChatConfig, ImageConfig, ModalityConfig, SpecialTokens, StateConfig,
     TokenRanges, UnimodalConfig,
@@ -131,6 +133,18 @@ pub enum NormPlace {
     After,
 }
 
+/// Which linear layers of a block have biases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Biases {
+    /// Those of queries, keys and values.
+    pub qkv: bool,
+    /// The one that attention ends with.
+    pub o: bool,
+    /// The three of the feed-forward network.
+    pub ffn: bool,
+}
+
 /// A decoder: its sizes, and where families differ.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,6 +165,9 @@ pub struct DecoderConfig {
     pub vocab_size: usize,
     /// Base of the rotary angles.
     pub rope_theta: f32,
+    /// How they are stretched over more positions.
+    #[serde(default)]
+    pub rope_scaling: RopeScaling,
     /// Added to the mean square in every RMSNorm.
     pub norm_eps: f32,
     /// How queries and keys are normed.
@@ -159,6 +176,9 @@ pub struct DecoderConfig {
     pub norm_place: NormPlace,
     /// How many modalities a learned bias of each head tells apart, if there is one.
     pub modality_bias: Option<usize>,
+    /// Which linear layers have biases.
+    #[serde(default)]
+    pub biases: Biases,
     /// Whether the head is the embedding.
     pub tied: bool,
 }

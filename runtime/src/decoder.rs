@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::block::Block;
-use crate::config::{DecoderConfig, QkNorm};
+use crate::config::{DecoderConfig, QkNorm, RopeScaling};
 use crate::family::{Role, TensorSpec};
 use crate::weights::{LinearRef, VectorRef, Weights};
 
@@ -15,9 +15,12 @@ pub(crate) fn block_tensors(c: &DecoderConfig) -> Vec<TensorSpec> {
             list.push(TensorSpec::new(format!("layers.{layer}.{name}"), shape, role));
         };
         add("attn_norm.weight", &[d], Role::Exact);
-        add("attn.q.weight", &[heads, d], Role::Linear);
-        add("attn.k.weight", &[kv, d], Role::Linear);
-        add("attn.v.weight", &[kv, d], Role::Linear);
+        for (name, rows) in [("attn.q", heads), ("attn.k", kv), ("attn.v", kv)] {
+            add(&format!("{name}.weight"), &[rows, d], Role::Linear);
+            if c.biases.qkv {
+                add(&format!("{name}.bias"), &[rows], Role::Exact);
+            }
+        }
         match c.qk_norm {
             QkNorm::None => {}
             QkNorm::Rms => {
@@ -35,10 +38,17 @@ pub(crate) fn block_tensors(c: &DecoderConfig) -> Vec<TensorSpec> {
             add("attn.modality_bias", &[c.n_heads, modalities, modalities], Role::Exact);
         }
         add("attn.o.weight", &[d, heads], Role::Linear);
+        if c.biases.o {
+            add("attn.o.bias", &[d], Role::Exact);
+        }
         add("ffn_norm.weight", &[d], Role::Exact);
-        add("ffn.gate.weight", &[c.d_ff, d], Role::Linear);
-        add("ffn.up.weight", &[c.d_ff, d], Role::Linear);
-        add("ffn.down.weight", &[d, c.d_ff], Role::Linear);
+        for (name, rows, inputs) in [("ffn.gate", c.d_ff, d), ("ffn.up", c.d_ff, d), ("ffn.down", d, c.d_ff)]
+        {
+            add(&format!("{name}.weight"), &[rows, inputs], Role::Linear);
+            if c.biases.ffn {
+                add(&format!("{name}.bias"), &[rows], Role::Exact);
+            }
+        }
     }
     list
 }
@@ -56,6 +66,8 @@ pub(crate) struct Decoder {
     pub(crate) norm: VectorRef,
     /// `[vocab_size, d_model]`; the embedding itself when they are tied.
     pub(crate) head: LinearRef,
+    /// `[head_dim / 2]`, what the rotary frequencies are divided by where each has a factor of its own.
+    pub(crate) rope_factors: Option<VectorRef>,
 }
 
 impl Decoder {
@@ -69,6 +81,9 @@ impl Decoder {
                 .collect::<Result<_>>()?,
             norm: w.vector("norm.weight")?,
             head: w.linear(if config.tied { "embed" } else { "head" })?,
+            rope_factors: (config.rope_scaling == RopeScaling::Factors)
+                .then(|| w.vector("rope.factors"))
+                .transpose()?,
             config,
         })
     }

@@ -61,6 +61,7 @@ mod memory;
 mod movq;
 pub mod pages;
 pub mod quant;
+mod rope;
 pub mod sample;
 pub mod session;
 pub mod source;

@@ -16,13 +16,14 @@ mod forward;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::block::{BlockScratch, Most, Own, Rope, Visible};
+use crate::block::{BlockScratch, Most, Own, Visible};
 use crate::config::{Modality, ModelConfig, WeightDtype};
 use crate::engine::ActivationKinds;
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
 use crate::memory;
+use crate::rope::Rope;
 use crate::tokenize::{Bins, Tokenizer as _, check_codes};
 
 use answer::Open;
@@ -100,6 +101,7 @@ impl Session {
         memory::check("a session on this model", capacity.bytes(c, &shape, model.engine().threads()))?;
         let kv = KvArena::new(shape);
         let own = model.unimodal().ok();
+        let factors = model.decoder().rope_factors.as_ref().map(|factors| factors.get(model.weights()));
         log::debug!("session kv_bytes={} blocks={}", kv.bytes(), capacity.most.blocks);
         Ok(Self {
             kv,
@@ -117,7 +119,7 @@ impl Session {
                 x: vec![0.0; capacity.most.rows * c.d_model],
                 logits: vec![0.0; capacity.logits],
                 scratch: BlockScratch::new(c, capacity.most, kinds, model.engine()),
-                rope: Rope::new(c.rope_theta, c.head_dim, capacity.most.blocks * KV_BLOCK + 1),
+                rope: Rope::new(c, factors, capacity.most.blocks * KV_BLOCK + 1),
                 features: Vec::new(),
                 drawing: [Vec::new(), Vec::new()],
             },

@@ -45,8 +45,8 @@ fn nothing_is_allocated_after_the_engine_is_made() {
                     for w in linears {
                         engine.linear(&x[..m * k], w, None, &mut out[..m * n], &mut scratch);
                         engine.load_normed(&x[..m * k], &x[..k], 1e-5, w, &mut scratch);
-                        engine.gated(&mut scratch, w, w, &mut out[..m * n]);
-                        engine.products(&scratch, [(w, &mut out[..m * n])]);
+                        engine.gated(&mut scratch, (w, None), (w, None), &mut out[..m * n]);
+                        engine.products(&scratch, [((w, None), &mut out[..m * n])]);
                         engine.product(&scratch, w, 5..105, Epilogue::default(), &mut out[..m * 100]);
                     }
                 }

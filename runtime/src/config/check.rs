@@ -199,7 +199,7 @@ impl DecoderConfig {
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             return Err(invalid("model.norm_eps", "must lie between 0 and 1"));
         }
-        Ok(())
+        self.rope_scaling.check()
     }
 }
 
@@ -306,7 +306,7 @@ impl UnimodalConfig {
     }
 }
 
-fn within(field: &'static str, value: usize, low: usize, high: usize) -> Result<(), ConfigError> {
+pub(super) fn within(field: &'static str, value: usize, low: usize, high: usize) -> Result<(), ConfigError> {
     if (low..=high).contains(&value) {
         return Ok(());
     }

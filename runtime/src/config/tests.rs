@@ -240,6 +240,43 @@ fn an_emu3_whose_parts_contradict_each_other_is_refused() {
     }
 }
 
+#[test]
+fn each_broken_rule_of_rotary_scaling_names_its_field() {
+    let llama3 = |factor, low_freq_factor, high_freq_factor, original_positions| RopeScaling::Llama3 {
+        factor,
+        low_freq_factor,
+        high_freq_factor,
+        original_positions,
+    };
+    let yarn = |beta_fast, beta_slow, amplitude| RopeScaling::Yarn {
+        factor: 4.0,
+        beta_fast,
+        beta_slow,
+        original_positions: 64,
+        amplitude,
+    };
+    let mut model = emu3();
+    model.language.decoder.rope_scaling = llama3(8.0, 1.0, 4.0, 8192);
+    let written = serde_json::to_string(&ModelConfig::Emu3(model.clone())).unwrap();
+    assert_eq!(ModelConfig::from_json(&written).unwrap(), ModelConfig::Emu3(model.clone()));
+    for (field, scaling) in [
+        ("factor: must be", RopeScaling::Linear { factor: 0.5 }),
+        ("factor: must be", RopeScaling::Linear { factor: f32::NAN }),
+        ("factor: must be", llama3(f32::INFINITY, 1.0, 4.0, 8192)),
+        ("low_freq_factor", llama3(8.0, 4.0, 4.0, 8192)),
+        ("low_freq_factor", llama3(8.0, f32::NAN, 4.0, 8192)),
+        ("original_positions", llama3(8.0, 1.0, 4.0, 0)),
+        ("beta_slow", yarn(1.0, 32.0, 1.0)),
+        ("amplitude", yarn(32.0, 1.0, 0.0)),
+    ] {
+        model.language.decoder.rope_scaling = scaling;
+        let sentence = ModelConfig::Emu3(model.clone()).check().unwrap_err().to_string();
+        assert!(sentence.contains(field), "{field}: {sentence}");
+    }
+    let unknown = written.replace("llama3", "dynamic");
+    assert!(ModelConfig::from_json(&unknown).is_err());
+}
+
 /// A tiny Emu3.
 fn emu3() -> Emu3Config {
     let decoder = DecoderConfig {
@@ -251,10 +288,12 @@ fn emu3() -> Emu3Config {
         d_ff: 160,
         vocab_size: 501,
         rope_theta: 1e6,
+        rope_scaling: RopeScaling::None,
         norm_eps: 1e-5,
         qk_norm: QkNorm::None,
         norm_place: NormPlace::Before,
         modality_bias: None,
+        biases: Biases::default(),
         tied: false,
     };
     let language = LlamaConfig {

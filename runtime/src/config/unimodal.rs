@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DecoderConfig, GenerationConfig, Modality, NormPlace, QkNorm};
+use super::{Biases, DecoderConfig, GenerationConfig, Modality, NormPlace, QkNorm, RopeScaling};
 
 /// One modality and how much of it a query sees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,10 +195,12 @@ impl UnimodalConfig {
             d_ff: self.d_ff,
             vocab_size: self.vocab_size,
             rope_theta: self.rope_theta,
+            rope_scaling: RopeScaling::None,
             norm_eps: self.norm_eps,
             qk_norm: QkNorm::Rms,
             norm_place: NormPlace::Before,
             modality_bias: Some(Modality::ALL.len()),
+            biases: Biases { qkv: false, o: false, ffn: false },
             tied: true,
         }
     }

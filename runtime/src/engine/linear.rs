@@ -52,6 +52,9 @@ pub enum Linear<'a> {
     },
 }
 
+/// A linear layer and its bias `[n]`, if it has one.
+pub type Biased<'a> = (Linear<'a>, Option<&'a [f32]>);
+
 impl Linear<'_> {
     /// Outputs.
     pub fn n(&self) -> usize {
@@ -229,41 +232,46 @@ impl Engine {
     ) {
         assert!(rows.start <= rows.end && rows.end <= w.n(), "output rows {rows:?} of {}", w.n());
         let a = &a.loaded;
-        self.share(a, [(w, out, rows.len())], &mut self.nothings(), &|w, columns, out, ()| {
+        self.share(a, [(w, out, rows.len())], &mut self.nothings(), &|_, columns, out, ()| {
             self.matmul(a, w, rows.start + columns.start..rows.start + columns.end, epilogue, out);
         });
     }
 
-    /// `a · wᵀ` of several layers that read the same activations, in one go.
+    /// `a · wᵀ + bias` of several layers that read the same activations, in one go.
     ///
     /// Shapes: `a [m, k]`, `w [n, k]`, `out [m, n] f32`.
     ///
     /// # Panics
     /// As [`Self::product`].
-    pub fn products<const N: usize>(&self, a: &Activations, layers: [(Linear, &mut [f32]); N]) {
-        let (a, layers) = (&a.loaded, layers.map(|(w, out)| (w, out, w.n())));
-        self.share(a, layers, &mut self.nothings(), &|w, rows, out, ()| {
-            self.matmul(a, w, rows, Epilogue::default(), out);
+    pub fn products<const N: usize>(&self, a: &Activations, layers: [(Biased, &mut [f32]); N]) {
+        let (a, weights) = (&a.loaded, layers.each_ref().map(|&(layer, _)| layer));
+        let layers = layers.map(|((w, _), out)| (w, out, w.n()));
+        self.share(a, layers, &mut self.nothings(), &|n, rows, out, ()| {
+            let (w, bias) = weights[n];
+            self.matmul(a, w, rows, Epilogue { bias, residual: false }, out);
         });
     }
 
-    /// `silu(a · gateᵀ) · (a · upᵀ)`: both products go through the gate while they are in the cache.
+    /// `silu(a · gateᵀ + bias) · (a · upᵀ + bias)`: both products go through the gate while they are in the cache.
     ///
     /// Shapes: `a [m, k]`, `gate, up [n, k]`, `out [m, n] f32`.
     ///
     /// # Panics
     /// As [`Self::product`], or if the two layers differ in size or kind.
-    pub fn gated(&self, a: &mut Activations, gate: Linear, up: Linear, out: &mut [f32]) {
+    pub fn gated(&self, a: &mut Activations, gate: Biased, up: Biased, out: &mut [f32]) {
+        let [(gate, gate_bias), (up, up_bias)] = [gate, up];
+        let epilogue = |bias| Epilogue { bias, residual: false };
         assert_eq!((gate.n(), gate.k(), gate.parts()), (up.n(), up.k(), up.parts()), "two layers alike");
         let Activations { loaded: a, panels, .. } = a;
         let a = &*a;
-        self.share(a, [(gate, out, gate.n())], panels, &|gate, columns, mut out, panel| {
+        self.share(a, [(gate, out, gate.n())], panels, &|_, columns, mut out, panel| {
             for first in columns.clone().step_by(OUTPUT_BLOCK) {
                 let rows = first..columns.end.min(first + OUTPUT_BLOCK);
                 let mut out = out.part(rows.start - columns.start..rows.end - columns.start);
                 let panel = &mut panel[..a.m * rows.len()];
-                self.matmul(a, gate, rows.clone(), Epilogue::default(), out.part(0..rows.len()));
-                self.matmul(a, up, rows.clone(), Epilogue::default(), Columns::of(panel, a.m, rows.len()));
+                self.matmul(a, gate, rows.clone(), epilogue(gate_bias), out.part(0..rows.len()));
+                let panel_columns = Columns::of(panel, a.m, rows.len());
+                self.matmul(a, up, rows.clone(), epilogue(up_bias), panel_columns);
                 for (i, up) in panel.chunks_exact(rows.len()).enumerate() {
                     (self.kernels.silu_mul_f32)(out.row(i), up);
                 }
@@ -271,7 +279,7 @@ impl Engine {
         });
     }
 
-    /// Runs `f(layer, outputs, their columns, scratch)` for shares of the layers' outputs, in parallel. `layers`: each layer, where
+    /// Runs `f(which layer, outputs, their columns, scratch)` for shares of the layers' outputs, in parallel. `layers`: each layer, where
     /// its outputs go, and how many are wanted.
     #[expect(clippy::type_complexity, reason = "what a share's work is given")]
     fn share<S: Send, const N: usize>(
@@ -279,11 +287,10 @@ impl Engine {
         a: &Loaded,
         layers: [(Linear, &mut [f32], usize); N],
         scratch: &mut [S],
-        f: &(dyn Fn(Linear, Range<usize>, Columns<f32>, &mut S) + Sync),
+        f: &(dyn Fn(usize, Range<usize>, Columns<f32>, &mut S) + Sync),
     ) {
         let start = Instant::now();
-        let weights = layers.each_ref().map(|&(w, ..)| w);
-        for w in weights {
+        for (w, ..) in &layers {
             assert_eq!((a.k, a.parts), (w.k(), w.parts()), "activations of another kind of layer");
         }
         let outs = layers.map(|(_, out, n)| (out, n));
@@ -296,9 +303,7 @@ impl Engine {
             _ => SHARES * self.threads(),
         };
         let width = total.div_ceil(shares).max(1).next_multiple_of(TILE_N);
-        self.pool.for_each_columns(outs, a.m, width, scratch, &|n, columns, out, scratch| {
-            f(weights[n], columns, out, scratch);
-        });
+        self.pool.for_each_columns(outs, a.m, width, scratch, f);
         self.count_linear(start.elapsed());
     }
 

@@ -18,7 +18,7 @@ pub(crate) const PARALLEL_VALUES: usize = 4 << 10;
 /// Most rows that a thread takes at a time.
 const ROW_BLOCK: usize = 8;
 
-pub use linear::{ActivationKinds, Activations, Linear};
+pub use linear::{ActivationKinds, Activations, Biased, Linear};
 
 /// An engine that cannot be had on this machine.
 #[derive(Debug, thiserror::Error)]

@@ -191,6 +191,7 @@ fn activations_are_loaded_as_they_are_or_normed() {
 fn layers_together_give_what_they_give_alone() {
     for (m, n, k) in [(1, 130, 60), (5, 333, 100), (70, 500, 260)] {
         let (x, w) = (wave(m * k, 0.73), [wave(n * k, 0.37), wave(n * k, 0.29), wave(7 * k, 0.51)]);
+        let biases = [wave(n, 0.11), wave(n, 0.23), wave(n, 0.31)];
         let tiles = [Tiles::new(&w[0], n, k), Tiles::new(&w[1], n, k), Tiles::new(&w[2], 7, k)];
         for set in crate::kernels::Kernels::available() {
             for threads in [1, 3] {
@@ -205,19 +206,21 @@ fn layers_together_give_what_they_give_alone() {
                 for [first, second, third] in
                     [tiles.each_ref().map(|t| t.linear(1)), [float, Linear::F32 { rows: &w[1], n, k }, float]]
                 {
-                    let alone = [first, second, third].map(|w| {
+                    let [first, second, third] =
+                        [(first, 0), (second, 1), (third, 2)].map(|(w, i)| (w, Some(&biases[i][..w.n()])));
+                    let alone = [first, second, third].map(|(w, bias)| {
                         let mut out = vec![f32::NAN; m * w.n()];
                         engine.linear(
                             &x,
                             w,
-                            None,
+                            bias,
                             &mut out,
                             &mut Activations::new(m, k, 1, threads, ActivationKinds::Both),
                         );
                         out
                     });
                     let mut together = alone.each_ref().map(|out| vec![f32::NAN; out.len()]);
-                    engine.load(&x, first, &mut a);
+                    engine.load(&x, first.0, &mut a);
                     let [a0, a1, a2] = &mut together;
                     engine.products(&a, [(first, &mut a0[..]), (second, &mut a1[..]), (third, &mut a2[..])]);
                     assert!(together == alone, "{} threads {threads} m {m}", set.name);

@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use super::{Segment, Session, SessionError};
 use crate::Result;
-use crate::block::{BlockScratch, Net, Own, Rope, Sequence, Visible};
+use crate::block::{BlockScratch, Net, Own, Sequence, Visible};
 use crate::config::Modality;
 use crate::family::Model;
 use crate::kernels::Epilogue;
+use crate::rope::Rope;
 use crate::vit;
 
 /// One input row: a token of the vocabulary, or a learned vector.
