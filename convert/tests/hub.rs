@@ -110,6 +110,8 @@ fn transformers_computes_the_same_with_published_families() {
                 "video_decoded",
                 "logits",
                 "generated",
+                "drawn_image_tokens",
+                "drawn_pixels",
             ],
         ),
     ];

@@ -296,12 +296,13 @@ impl ModelConfig {
         }
     }
 
-    /// Ids that an answer never has: the codes of pictures, in models that say text alone.
+    /// The token of each code of a picture, in families whose text range has them too. An answer never has one.
     #[must_use]
-    pub fn unsaid(&self) -> &[u32] {
+    pub fn code_ids(&self) -> &[u32] {
         match self {
-            Self::Unimodal(_) | Self::Llama(_) | Self::Janus(_) | Self::Emu3(_) => &[],
+            Self::Unimodal(_) | Self::Llama(_) | Self::Janus(_) => &[],
             Self::Chameleon(c) => &c.image.ids,
+            Self::Emu3(c) => &c.image.ids,
         }
     }
 }

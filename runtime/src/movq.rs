@@ -6,39 +6,30 @@
 //!
 //! Source: Wang et al. 2024 (arXiv:2409.18869), section 2.1; the order of operations is that of transformers' `Emu3VQVAE`.
 
-mod layers;
 mod plan;
 mod time;
 
 use crate::config::{CodeNorm, MovqConfig};
-use crate::conv::{Clip, Conv, Map, TimeConv, upsample_nearest};
+use crate::conv::{Clip, Conv, Map, TimeConv};
 use crate::engine::Engine;
 use crate::session::SessionError;
+use crate::vq::layers::{self, Attention, Middle, Norm, Out, ResBlock, Run, enlarged, through};
 use crate::vq::nearest;
 use crate::weights::{LinearRef, Weights};
 use crate::{Result, memory};
 
-use layers::{Attention, Norm, ResBlock, Run};
 pub(crate) use plan::tensors;
 use plan::{Level, PREFIX};
 use time::{TimeBuffers, TimeStack};
-
-/// Residual blocks, each with the attention behind it, and the convolution that changes the size.
-#[derive(Clone, Debug)]
-struct NetLevel {
-    blocks: Vec<(ResBlock, Option<Attention>)>,
-    resize: Option<Conv>,
-}
 
 /// What encoder and decoder have alike.
 #[derive(Clone, Debug)]
 struct Half {
     conv_in: Conv,
     /// In the order in which they run.
-    levels: Vec<NetLevel>,
-    middle: (ResBlock, Attention, ResBlock),
-    norm_out: Norm,
-    conv_out: Conv,
+    levels: Vec<layers::Level>,
+    middle: Middle,
+    out: Out,
     time: TimeStack,
 }
 
@@ -78,59 +69,41 @@ impl Half {
         let (attn, attn_norm) = (named("middle_block.attn_1"), named("middle_block.attn_norm"));
         Ok(Self {
             conv_in: Conv::resolve(w, &named("conv_in"), 3, 1, [1, 1])?,
-            levels: levels.iter().map(|level| NetLevel::resolve(w, level, spatial)).collect::<Result<_>>()?,
-            middle: (
+            levels: levels.iter().map(|of| level(w, of, spatial)).collect::<Result<_>>()?,
+            middle: Middle(
                 middle("block_1")?,
-                Attention::resolve(w, &attn, &attn_norm, spatial)?,
+                Attention::resolve(w, Norm::resolve(w, &attn_norm, spatial)?, &attn, ATTENTION)?,
                 middle("block_2")?,
             ),
-            norm_out: Norm::resolve(w, &named("norm_out"), spatial)?,
-            conv_out: Conv::resolve(w, &named("conv_out"), 3, 1, [1, 1])?,
+            out: Out(
+                Norm::resolve(w, &named("norm_out"), spatial)?,
+                Conv::resolve(w, &named("conv_out"), 3, 1, [1, 1])?,
+            ),
             time: TimeStack::resolve(w, c, half)?,
         })
     }
-
-    fn middle(&self, run: Run<'_>, size: (usize, usize), b: &mut layers::Buffers) {
-        let (first, attention, second) = &self.middle;
-        first.forward(run, size, b);
-        attention.forward(run, size, b);
-        second.forward(run, size, b);
-    }
-
-    /// The last norm and the last convolution.
-    fn out(&self, run: Run<'_>, size: (usize, usize), b: &mut layers::Buffers) {
-        let layers::Buffers { x, a, b: shift, conv, .. } = b;
-        self.norm_out.forward(run, x, size.1, (a, shift), conv);
-        run.e.silu_inplace(x);
-        through(&self.conv_out, run, size, b);
-    }
 }
 
-impl NetLevel {
-    fn resolve(w: &Weights, level: &Level, spatial: bool) -> Result<Self> {
-        let Level { name, blocks, attention, resize } = level;
-        let block = |(i, &channels): (usize, &[usize; 2])| {
-            let block = ResBlock::resolve(w, &format!("{name}.block.{i}"), channels, spatial)?;
-            let (attn, norm) = (format!("{name}.attn.{i}"), format!("{name}.attn_norms.{i}"));
-            let attention = attention.then(|| Attention::resolve(w, &attn, &norm, spatial)).transpose()?;
-            Ok((block, attention))
-        };
-        // Down: a row and a column of zeros behind the picture, none before it. Up: as large as what goes in.
-        let (stride, pad) = if spatial { (1, [1, 1]) } else { (2, [0, 1]) };
-        Ok(Self {
-            blocks: blocks.iter().enumerate().map(block).collect::<Result<_>>()?,
-            resize: resize.as_ref().map(|stem| Conv::resolve(w, stem, 3, stride, pad)).transpose()?,
-        })
-    }
+/// What projections of attention are called.
+const ATTENTION: [&str; 4] = ["q_proj", "k_proj", "v_proj", "out_proj"];
 
-    fn blocks(&self, run: Run<'_>, size: (usize, usize), b: &mut layers::Buffers) {
-        for (block, attention) in &self.blocks {
-            block.forward(run, size, b);
-            if let Some(attention) = attention {
-                attention.forward(run, size, b);
-            }
-        }
-    }
+/// Finds the tensors of a level.
+fn level(w: &Weights, level: &Level, spatial: bool) -> Result<layers::Level> {
+    let Level { name, blocks, attention, resize } = level;
+    let block = |(i, &channels): (usize, &[usize; 2])| {
+        let block = ResBlock::resolve(w, &format!("{name}.block.{i}"), channels, spatial)?;
+        let attention_of = || {
+            let norm = Norm::resolve(w, &format!("{name}.attn_norms.{i}"), spatial)?;
+            Attention::resolve(w, norm, &format!("{name}.attn.{i}"), ATTENTION)
+        };
+        Ok((block, attention.then(attention_of).transpose()?))
+    };
+    // Down: a row and a column of zeros behind the picture, none before it. Up: as large as what goes in.
+    let (stride, pad) = if spatial { (1, [1, 1]) } else { (2, [0, 1]) };
+    Ok(layers::Level {
+        blocks: blocks.iter().enumerate().map(block).collect::<Result<_>>()?,
+        resize: resize.as_ref().map(|stem| Conv::resolve(w, stem, 3, stride, pad)).transpose()?,
+    })
 }
 
 impl Movq {
@@ -227,12 +200,11 @@ impl Movq {
         for level in &self.encoder.levels {
             level.blocks(run, size, b);
             if let Some(down) = &level.resize {
-                through(down, run, size, b);
-                size = down.out_size(size.0, size.1);
+                size = through(down, run, size, b);
             }
         }
-        self.encoder.middle(run, size, b);
-        self.encoder.out(run, size, b);
+        self.encoder.middle.forward(run, size, b);
+        self.encoder.out.forward(run, size, b);
     }
 
     /// The codes of the frames' vectors in `b.time.x`.
@@ -294,30 +266,18 @@ impl Movq {
     /// The vectors of one frame in `b.x` through the net over places: leaves `[height · patch, width · patch, 3]` there.
     fn decode_frame(&self, run: Run<'_>, mut size: (usize, usize), b: &mut layers::Buffers) {
         through(&self.decoder.conv_in, run, size, b);
-        self.decoder.middle(run, size, b);
+        self.decoder.middle.forward(run, size, b);
         for level in &self.decoder.levels {
             level.blocks(run, size, b);
             if let Some(up) = &level.resize {
-                b.a.resize(4 * b.x.len(), 0.0);
-                upsample_nearest(&b.x, size, up.out_channels(), &mut b.a);
-                std::mem::swap(&mut b.x, &mut b.a);
-                size = (2 * size.0, 2 * size.1);
-                through(up, run, size, b);
+                size = enlarged(up, run, size, b);
             }
         }
-        self.decoder.out(run, size, b);
+        self.decoder.out.forward(run, size, b);
     }
 }
 
 /// The largest of some multipliers.
 fn widest(multipliers: &[usize]) -> usize {
     multipliers.iter().copied().max().unwrap_or(1)
-}
-
-/// `b.x` through a convolution.
-fn through(conv: &Conv, run: Run<'_>, (height, width): (usize, usize), b: &mut layers::Buffers) {
-    let (out_height, out_width) = conv.out_size(height, width);
-    b.a.resize(out_height * out_width * conv.out_channels(), 0.0);
-    conv.forward(run.e, run.w, Map { x: &b.x, height, width }, &mut b.a, &mut b.conv);
-    std::mem::swap(&mut b.x, &mut b.a);
 }

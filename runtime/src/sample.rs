@@ -75,8 +75,13 @@ impl Sampler {
         self.candidates.clear();
         self.candidates.extend(logits.iter().enumerate().map(|(at, &logit)| (at, weight(logit))));
         if top_k > 0 || top_p < 1.0 {
-            self.candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            self.candidates.truncate(if top_k > 0 { top_k } else { logits.len() });
+            let likelier = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+            if (1..logits.len()).contains(&top_k) {
+                // The others need no order.
+                self.candidates.select_nth_unstable_by(top_k - 1, likelier);
+                self.candidates.truncate(top_k);
+            }
+            self.candidates.sort_unstable_by(likelier);
             let enough = f64::from(top_p) * self.total();
             let mut reached = 0.0;
             let last = self.candidates.iter().position(|(_, weight)| {

@@ -12,6 +12,7 @@ mod capacity;
 mod draw;
 mod error;
 mod forward;
+mod grammar;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ pub use capacity::SessionOptions;
 pub use draw::draw;
 pub use error::SessionError;
 use forward::{Buffers, OnLast, OnLogits, Row, Score};
+use grammar::Grammar;
 
 /// A predicted chunk of actions: `[steps, dims]`.
 #[derive(Clone, Debug, Default)]
@@ -122,6 +124,7 @@ impl Session {
                 rope: Rope::new(c, factors, capacity.most.blocks * KV_BLOCK + 1),
                 features: Vec::new(),
                 drawing: [Vec::new(), Vec::new()],
+                row: vec![0.0; capacity.row],
             },
             open: None,
             question: Vec::with_capacity(options.max_text_tokens),
@@ -189,7 +192,8 @@ impl Session {
         match on_logits {
             Some(on_logits) => {
                 let mut once = |_: usize, logits: &[f32]| on_logits(logits);
-                let score = Score { range: Some(self.text_range()), first, on_logits: &mut once };
+                let next = Grammar::Text.next(self.model.config(), 0);
+                let score = Score { next, first, on_logits: &mut once };
                 self.extend(&mut segment, rows, Own::Causal, Some(score))?;
             }
             None => self.extend(&mut segment, rows, Own::Causal, None)?,
@@ -212,14 +216,15 @@ impl Session {
     /// # Errors
     /// As [`Self::push_image`].
     pub fn score_image(&mut self, codes: &[u16], on_logits: OnLogits<'_>) -> Result<()> {
-        let [from, to] = self.model.unimodal()?.tokens.image;
         let last = codes.len();
+        let columns = self.model.unimodal()?.image.grid[1];
+        let next = Grammar::Picture { columns }.next(self.model.config(), 0);
         let mut of_codes = |row: usize, logits: &[f32]| {
             if row < last {
                 on_logits(row, logits);
             }
         };
-        self.image(codes, Some(Score { range: Some(from..to), first: 0, on_logits: &mut of_codes }))
+        self.image(codes, Some(Score { next, first: 0, on_logits: &mut of_codes }))
     }
 
     fn image(&mut self, codes: &[u16], score: Option<Score<'_>>) -> Result<()> {
@@ -293,9 +298,8 @@ impl Session {
     /// As [`Self::act`].
     pub fn score_act(&mut self, chunk: &mut ActionChunk, on_logits: OnLogits<'_>) -> Result<()> {
         self.check_begun()?;
-        let c = self.model.unimodal()?;
-        let [from, to] = c.tokens.bins;
-        let slots = c.chunk_len();
+        let slots = self.model.unimodal()?.chunk_len();
+        let next = Grammar::Actions.next(self.model.config(), 0);
         chunk.bins.clear();
         let mut segment = Segment { modality: Modality::Action, chain: Chain::EMPTY };
         let mut each = |slot: usize, logits: &[f32]| {
@@ -303,7 +307,7 @@ impl Session {
             chunk.bins.push(u16::try_from(best).expect("bins are checked to be at most 65535"));
             on_logits(slot, logits);
         };
-        let score = Score { range: Some(from..to), first: 0, on_logits: &mut each };
+        let score = Score { next, first: 0, on_logits: &mut each };
         self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, Some(score))?;
         self.kv.release(&mut segment.chain);
         let [_, action] = self.bins.as_mut().expect("the family has them");

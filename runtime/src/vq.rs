@@ -7,14 +7,20 @@
 
 mod decoder;
 mod encoder;
-mod layers;
+pub(crate) mod layers;
 
 use crate::config::VqConfig;
+use crate::conv::Conv;
+use crate::engine::Engine;
 use crate::family::{Role, TensorSpec};
+use crate::weights::Weights;
+use crate::{Result, memory};
+
+use layers::{Attention, Level, Middle, Norm, ResBlock};
 
 pub(crate) use decoder::VqDecoder;
 pub(crate) use encoder::{VqEncoder, nearest};
-pub(crate) use layers::{Buffers, GroupNorm};
+pub(crate) use layers::Buffers;
 
 /// Where the tensors' names begin.
 const PREFIX: &str = "vq";
@@ -124,6 +130,55 @@ pub(crate) fn tensors(c: &VqConfig) -> Vec<TensorSpec> {
     }
     add("quantize.embedding.weight", &[c.codebook_size, c.code_dim], Role::Float);
     list
+}
+
+/// Buffers for pictures of `places`, either way.
+///
+/// # Errors
+/// If there is not enough memory for them.
+pub(crate) fn buffers(e: &Engine, c: &VqConfig, places: usize) -> Result<Buffers> {
+    let last = c.channel_multiplier.len() - 1;
+    let top = (0..=last).map(|level| channels(c, level)).max().unwrap_or(1);
+    let max_k = 9 * top.max(c.latent_channels).max(c.code_dim);
+    // On the way back a level is enlarged before the next one takes channels away.
+    let of_level = |level: usize| {
+        let widest = channels(c, level).max(channels(c, (level + 1).min(last)));
+        (widest as u128) << (2 * (last - level))
+    };
+    let largest = places as u128 * (0..=last).map(of_level).max().unwrap_or(1);
+    memory::check("the picture tokenizer of this model", Buffers::bytes(places, largest, max_k, top))?;
+    Ok(Buffers::new(e, places, max_k, top))
+}
+
+/// Finds a residual block.
+fn block(w: &Weights, ResShape { name, input, out }: &ResShape) -> Result<ResBlock> {
+    ResBlock::resolve(w, &format!("{PREFIX}.{name}"), [*input, *out], false)
+}
+
+/// Finds the attention `stem`.
+fn attention(w: &Weights, stem: &str) -> Result<Attention> {
+    let norm = Norm::resolve(w, &format!("{stem}.norm"), false)?;
+    Attention::resolve(w, norm, stem, ["q", "k", "v", "proj_out"])
+}
+
+/// Finds the middle of one way, whose blocks are the two.
+fn middle(w: &Weights, half: &str, [first, second]: [ResBlock; 2]) -> Result<Middle> {
+    Ok(Middle(first, attention(w, &format!("{PREFIX}.{half}.mid.attn_1"))?, second))
+}
+
+/// Finds a level of those blocks; `attends` says whether it has attention.
+fn level(
+    w: &Weights,
+    stem: &str,
+    blocks: Vec<ResBlock>,
+    attends: bool,
+    resize: Option<Conv>,
+) -> Result<Level> {
+    let with = |(i, block): (usize, ResBlock)| {
+        let attention = attends.then(|| attention(w, &format!("{PREFIX}.{stem}.attn.{i}")));
+        Ok((block, attention.transpose()?))
+    };
+    Ok(Level { blocks: blocks.into_iter().enumerate().map(with).collect::<Result<_>>()?, resize })
 }
 
 /// `x / max(‖x‖, 1e-12)`. Source: `F.normalize` of PyTorch.

@@ -2,18 +2,15 @@
 
 use std::sync::Arc;
 
-use saccade::config::{ChameleonConfig, JanusConfig, WeightDtype};
+use saccade::config::{ChameleonConfig, WeightDtype};
 use saccade::family::Model;
-use saccade::sample::Sampler;
+use saccade::sample::SamplerOptions;
 use saccade::session::{self, Session, SessionOptions};
-use saccade::tokenize::{CodedImages, Features, Frames, Picture, PixelValues, drawn};
+use saccade::tokenize::{CodedImages, DrawPrompt, Features, Frames, Picture, PixelValues, drawn};
 
 use super::stored::Stored;
 use super::{Line, floats};
 use crate::error::{ConvertError, Result};
-
-/// What the golden drawings were guided with.
-const GUIDANCE: f32 = 5.0;
 
 /// `pixel_values`, channels last as the runtime has them, with their height and width.
 fn values(stored: &Stored<'_>) -> Result<(Vec<f32>, (usize, usize))> {
@@ -107,10 +104,9 @@ pub(super) fn features(
     Ok(())
 }
 
-/// Draws, and turns the golden codes into pixels.
+/// Draws as the model's makers do but for taking the likeliest code, and turns the golden codes into pixels.
 pub(super) fn drawing(
     model: &Arc<Model>,
-    c: &JanusConfig,
     stored: &Stored<'_>,
     dtype: WeightDtype,
     lines: &mut Vec<Line>,
@@ -118,18 +114,27 @@ pub(super) fn drawing(
     if !stored.has("draw_input_ids") {
         return Ok(());
     }
-    let prompt = stored.ids("draw_input_ids", model)?;
-    let expected = stored.codes("drawn_image_tokens", c.drawing.vq.codebook_size)?;
-    let options = SessionOptions { max_text_tokens: prompt.len() + expected.len(), max_sequences: 2 };
+    // The picture says how large it is, for families that draw more than one size.
+    let [height, width, 3] = stored.shape("drawn_pixels")?[..] else {
+        return Err(stored.refuse("`drawn_pixels` is no picture of three channels"));
+    };
+    let guided = stored.ids("draw_input_ids", model)?;
+    let mut prompt = DrawPrompt::of_tokens(model, &guided, Some([height, width]))?;
+    if stored.has("draw_free_ids") {
+        prompt.free = stored.ids("draw_free_ids", model)?;
+    }
+    prompt.sampling = SamplerOptions::default();
+    let expected = stored.codes("drawn_image_tokens", usize::from(u16::MAX) + 1)?;
+    let options = SessionOptions { max_text_tokens: prompt.tokens(), max_sequences: 2 };
     let (mut guided, mut free) = (Session::new(model, &options)?, Session::new(model, &options)?);
     let mut codes = Vec::new();
-    session::draw(&mut guided, &mut free, &prompt, GUIDANCE, &mut Sampler::greedy(), &mut codes)?;
+    session::draw(&mut guided, &mut free, &prompt, &mut codes, &mut |_| true)?;
     let mut line = Line::ids("drawn_image_tokens", codes == expected);
     // A quantised model may choose another code, and then all others differ.
     line.pass |= dtype != WeightDtype::F32;
     lines.push(line);
     let mut picture = Vec::new();
-    drawn(model, &expected, &mut picture)?;
+    drawn(model, &expected, prompt.grid, &mut picture)?;
     let mut line = floats("drawn_pixels", &picture, &stored.floats("drawn_pixels")?);
     line.pass |= dtype != WeightDtype::F32;
     lines.push(line);

@@ -1,4 +1,4 @@
-//! `model_type: chameleon`: Chameleon, Anole and what is laid out like them.
+//! `model_type: chameleon` or `anole`: Chameleon, Anole and what is laid out like them.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +24,9 @@ struct Vq {
     attn_resolutions: Option<Vec<usize>>,
     attn_type: Option<String>,
 }
+
+/// Where the names of what makes pictures of codes begin; Anole has it, Chameleon does not.
+const DECODER: &str = "model.vqmodel.decoder.";
 
 /// What transformers' `ChameleonProcessor` makes of a question: nothing around it, the separator behind it.
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}SEP{% endfor %}";
@@ -77,7 +80,7 @@ pub(super) fn model(folder: &Folder<'_>) -> Result<ModelConfig> {
             code_dim: vq.embed_dim,
             codebook_size: vq.num_embeddings,
             last_level_attention: false,
-            decoder: false,
+            decoder: folder.has_tensor(DECODER)?,
             code_norm: CodeNorm::None,
         },
     };
@@ -96,6 +99,19 @@ fn ids(folder: &Folder<'_>, vocabulary: &BTreeMap<String, u32>, codes: usize) ->
             .try_fold(0usize, |code, letter| code.checked_mul(10)?.checked_add(digit(letter)?));
         Some(code.filter(|_| !letters.is_empty()))
     })
+}
+
+/// Our name for a tensor once the number of levels is known: theirs count from the picture, ours from the grid.
+///
+/// Source: `Decoder` of CompVis/taming-transformers.
+pub(super) fn from_the_grid(c: &ChameleonConfig, name: String) -> String {
+    let level = || {
+        let (level, rest) = name.strip_prefix("vq.decoder.up.")?.split_once('.')?;
+        let level =
+            c.image.vq.channel_multiplier.len().checked_sub(level.parse::<usize>().ok()?.checked_add(1)?)?;
+        Some(format!("vq.decoder.up.{level}.{rest}"))
+    };
+    level().unwrap_or(name)
 }
 
 /// Our name for a tensor.

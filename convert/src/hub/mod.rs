@@ -35,7 +35,7 @@ const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// What `max_new_tokens` is where a checkpoint does not say, as far as its positions allow.
 pub(crate) const MAX_NEW_TOKENS: usize = 1024;
 /// What can be converted, by `model_type`.
-const KNOWN: &str = "chameleon, emu3, janus, llama";
+const KNOWN: &str = "anole, chameleon, emu3, janus, llama";
 
 /// Lists which tensor lies in which file.
 const INDEX: &str = "model.safetensors.index.json";
@@ -171,7 +171,7 @@ pub(crate) fn open(path: &Path, whole: bool) -> Result<Checkpoint> {
             ModelConfig::Llama(llama::model(&folder, &folder.config)?),
             llama::name as fn(&str) -> Option<String>,
         ),
-        "chameleon" => (chameleon::model(&folder)?, chameleon::name as fn(&str) -> Option<String>),
+        "chameleon" | "anole" => (chameleon::model(&folder)?, chameleon::name as fn(&str) -> Option<String>),
         "emu3" => (emu3::model(&folder)?, emu3::name as fn(&str) -> Option<String>),
         "janus" => (janus::model(&folder)?, janus::name as fn(&str) -> Option<String>),
         other => {
@@ -219,6 +219,10 @@ fn ours(theirs: String, model: &ModelConfig, name: fn(&str) -> Option<String>) -
         return None;
     }
     let ours = name(&theirs).unwrap_or(theirs);
+    let ours = match model {
+        ModelConfig::Chameleon(c) => chameleon::from_the_grid(c, ours),
+        _ => ours,
+    };
     // A tied head is stored by some as well.
     (ours != "head.weight" || !model.decoder().tied).then_some(ours)
 }
@@ -272,6 +276,21 @@ impl Folder<'_> {
         self.field(object, key)?.ok_or_else(|| {
             refuse(&self.path.join("config.json"), format!("field `{key}` is missing; {AGAIN}"))
         })
+    }
+
+    /// Whether the weights have tensors whose names begin so.
+    fn has_tensor(&self, prefix: &str) -> Result<bool> {
+        let (one, index) = (self.path.join("model.safetensors"), self.path.join(INDEX));
+        if index.exists() {
+            let Index { weight_map } = read_json(&index)?;
+            return Ok(weight_map.keys().any(|name| name.starts_with(prefix)));
+        }
+        // Whoever reads the weights says that they are missing.
+        if !one.exists() {
+            return Ok(false);
+        }
+        let header = read_file_header(&one, Rules::Foreign)?;
+        Ok(header.tensors.iter().any(|tensor| tensor.name.starts_with(prefix)))
     }
 
     /// Something in `config.json` that cannot be converted.

@@ -1,64 +1,66 @@
-//! Draws: `draw --model BUNDLE "a small house" out.png`, with a bundle of the family `janus`.
+//! Draws: `draw --model BUNDLE "a small house" out.png`, with a bundle of a family that draws: janus, emu3, or chameleon of Anole's kind.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use saccade::config::ModelConfig;
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
-use saccade::sample::{Sampler, SamplerOptions};
 use saccade::session::{self, Session, SessionOptions};
-use saccade::tokenize::{Message, drawn, to_rgb8};
+use saccade::tokenize::{DrawPrompt, painted};
 
-/// Draws a picture of what is said.
+/// Draws a picture of what is said. What is not given is as the model's makers have it.
 #[derive(Debug, Parser)]
 struct Args {
     /// What to draw.
     prompt: String,
     /// The picture to write: .png or .jpg.
     out: PathBuf,
-    /// A bundle of the family janus.
+    /// A bundle of a model that draws.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// How much the prompt counts: 1 is the model alone, 5 what Janus-Pro was shown with.
-    #[arg(long, default_value_t = 5.0)]
-    guidance: f32,
+    /// How large, for models that draw more than one size.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size)]
+    size: Option<(usize, usize)>,
+    /// What shall not be seen, for models that are told.
+    #[arg(long, value_name = "WORDS")]
+    avoid: Option<String>,
+    /// How much the prompt counts: 1 is the model alone.
+    #[arg(long)]
+    guidance: Option<f32>,
     /// 0 always takes the likeliest code.
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f32,
+    #[arg(long)]
+    temperature: Option<f32>,
     /// Another number, another picture.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let sides = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    sides.ok_or_else(|| "two numbers with an x between them, as in 720x720".into())
+}
+
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    ensure!(args.temperature >= 0.0 && args.temperature.is_finite(), "--temperature must be 0 or above");
-    ensure!(args.guidance.is_finite(), "--guidance must be a number");
+    ensure!(args.temperature.is_none_or(|t| t >= 0.0 && t.is_finite()), "--temperature must be 0 or above");
+    ensure!(args.guidance.is_none_or(f32::is_finite), "--guidance must be a number");
     let model = Model::open(&args.model, &EngineOptions::default())?;
-    let ModelConfig::Janus(c) = model.config() else {
-        anyhow::bail!(
-            "{} is a {} model; convert a Janus checkpoint",
-            args.model.display(),
-            model.config().family()
-        );
-    };
-    let mut prompt = model.text()?.encode_chat(&[Message::text("user", &args.prompt)])?;
-    prompt.push(c.vision.begin);
+    let size_px = args.size.map(|(width, height)| [height, width]);
+    let mut prompt = DrawPrompt::new(&model, &args.prompt, args.avoid.as_deref(), size_px)?;
+    prompt.guidance = args.guidance.unwrap_or(prompt.guidance);
+    prompt.sampling.temperature = args.temperature.unwrap_or(prompt.sampling.temperature);
+    prompt.sampling.seed = args.seed;
 
-    // One sequence sees the prompt, the other none; they go through the network together.
-    let [rows, columns] = c.drawing.grid;
-    let options = SessionOptions { max_text_tokens: prompt.len() + rows * columns, max_sequences: 2 };
+    // One sequence sees the prompt, the other does not; they go through the network together.
+    let options = SessionOptions { max_text_tokens: prompt.tokens(), max_sequences: 2 };
     let (mut guided, mut free) = (Session::new(&model, &options)?, Session::new(&model, &options)?);
-    let sampling = SamplerOptions { temperature: args.temperature, seed: args.seed, ..Default::default() };
     let mut codes = Vec::new();
-    session::draw(&mut guided, &mut free, &prompt, args.guidance, &mut Sampler::new(sampling), &mut codes)?;
+    session::draw(&mut guided, &mut free, &prompt, &mut codes, &mut |_| true)?;
 
-    let mut picture = Vec::new();
-    let (height, width) = drawn(&model, &codes, &mut picture)?;
-    let (height, width) = (u32::try_from(height)?, u32::try_from(width)?);
-    image::save_buffer(&args.out, &to_rgb8(&picture), width, height, image::ExtendedColorType::Rgb8)
+    let picture = painted(&model, &codes, prompt.grid)?;
+    let (height, width) = (u32::try_from(picture.height)?, u32::try_from(picture.width)?);
+    image::save_buffer(&args.out, &picture.rgb, width, height, image::ExtendedColorType::Rgb8)
         .with_context(|| format!("{} cannot be written", args.out.display()))?;
     Ok(())
 }

@@ -50,7 +50,7 @@ impl ChameleonConfig {
         image.pixels.check()?;
         vq.check()?;
         let special = [image.placeholder, image.begin, image.end];
-        check_code_ids(&image.ids, vq.codebook_size, &special, self.language.decoder.vocab_size)
+        check_code_ids(&image.ids, vq.codebook_size, &special, &self.language)
     }
 }
 
@@ -122,11 +122,7 @@ impl Emu3Config {
         }
         let special =
             [image.placeholder, image.begin, image.end, image.wrapper, image.row_end, image.frame_end];
-        check_code_ids(&image.ids, image.movq.codebook_size, &special, self.language.decoder.vocab_size)?;
-        if image.ids.contains(&image.row_end) {
-            return Err(invalid("model.image.row_end", "is the token of a code, too"));
-        }
-        Ok(())
+        check_code_ids(&image.ids, image.movq.codebook_size, &special, &self.language)
     }
 }
 
@@ -163,13 +159,28 @@ fn check_levels(base_channels: usize, channel_multiplier: &[usize]) -> Result<()
     channel_multiplier.iter().try_for_each(|&m| within("model.image channel_multiplier", m, 1, 64))
 }
 
-/// A token for each code, all of them and the special ones in the vocabulary.
-fn check_code_ids(ids: &[u32], codes: usize, special: &[u32], vocabulary: usize) -> Result<(), ConfigError> {
+/// A token for each code, all of them and the special ones in the vocabulary. An answer has no codes, so what ends it is none.
+fn check_code_ids(
+    ids: &[u32],
+    codes: usize,
+    special: &[u32],
+    language: &LlamaConfig,
+) -> Result<(), ConfigError> {
+    let refused = |reason: String| Err(invalid("model.image.ids", reason));
     if ids.len() != codes {
-        return Err(invalid("model.image.ids", format!("{} ids of {codes} codes", ids.len())));
+        return refused(format!("{} ids of {codes} codes", ids.len()));
     }
-    match ids.iter().chain(special).find(|id| **id as usize >= vocabulary) {
-        Some(id) => Err(invalid("model.image.ids", format!("id {id} leaves the vocabulary of {vocabulary}"))),
+    let vocabulary = language.decoder.vocab_size;
+    if let Some(id) = ids.iter().chain(special).find(|id| **id as usize >= vocabulary) {
+        return refused(format!("id {id} leaves the vocabulary of {vocabulary}"));
+    }
+    let mut known: Vec<u32> = ids.to_vec();
+    known.sort_unstable();
+    if let Some([id, _]) = known.array_windows().find(|[a, b]| a == b) {
+        return refused(format!("id {id} is the token of two codes"));
+    }
+    match special.iter().chain(&language.end_ids).find(|id| known.binary_search(id).is_ok()) {
+        Some(id) => refused(format!("id {id} is the token of a code, and a special one")),
         None => Ok(()),
     }
 }

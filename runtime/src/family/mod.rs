@@ -9,11 +9,12 @@ pub(crate) mod janus;
 mod llama;
 pub mod unimodal;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::config::{
-    BundleConfig, ClipCodes, CodedImage, JanusConfig, ModelConfig, TOKENIZER_FILE, UnimodalConfig,
+    BundleConfig, ClipCodes, CodedImage, JanusConfig, ModelConfig, TOKENIZER_FILE, UnimodalConfig, VqConfig,
     WeightDtype,
 };
 use crate::decoder::Decoder;
@@ -24,7 +25,7 @@ use crate::pages::Pages;
 use crate::quant::{pad_k, pad_n};
 use crate::session::SessionError;
 use crate::tokenize::TextTokenizer;
-use crate::vq::VqEncoder;
+use crate::vq::{VqDecoder, VqEncoder};
 use crate::weights::{Weights, open_listed, read_at_most};
 use crate::{Error, Result};
 use janus::Janus;
@@ -127,12 +128,14 @@ pub struct Model {
     decoder: Decoder,
     /// What Saccade's own family has beside it.
     unimodal: Option<Unimodal>,
-    /// What makes codes of pictures in the families of others.
-    vq: Option<VqEncoder>,
+    /// What makes codes of pictures in the families of others, and pictures of codes where the checkpoint has that.
+    vq: Option<(VqEncoder, Option<VqDecoder>)>,
     /// What Janus has beside it.
     janus: Option<Janus>,
     /// What makes codes of pictures and clips, and pictures and clips of codes.
     movq: Option<Movq>,
+    /// From the first to the last token that is the code of a picture.
+    code_span: Range<u32>,
     engine: Engine,
     text: OnceLock<TextTokenizer>,
 }
@@ -165,10 +168,16 @@ impl Model {
         match &config.model {
             ModelConfig::Unimodal(c) => unimodal = Some(Unimodal::resolve(&weights, c)?),
             ModelConfig::Llama(_) => {}
-            ModelConfig::Chameleon(c) => vq = Some(VqEncoder::resolve(&weights, &c.image.vq)?),
+            ModelConfig::Chameleon(c) => {
+                let c = &c.image.vq;
+                let decoder = c.decoder.then(|| VqDecoder::resolve(&weights, c)).transpose()?;
+                vq = Some((VqEncoder::resolve(&weights, c)?, decoder));
+            }
             ModelConfig::Janus(c) => janus = Some(Janus::resolve(&weights, c)?),
             ModelConfig::Emu3(c) => movq = Some(Movq::resolve(&weights, &c.image.movq)?),
         }
+        let ids = config.model.code_ids();
+        let code_span = ids.iter().min().zip(ids.iter().max()).map_or(0..0, |(&from, &to)| from..to + 1);
         log::info!(
             "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
             config.model.name(),
@@ -179,7 +188,8 @@ impl Model {
             engine.kernels().name,
             engine.threads(),
         );
-        Ok(Arc::new(Self { weights, decoder, unimodal, vq, janus, movq, engine, text: OnceLock::new() }))
+        let text = OnceLock::new();
+        Ok(Arc::new(Self { weights, decoder, unimodal, vq, janus, movq, code_span, engine, text }))
     }
 
     /// The whole `saccade.json`.
@@ -249,9 +259,29 @@ impl Model {
     /// If this model takes no pictures that way.
     pub(crate) fn coded_image(&self) -> Result<(&CodedImage, &VqEncoder)> {
         match (self.config(), &self.vq) {
-            (ModelConfig::Chameleon(c), Some(vq)) => Ok((&c.image, vq)),
+            (ModelConfig::Chameleon(c), Some((encoder, _))) => Ok((&c.image, encoder)),
             _ => Err(SessionError::Family { family: self.config().family() }.into()),
         }
+    }
+
+    /// What makes pictures of the codes of a VQGAN, if the model has that.
+    pub(crate) fn vq_decoder(&self) -> Option<(&VqConfig, &VqDecoder)> {
+        match (self.config(), &self.janus, &self.vq) {
+            (ModelConfig::Janus(c), Some(net), _) => Some((&c.drawing.vq, &net.drawing.vq)),
+            (ModelConfig::Chameleon(c), _, Some((_, Some(decoder)))) => Some((&c.image.vq, decoder)),
+            _ => None,
+        }
+    }
+
+    /// Whether it draws: from text to pixels.
+    #[must_use]
+    pub fn draws(&self) -> bool {
+        self.vq_decoder().is_some() || self.movq.is_some()
+    }
+
+    /// From the first to the last token that is the code of a picture; empty where codes are no tokens of text.
+    pub(crate) fn code_span(&self) -> Range<u32> {
+        self.code_span.clone()
     }
 
     /// How a picture or a clip becomes tokens of a language model, and the net that does it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use super::forward::{Buffers, OnLogits, Row, Score};
+use super::grammar::{Grammar, Next};
 use super::{Segment, Session, SessionError};
 use crate::Result;
 use crate::block::{Own, Sequence, Visible};
@@ -30,8 +31,17 @@ pub(super) struct Open {
     segment: Segment,
     /// The token that goes in next; of the first step, nothing.
     next: u32,
-    /// Whether codes of a picture are drawn, and no text written.
-    draws: bool,
+    /// What it consists of.
+    grammar: Grammar,
+    /// Tokens of the question in its frame: what lies behind them in the segment was chosen.
+    asked: usize,
+}
+
+impl Open {
+    /// What may be chosen behind `more` tokens that the segment does not have yet.
+    fn choice(&self, model: &ModelConfig, more: usize) -> Next {
+        self.grammar.next(model, (self.segment.chain.len + more).saturating_sub(self.asked))
+    }
 }
 
 impl Session {
@@ -41,15 +51,11 @@ impl Session {
     /// # Errors
     /// If the session was not begun or has an answer open, or the question is too long or not text.
     pub fn open(&mut self, question: &[u32]) -> Result<()> {
-        self.open_as(question, false)
+        self.open_as(question, Grammar::Text)
     }
 
-    /// The same of a drawing.
-    pub(super) fn open_drawing(&mut self, prompt: &[u32]) -> Result<()> {
-        self.open_as(prompt, true)
-    }
-
-    fn open_as(&mut self, question: &[u32], draws: bool) -> Result<()> {
+    /// The same of an answer that consists of something else.
+    pub(super) fn open_as(&mut self, question: &[u32], grammar: Grammar) -> Result<()> {
         self.check_begun()?;
         self.check_text(question)?;
         self.check_places(question)?;
@@ -59,7 +65,8 @@ impl Session {
         self.question.clear();
         self.question.extend_from_slice(question);
         let segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
-        self.open = Some(Open { segment, next: 0, draws });
+        let asked = self.frame().len() + question.len();
+        self.open = Some(Open { segment, next: 0, grammar, asked });
         Ok(())
     }
 
@@ -153,7 +160,7 @@ impl Session {
         let rows = framed(&frame, question).chain(answer);
         // Rows before the question's last say nothing about the answer.
         let first = (frame.len() + question.len()).checked_sub(1).ok_or(SessionError::NoText)?;
-        let score = Score { range: Some(self.text_range()), first, on_logits };
+        let score = Score { next: Grammar::Text.next(self.model.config(), 0), first, on_logits };
         self.check_places(question)?;
         let mut row = row_of(self.model.config());
         self.extend(&mut segment, rows.map(|&id| row(id)), Own::Causal, Some(score))?;
@@ -171,15 +178,14 @@ impl Session {
 
     /// The first step of an open answer: the question in its frame, in one pass.
     fn ask(&mut self, pick: &mut dyn FnMut(&[f32]) -> usize) -> Result<()> {
-        let (frame, range) = (self.frame(), self.text_range());
+        let frame = self.frame();
         let (question, open) = (std::mem::take(&mut self.question), self.open.take());
         let mut open = open.expect("a step checks that there is one");
         let rows = framed(&frame, &question);
         let mut picked = 0;
         let mut choose = |_: usize, logits: &[f32]| picked = pick(logits);
-        let first = frame.len() + question.len() - 1;
-        let range = (!open.draws).then_some(range);
-        let score = Score { range, first, on_logits: &mut choose };
+        let next = open.choice(self.model.config(), open.asked);
+        let score = Score { next, first: open.asked - 1, on_logits: &mut choose };
         let mut row = row_of(self.model.config());
         let computed = self.extend(&mut open.segment, rows.map(|&id| row(id)), Own::Causal, Some(score));
         (self.question, self.open) = (question, Some(open));
@@ -187,19 +193,21 @@ impl Session {
         self.choose(picked)
     }
 
-    /// The token of the text logit `index`, or the code `index` of a drawing, goes in next.
+    /// What the logit `index` of the last step is of goes in next.
     pub(super) fn choose(&mut self, index: usize) -> Result<()> {
-        let draws = self.open.as_ref().is_some_and(|open| open.draws);
-        let range = match self.model.janus() {
-            Ok((c, _)) if draws => 0..u32::try_from(c.drawing.vq.codebook_size).unwrap_or(u32::MAX),
-            _ => self.text_range(),
-        };
-        let id = u32::try_from(index).ok().and_then(|index| range.start.checked_add(index));
-        let Some(id) = id.filter(|id| range.contains(id)) else {
-            return Err(SessionError::Choice { index, limit: range.len() }.into());
-        };
-        self.open.as_mut().expect("a step checks that there is one").next = id;
+        let config = self.model.config();
+        let open = self.open.as_mut().expect("a step checks that there is one");
+        let next = open.choice(config, 0);
+        let limit = next.limit(config);
+        open.next = next.id(config, index).ok_or(SessionError::Choice { index, limit })?;
         Ok(())
+    }
+
+    /// What the next step of the open answer chooses from.
+    fn choice(&self) -> Option<Next> {
+        let open = self.open.as_ref()?;
+        let more = if open.segment.chain.len == 0 { open.asked } else { 1 };
+        Some(open.choice(self.model.config(), more))
     }
 
     /// The row of a step that continues the open answer.
@@ -214,7 +222,8 @@ impl Session {
 
 /// Decodes one token of the open answer of every session in one pass over the weights, which are read once however many sessions
 /// there are; the first token of an answer takes a pass of its own, with the question. `pick(i, logits)` chooses session `i`'s next
-/// token: an index into the logits, which are those of the text tokens. If it panics, the sessions are lost.
+/// token: an index into the logits, which are those of what may come next, the text tokens in an answer; where one token alone may
+/// come, it is not called. If it panics, the sessions are lost.
 ///
 /// The first session's buffers hold the step, so it must have been made for as many
 /// ([`SessionOptions::max_sequences`](super::SessionOptions)).
@@ -247,7 +256,8 @@ fn step_all(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
             session.ask(&mut |logits| pick(i, logits))?;
         }
     }
-    let mut picked: ArrayVec<usize, MAX_SEQUENCES> = ArrayVec::new();
+    // The only choice, where `pick` is given none.
+    let mut picked = [0; MAX_SEQUENCES];
     let mut buffers = std::mem::take(&mut sessions[0].buffers);
     let mut going: ArrayVec<&mut Session, MAX_SEQUENCES> = ArrayVec::new();
     for (i, session) in sessions.iter_mut().enumerate() {
@@ -255,7 +265,7 @@ fn step_all(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
             going.push(session);
         }
     }
-    let stepped = step_in(&mut buffers, &mut going, &mut |i, logits| picked.push(pick(indices[i], logits)));
+    let stepped = step_in(&mut buffers, &mut going, &mut |i, logits| picked[i] = pick(indices[i], logits));
     drop(going);
     sessions[0].buffers = buffers;
     stepped?;
@@ -292,10 +302,9 @@ fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
     }
     for session in sessions {
         let Some(open) = &session.open else { return Err(SessionError::NoAnswer.into()) };
-        let draws = |session: &Session| session.open.as_ref().is_some_and(|open| open.draws);
         if !Arc::ptr_eq(&session.model, &leader.model)
             || session.most.blocks > most.blocks
-            || draws(session) != draws(leader)
+            || session.choice() != leader.choice()
         {
             return Err(SessionError::Unlike.into());
         }
@@ -310,14 +319,14 @@ fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
 
 fn step_in(buffers: &mut Buffers, sessions: &mut [&mut Session], on_logits: OnLogits<'_>) -> Result<()> {
     let Some(first) = sessions.first() else { return Ok(()) };
-    let (model, range) = (Arc::clone(&first.model), first.text_range());
-    let mut draws = false;
+    let (model, next) = (Arc::clone(&first.model), first.choice());
+    let Some(next) = next else { return Ok(()) };
     for (row, session) in sessions.iter_mut().enumerate() {
         session.look();
         let open = session.open.as_mut().expect("a step checks that there is one");
         session.kv.extend(&mut open.segment.chain, 1);
-        draws = open.draws;
-        let next = if draws { Row::Drawn(open.next) } else { Row::Token(open.next) };
+        let drawn = open.grammar != Grammar::Text && model.janus().is_ok();
+        let next = if drawn { Row::Drawn(open.next) } else { Row::Token(open.next) };
         buffers.embed(&model, row, next, open.segment.modality);
     }
     let rows = sessions.len();
@@ -325,8 +334,5 @@ fn step_in(buffers: &mut Buffers, sessions: &mut [&mut Session], on_logits: OnLo
         sessions.iter_mut().map(|session| session.open_sequence()).collect();
     buffers.decode(&model, &mut sequences)?;
     drop(sequences);
-    if draws {
-        return buffers.score_codes(&model, 0..rows, on_logits);
-    }
-    buffers.score(&model, 0..rows, &range, on_logits)
+    buffers.score(&model, 0..rows, &next, on_logits)
 }

@@ -34,6 +34,8 @@ pub(super) struct Capacity {
     pub(super) most: Most,
     /// The widest range of token ids, or text tokens of a step's sequences.
     pub(super) logits: usize,
+    /// Logits of a row, where text and codes of pictures are told apart.
+    pub(super) row: usize,
 }
 
 impl Capacity {
@@ -66,6 +68,7 @@ impl Capacity {
             segments,
             most: Most { rows, sequences, blocks: trunk + branch, parts },
             logits: (sequences * model.text_range().len()).max(ranges),
+            row: if model.code_ids().is_empty() { 0 } else { model.text_range().len() },
         }
     }
 
@@ -78,7 +81,8 @@ impl Capacity {
         let row = c.d_model + 2 * (heads + kv_heads) + c.d_ff + widest * parts;
         // Rotary angles, and of each thread the scores of some queries: 16, or those of one key head.
         let key = c.head_dim + 2 * threads * (c.n_heads / c.n_kv_heads).max(16);
-        let floats = blocks as u128 * (KV_BLOCK * key) as u128 + (rows * row + self.logits) as u128;
+        let floats =
+            blocks as u128 * (KV_BLOCK * key) as u128 + (rows * row + self.logits + self.row) as u128;
         arena.bytes() + 4 * floats
     }
 }

@@ -1,54 +1,62 @@
 //! Pictures out: one code after the other, with classifier-free guidance.
 
+use super::grammar::Grammar;
 use super::{Session, SessionError, step};
 use crate::Result;
 use crate::sample::Sampler;
+use crate::tokenize::DrawPrompt;
 
-/// Draws what `prompt` says: the codes of a picture, row by row of the grid.
+/// Draws what `prompt` says: `codes [rows, columns]` of a picture.
 ///
-/// Two sequences go through the network together: `guided` sees the prompt, `free` padding in its place. The logits that are sampled are
-/// `free + guidance · (guided − free)`. `free` must have been made for two sequences.
+/// Two sequences go through the network together: `guided` sees the description, `free` does not. The logits that are sampled are
+/// `free + guidance · (guided − free)`. Both must have been made for two sequences and [`DrawPrompt::tokens`] tokens. `on_code` sees how
+/// many codes there are and ends the drawing by returning `false`; the codes are fewer than those of the grid then.
 ///
 /// # Errors
 /// If the model does not draw, the prompt is too long, not text, or leaves no room for the codes, or an output is not a number.
 ///
-/// Source: Ho and Salimans 2022 (arXiv:2207.12598), as transformers' Janus has it.
+/// Source: Ho and Salimans 2022 (arXiv:2207.12598), as transformers' Janus and Emu3 have it.
 pub fn draw(
     guided: &mut Session,
     free: &mut Session,
-    prompt: &[u32],
-    guidance: f32,
-    sampler: &mut Sampler,
+    prompt: &DrawPrompt,
     codes: &mut Vec<u16>,
+    on_code: &mut dyn FnMut(usize) -> bool,
 ) -> Result<()> {
-    let model = std::sync::Arc::clone(guided.model());
-    let (c, _) = model.janus()?;
-    let (keep, pad) = ([c.language.bos, Some(c.vision.begin)], c.drawing.pad);
-    let blank: Vec<u32> = prompt.iter().map(|&id| if keep.contains(&Some(id)) { id } else { pad }).collect();
-    guided.open_drawing(prompt)?;
-    free.open_drawing(&blank)?;
+    let [rows, columns] = prompt.grid;
+    let (mut sampler, guidance) = (Sampler::new(prompt.sampling), prompt.guidance);
+    guided.open_as(&prompt.guided, Grammar::Picture { columns })?;
+    let opened = free.open_as(&prompt.free, Grammar::Picture { columns });
     codes.clear();
-    let [rows, columns] = c.drawing.grid;
     let mut logits = Vec::new();
-    for _ in 0..rows * columns {
-        let mut picked = 0;
-        step(&mut [&mut *free, &mut *guided], &mut |i, found| {
-            if i == 0 {
-                logits.clear();
-                logits.extend_from_slice(found);
-            } else {
+    let drawn = || {
+        opened?;
+        while codes.len() < rows * columns {
+            let mut picked = None;
+            step(&mut [&mut *free, &mut *guided], &mut |i, found| {
+                if i == 0 {
+                    logits.clear();
+                    logits.extend_from_slice(found);
+                    return 0;
+                }
                 for (free, &guided) in logits.iter_mut().zip(found) {
                     *free += guidance * (guided - *free);
                 }
                 // A step gives finite logits; a guidance that makes them infinite gives the first code.
-                picked = sampler.pick(&logits).unwrap_or(0);
+                *picked.insert(sampler.pick(&logits).unwrap_or(0))
+            })?;
+            // Nothing is picked at the end of a row.
+            let Some(picked) = picked else { continue };
+            free.choose(picked)?;
+            codes.push(u16::try_from(picked).map_err(|_| SessionError::NumericFault)?);
+            if !on_code(codes.len()) {
+                break;
             }
-            picked
-        })?;
-        free.choose(picked)?;
-        codes.push(u16::try_from(picked).map_err(|_| SessionError::NumericFault)?);
-    }
+        }
+        Ok(())
+    };
+    let drawn = drawn();
     guided.close();
     free.close();
-    Ok(())
+    drawn
 }

@@ -41,9 +41,11 @@ pub enum SessionError {
         room: usize,
     },
     /// A step of sessions that cannot share one.
-    #[error("the sessions of a step must be of one model, and none made for more tokens than the first")]
+    #[error(
+        "the sessions of a step must be of one model and choose from the same tokens, and none made for more tokens than the first"
+    )]
     Unlike,
-    /// A next token that is not among the text tokens.
+    /// A choice that is not among those there are.
     #[error("logit {index} was chosen, there are {limit}")]
     Choice {
         /// The index chosen.
@@ -118,8 +120,13 @@ pub enum SessionError {
         reason: String,
     },
     /// A model that cannot draw.
-    #[error("this model has no way from codes back to pixels")]
+    #[error(
+        "this model has no way from codes back to pixels; convert a checkpoint that has the decoder, as those of Anole do"
+    )]
     NoDecoder,
+    /// What shall not be seen, for a model that is not told.
+    #[error("this model is not told what shall not be seen; leave that out")]
+    Avoid,
     /// The text tokenizer refused.
     #[error("the text tokenizer refused: {0}")]
     Text(String),

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::grammar::Next;
 use super::{Segment, Session, SessionError};
 use crate::Result;
 use crate::block::{BlockScratch, Net, Own, Sequence, Visible};
@@ -33,8 +34,8 @@ pub(super) type OnLast<'a> = &'a mut dyn FnMut(&[f32]);
 
 /// Whose logits are wanted.
 pub(super) struct Score<'a> {
-    /// Token ids; nothing for the codes of a drawing.
-    pub(super) range: Option<Range<u32>>,
+    /// What the logits are of.
+    pub(super) next: Next,
     /// The first row whose logits are wanted; `on_logits` counts from it.
     pub(super) first: usize,
     /// Who wants them.
@@ -54,6 +55,8 @@ pub(super) struct Buffers {
     pub(super) features: Vec<f32>,
     /// What drawing works in.
     pub(super) drawing: [Vec<f32>; 2],
+    /// The logits of a row, where text and codes of pictures are told apart.
+    pub(super) row: Vec<f32>,
 }
 
 impl Buffers {
@@ -107,16 +110,71 @@ impl Buffers {
         check_finite(x)
     }
 
-    /// Gives the logits of some rows of `x` over the codes of a picture to `on_logits`, in order.
+    /// Gives the logits of some rows of `x` over what may come next to `on_logits`, in order.
     ///
     /// # Errors
     /// If one is not a number.
-    pub(super) fn score_codes(
+    pub(super) fn score(
         &mut self,
         model: &Model,
         rows: Range<usize>,
+        next: &Next,
         on_logits: OnLogits<'_>,
     ) -> Result<()> {
+        let (span, ids) = (model.code_span(), model.config().code_ids());
+        match next {
+            Next::Only(_) => Ok(()),
+            Next::Code if ids.is_empty() => self.score_own_codes(model, rows, on_logits),
+            Next::Code => {
+                let mut row = std::mem::take(&mut self.row);
+                let scored = self.score_parts(model, rows, [span.clone(), 0..0], &mut |at, [logits, _]| {
+                    for (logit, id) in row.iter_mut().zip(ids) {
+                        *logit = logits[(id - span.start) as usize];
+                    }
+                    on_logits(at, &row[..ids.len()]);
+                });
+                self.row = row;
+                scored
+            }
+            Next::Token(range) if ids.is_empty() => {
+                let parts = [range.clone(), 0..0];
+                self.score_parts(model, rows, parts, &mut |at, [logits, _]| on_logits(at, logits))
+            }
+            Next::Token(range) => self.score_text(model, rows, range, on_logits),
+        }
+    }
+
+    /// The same of text in a vocabulary that has the codes of pictures too: these are minus infinity, and where they stand together not
+    /// computed.
+    fn score_text(
+        &mut self,
+        model: &Model,
+        rows: Range<usize>,
+        range: &Range<u32>,
+        on_logits: OnLogits<'_>,
+    ) -> Result<()> {
+        let (span, ids) = (model.code_span(), model.config().code_ids());
+        let alone = span.len() == ids.len();
+        let parts =
+            if alone { [range.start..span.start, span.end..range.end] } else { [range.clone(), 0..0] };
+        let mut row = std::mem::take(&mut self.row);
+        let scored = self.score_parts(model, rows, parts, &mut |at, [before, behind]| {
+            let row = &mut row[..range.len()];
+            row[..before.len()].copy_from_slice(before);
+            if alone {
+                row[before.len()..][..ids.len()].fill(f32::NEG_INFINITY);
+                row[before.len() + ids.len()..].copy_from_slice(behind);
+            } else {
+                ids.iter().for_each(|id| row[(id - range.start) as usize] = f32::NEG_INFINITY);
+            }
+            on_logits(at, row);
+        });
+        self.row = row;
+        scored
+    }
+
+    /// The same over codes that are no tokens, by the head that the model has for them.
+    fn score_own_codes(&mut self, model: &Model, rows: Range<usize>, on_logits: OnLogits<'_>) -> Result<()> {
         let (e, w, decoder) = (model.engine(), model.weights(), model.decoder());
         let (c, (_, net)) = (&decoder.config, model.janus()?);
         let [x, spare] = &mut self.drawing;
@@ -130,33 +188,40 @@ impl Buffers {
         Ok(())
     }
 
-    /// Gives the logits of some rows of `x` over the token ids in `range` to `on_logits`, in order.
+    /// Gives the logits of some rows of `x` over two ranges of token ids to `on_logits`, in order.
     ///
     /// # Errors
     /// If one is not a number.
-    pub(super) fn score(
+    fn score_parts(
         &mut self,
         model: &Model,
         rows: Range<usize>,
-        range: &Range<u32>,
-        on_logits: OnLogits<'_>,
+        parts: [Range<u32>; 2],
+        on_logits: &mut dyn FnMut(usize, [&[f32]; 2]),
     ) -> Result<()> {
         let (e, w, decoder) = (model.engine(), model.weights(), model.decoder());
         let c = &decoder.config;
         let (head, a) = (decoder.head.get(w), &mut self.scratch.activations);
-        let together = (self.logits.len() / range.len()).max(1);
+        let widths = [parts[0].len(), parts[1].len()];
+        let together = (self.logits.len() / (widths[0] + widths[1])).max(1);
         for first in rows.clone().step_by(together) {
             let rows = first..rows.end.min(first + together);
             let x = &self.x[rows.start * c.d_model..rows.end * c.d_model];
             e.load_normed(x, decoder.norm.get(w), c.norm_eps, head, a);
-            let out = &mut self.logits[..rows.len() * range.len()];
-            e.product(a, head, range.start as usize..range.end as usize, Epilogue::default(), out);
-            check_finite(out)?;
-            for &id in model.config().unsaid().iter().filter(|id| range.contains(id)) {
-                let at = (id - range.start) as usize;
-                out.iter_mut().skip(at).step_by(range.len()).for_each(|logit| *logit = f32::NEG_INFINITY);
+            let out = &mut self.logits[..rows.len() * (widths[0] + widths[1])];
+            let (before, behind) = out.split_at_mut(rows.len() * widths[0]);
+            for (part, out) in
+                parts.iter().zip([&mut *before, &mut *behind]).filter(|(part, _)| !part.is_empty())
+            {
+                e.product(a, head, part.start as usize..part.end as usize, Epilogue::default(), out);
+                check_finite(out)?;
             }
-            rows.zip(out.chunks_exact(range.len())).for_each(|(row, logits)| on_logits(row, logits));
+            for (i, row) in rows.enumerate() {
+                on_logits(
+                    row,
+                    [&before[i * widths[0]..][..widths[0]], &behind[i * widths[1]..][..widths[1]]],
+                );
+            }
         }
         Ok(())
     }
@@ -208,13 +273,10 @@ impl Session {
             let own = Visible { chain: segment.chain, base: self.base, modality: segment.modality };
             let sequence = Sequence { kv: &mut *kv, rows: n, offset, own, own_rule, context: &*visible };
             buffers.decode(model, &mut [sequence])?;
-            if let Some(Score { range, first, on_logits }) = score {
+            if let Some(Score { next, first, on_logits }) = score {
                 let wanted = first.saturating_sub(done).min(n)..n;
                 let mut counted = |row: usize, logits: &[f32]| on_logits(done + row - *first, logits);
-                match range {
-                    Some(range) => buffers.score(model, wanted, range, &mut counted)?,
-                    None => buffers.score_codes(model, wanted, &mut counted)?,
-                }
+                buffers.score(model, wanted, next, &mut counted)?;
             }
             done += n;
         }

@@ -253,19 +253,11 @@ impl Tokenizer for Clips {
     }
 
     /// `rgb [height, width, 3] u8`; the width is the length of a row of tokens times the size of a place.
-    // Bytes are cut off, not rounded, and `as` keeps them in range.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     fn decode(&mut self, ids: &[u32], rgb: &mut Vec<u8>) -> Result<()> {
         let (mut codes, mut values) = (Vec::new(), Vec::new());
         let columns = self.codes(ids, &mut codes)?;
         self.decode_picture(&codes, (codes.len() / columns, columns), &mut values)?;
-        let config = self.pixels.config();
-        rgb.clear();
-        for pixel in values.as_chunks::<3>().0 {
-            for ((x, mean), std) in pixel.iter().zip(config.mean).zip(config.std) {
-                rgb.push((f64::from(x * std + mean) / config.rescale) as u8);
-            }
-        }
+        *rgb = self.pixels.config().to_rgb8(&values);
         Ok(())
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::pixels::{PixelValues, Pixels};
-use super::{Picture, Tokenizer};
+use super::{Picture, Tokenizer, drawing};
 use crate::config::{CONFIG_FILE, CodedImage};
 use crate::family::Model;
 use crate::session::SessionError;
-use crate::vq::Buffers;
+use crate::vq::{self, Buffers};
 use crate::{Error, Result};
 
 /// The picture tokenizer of a language model that takes codes.
@@ -58,8 +58,8 @@ impl CodedImages {
         ids: &mut Vec<u32>,
     ) -> Result<()> {
         let model = Arc::clone(&self.model);
-        let (CodedImage { vq, ids: tokens, .. }, encoder) = model.coded_image()?;
-        let patch = vq.patch();
+        let (CodedImage { vq: config, ids: tokens, .. }, encoder) = model.coded_image()?;
+        let patch = config.patch();
         if values.len() != height * width * 3 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch)
         {
             let reason = format!("are not whole places of {patch} × {patch} pixels");
@@ -67,11 +67,14 @@ impl CodedImages {
         }
         let places = height / patch * (width / patch);
         let fitting = self.buffers.take().filter(|(made_for, _)| *made_for == places);
-        let (_, buffers) =
-            self.buffers.insert(fitting.unwrap_or_else(|| (places, encoder.buffers(model.engine(), places))));
+        let made = match fitting {
+            Some(fitting) => fitting,
+            None => (places, vq::buffers(model.engine(), config, places)?),
+        };
+        let (_, buffers) = self.buffers.insert(made);
         buffers.x.clear();
         buffers.x.extend_from_slice(values);
-        encoder.encode(model.engine(), model.weights(), vq, (height, width), buffers, &mut self.codes)?;
+        encoder.encode(model.engine(), model.weights(), config, (height, width), buffers, &mut self.codes)?;
         ids.clear();
         ids.extend(self.codes.iter().map(|&code| tokens[usize::from(code)]));
         Ok(())
@@ -89,8 +92,18 @@ impl Tokenizer for CodedImages {
         self.encode_values(&values, (height, width), ids)
     }
 
-    /// Checkpoints of this kind have no way back to pixels.
-    fn decode(&mut self, _: &[u32], _: &mut Vec<u8>) -> Result<()> {
-        Err(SessionError::NoDecoder.into())
+    /// `rgb [height, width, 3] u8`, of the size that the encoder takes.
+    fn decode(&mut self, ids: &[u32], rgb: &mut Vec<u8>) -> Result<()> {
+        let (image, _) = self.model.coded_image()?;
+        let limit = image.ids.len();
+        let code = |id: &u32| {
+            let unknown = SessionError::Token { what: "token of a picture's code", id: *id, limit };
+            let code = image.ids.iter().position(|known| known == id);
+            Ok(code.and_then(|code| u16::try_from(code).ok()).ok_or(unknown)?)
+        };
+        let codes = ids.iter().map(code).collect::<Result<Vec<_>>>()?;
+        let grid = drawing::grid_of(image)?;
+        *rgb = drawing::painted(&self.model, &codes, grid)?.rgb;
+        Ok(())
     }
 }

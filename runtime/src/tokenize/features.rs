@@ -1,4 +1,4 @@
-//! Pictures into features that stand in a text, and codes into pictures, as Janus has them.
+//! Pictures into features that stand in a text, as Janus has them.
 
 use std::sync::Arc;
 
@@ -81,39 +81,4 @@ impl Features {
         }
         Ok(&self.buffers.x)
     }
-}
-
-/// The picture of the codes that a model drew, as its decoder gives it, about −1 to 1: `[height, width, 3] f32`; returns its height and
-/// width.
-///
-/// # Errors
-/// If the model does not draw, the codes are not those of a picture, or a result is not a number.
-pub fn drawn(model: &Model, codes: &[u16], picture: &mut Vec<f32>) -> Result<(usize, usize)> {
-    let (c, net) = model.janus()?;
-    let ([rows, columns], vq) = (c.drawing.grid, &c.drawing.vq);
-    if codes.len() != rows * columns {
-        let (found, expected) = (codes.len(), rows * columns);
-        return Err(SessionError::Dimensions { what: "image", found, expected }.into());
-    }
-    if let Some(&code) = codes.iter().find(|&&code| usize::from(code) >= vq.codebook_size) {
-        let limit = vq.codebook_size;
-        return Err(SessionError::Token { what: "image code", id: code.into(), limit }.into());
-    }
-    let (e, w, decoder) = (model.engine(), model.weights(), &net.drawing.vq);
-    let mut buffers = decoder.buffers(e, codes.len());
-    let size = decoder.decode(e, w, vq, codes, (rows, columns), &mut buffers);
-    if !buffers.x.iter().all(|x| x.is_finite()) {
-        return Err(SessionError::NumericFault.into());
-    }
-    std::mem::swap(picture, &mut buffers.x);
-    Ok(size)
-}
-
-/// Values of about −1 to 1 as bytes: `rgb8`.
-#[must_use]
-pub fn to_rgb8(picture: &[f32]) -> Vec<u8> {
-    // Saturating by definition: `as u8` clamps.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let byte = |v: &f32| ((v + 1.0) * 127.5).round_ties_even() as u8;
-    picture.iter().map(byte).collect()
 }

@@ -149,6 +149,19 @@ impl PixelConfig {
         values
     }
 
+    /// Values back into bytes: `rgb8`.
+    // Cut off, not rounded, as the processors do; `as` keeps them in range.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    pub(crate) fn to_rgb8(&self, values: &[f32]) -> Vec<u8> {
+        let byte = |((x, mean), std): ((&f32, f32), f32)| (f64::from(x * std + mean) / self.rescale) as u8;
+        values
+            .as_chunks::<3>()
+            .0
+            .iter()
+            .flat_map(|pixel| pixel.iter().zip(self.mean).zip(self.std).map(byte))
+            .collect()
+    }
+
     /// Columns and rows of what a picture of `width` × `height` pixels becomes.
     ///
     /// # Errors

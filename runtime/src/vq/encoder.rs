@@ -1,7 +1,7 @@
 //! A picture into the codes of a grid.
 
-use super::layers::{Attention, Buffers, GroupNorm, Level, ResBlock, through};
-use super::{PREFIX, encoder_blocks, l2_normalise};
+use super::layers::{Buffers, Level, Middle, Norm, Out, Run, through};
+use super::{PREFIX, block, encoder_blocks, l2_normalise, level, middle};
 use crate::Result;
 use crate::config::{CodeNorm, VqConfig};
 use crate::conv::Conv;
@@ -14,10 +14,8 @@ use crate::weights::{LinearRef, Weights};
 pub(crate) struct VqEncoder {
     conv_in: Conv,
     levels: Vec<Level>,
-    middle: [ResBlock; 2],
-    attention: Attention,
-    norm_out: GroupNorm,
-    conv_out: Conv,
+    middle: Middle,
+    out: Out,
     quant_conv: Conv,
     codebook: LinearRef,
 }
@@ -26,44 +24,28 @@ impl VqEncoder {
     /// Finds every tensor.
     pub(crate) fn resolve(w: &Weights, c: &VqConfig) -> Result<Self> {
         let named = |name: &str| format!("{PREFIX}.{name}");
-        let mut all =
-            encoder_blocks(c).iter().map(|shape| ResBlock::resolve(w, shape)).collect::<Result<Vec<_>>>()?;
-        let middle = [all.split_off(all.len() - 1), all.split_off(all.len() - 1)].map(|mut one| one.pop());
-        let [Some(second), Some(first)] = middle else {
-            unreachable!("`encoder_blocks` ends with two of the middle")
-        };
-        let mut all = all.into_iter();
+        let mut all = encoder_blocks(c).into_iter().map(|shape| block(w, &shape));
         let last = c.channel_multiplier.len() - 1;
         let mut levels = Vec::new();
-        for level in 0..=last {
-            let down = named(&format!("encoder.down.{level}.downsample.conv"));
+        for at in 0..=last {
+            let down = named(&format!("encoder.down.{at}.downsample.conv"));
             // A row and a column of zeros behind the picture, none before it.
-            let down = (level < last).then(|| Conv::resolve(w, &down, 3, 2, [0, 1])).transpose()?;
-            let blocks: Vec<_> = all.by_ref().take(c.n_res).collect();
-            let stem = named(&format!("encoder.down.{level}.attn"));
-            let attention = (0..if c.attends(level) { c.n_res } else { 0 })
-                .map(|i| Attention::resolve(w, &format!("{stem}.{i}")))
-                .collect::<Result<_>>()?;
-            levels.push(Level { blocks, attention, size: down });
+            let down = (at < last).then(|| Conv::resolve(w, &down, 3, 2, [0, 1])).transpose()?;
+            let blocks = all.by_ref().take(c.n_res).collect::<Result<_>>()?;
+            levels.push(level(w, &format!("encoder.down.{at}"), blocks, c.attends(at), down)?);
         }
+        let mut next = || all.next().expect("`encoder_blocks` ends with two of the middle");
         Ok(Self {
             conv_in: Conv::resolve(w, &named("encoder.conv_in"), 3, 1, [1, 1])?,
             levels,
-            middle: [first, second],
-            attention: Attention::resolve(w, &named("encoder.mid.attn_1"))?,
-            norm_out: GroupNorm::resolve(w, &named("encoder.norm_out"))?,
-            conv_out: Conv::resolve(w, &named("encoder.conv_out"), 3, 1, [1, 1])?,
+            middle: middle(w, "encoder", [next()?, next()?])?,
+            out: Out(
+                Norm::resolve(w, &named("encoder.norm_out"), false)?,
+                Conv::resolve(w, &named("encoder.conv_out"), 3, 1, [1, 1])?,
+            ),
             quant_conv: Conv::resolve(w, &named("quant_conv"), 1, 1, [0, 0])?,
             codebook: w.linear(&named("quantize.embedding"))?,
         })
-    }
-
-    /// Buffers for pictures that become a grid of `places`.
-    pub(crate) fn buffers(&self, e: &Engine, places: usize) -> Buffers {
-        let blocks = self.levels.iter().flat_map(|level| &level.blocks).chain(&self.middle);
-        let convs = blocks.flat_map(|block| [&block.conv1, &block.conv2]);
-        let widest = convs.chain([&self.conv_in, &self.conv_out]).map(Conv::k).max().unwrap_or(1);
-        Buffers::new(e, widest, places, self.attention.q.out_channels())
     }
 
     /// The codes of the picture in `b.x [height, width, 3]`, row by row.
@@ -75,24 +57,21 @@ impl VqEncoder {
         e: &Engine,
         w: &Weights,
         c: &VqConfig,
-        (mut height, mut width): (usize, usize),
+        mut size: (usize, usize),
         b: &mut Buffers,
         codes: &mut Vec<u16>,
     ) -> Result<()> {
-        through(&self.conv_in, e, w, &mut height, &mut width, b);
+        let run = Run { e, w, code: None };
+        size = through(&self.conv_in, run, size, b);
         for level in &self.levels {
-            level.forward(e, w, (height, width), b);
-            if let Some(down) = &level.size {
-                through(down, e, w, &mut height, &mut width, b);
+            level.blocks(run, size, b);
+            if let Some(down) = &level.resize {
+                size = through(down, run, size, b);
             }
         }
-        self.middle[0].forward(e, w, (height, width), b);
-        self.attention.forward(e, w, (height, width), b);
-        self.middle[1].forward(e, w, (height, width), b);
-        self.norm_out.forward(w, &mut b.x);
-        e.silu_inplace(&mut b.x);
-        through(&self.conv_out, e, w, &mut height, &mut width, b);
-        through(&self.quant_conv, e, w, &mut height, &mut width, b);
+        self.middle.forward(run, size, b);
+        self.out.forward(run, size, b);
+        through(&self.quant_conv, run, size, b);
         if c.code_norm == CodeNorm::Both {
             b.x.chunks_exact_mut(c.code_dim).for_each(l2_normalise);
         }
