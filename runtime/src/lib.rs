@@ -43,7 +43,6 @@
 //! # Ok::<(), saccade::Error>(())
 //! ```
 
-mod attention;
 mod block;
 pub mod config;
 mod conv;

@@ -35,7 +35,7 @@ pub struct Device {
     multiprocessors: usize,
     integrated: bool,
     /// Shared memory that a block may have on request.
-    pub(super) block_memory: usize,
+    pub(crate) block_memory: usize,
 }
 
 // SAFETY: handles of the driver may be used from any thread whose current context is theirs; every method sees to that.
@@ -179,7 +179,7 @@ impl Device {
     }
 
     /// Allocates device memory for `what`, whose contents are arbitrary.
-    pub(super) fn allocate(self: &Arc<Self>, what: &'static str, bytes: usize) -> Result<Memory, CudaError> {
+    pub(crate) fn allocate(self: &Arc<Self>, what: &'static str, bytes: usize) -> Result<Memory, CudaError> {
         self.enter()?;
         let (free, _) = result::mem_get_info().map_err(CudaError::of("cuMemGetInfo"))?;
         let short = || CudaError::OutOfMemory { what, needed: bytes, free };
@@ -192,7 +192,7 @@ impl Device {
     }
 
     /// Lets a block of a kernel have as much shared memory as the card has.
-    pub(super) fn allow_block_memory(&self, kernel: &'static str) -> Result<(), CudaError> {
+    pub(crate) fn allow_block_memory(&self, kernel: &'static str) -> Result<(), CudaError> {
         let most = i32::try_from(self.block_memory).unwrap_or(i32::MAX);
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is of a loaded module.
@@ -204,7 +204,7 @@ impl Device {
     ///
     /// # Safety
     /// `arguments` must point to values of the types that the kernel takes, and device memory among them must be as large as it needs.
-    pub(super) unsafe fn launch(
+    pub(crate) unsafe fn launch(
         &self,
         kernel: &'static str,
         grid: [usize; 3],
@@ -229,8 +229,34 @@ impl Device {
         .map_err(CudaError::of(kernel))
     }
 
+    /// Runs `work`, whose launches go into a graph instead of the stream.
+    pub(crate) fn capture<E: From<CudaError>>(
+        self: &Arc<Self>,
+        work: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Graph, E> {
+        self.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives until `Drop`, here and below.
+        unsafe { result::stream::begin_capture(self.stream, mode) }
+            .map_err(CudaError::of("cuStreamBeginCapture"))?;
+        let worked = work();
+        // A capture is ended even if the work failed.
+        // SAFETY: as above.
+        let graph =
+            unsafe { result::stream::end_capture(self.stream) }.map_err(CudaError::of("cuStreamEndCapture"));
+        worked?;
+        let graph = graph?;
+        let mut executable = std::ptr::null_mut();
+        // SAFETY: the graph was captured above and is destroyed below; `Graph` destroys the executable one.
+        let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0) }.result();
+        // SAFETY: as above. A graph that cannot be destroyed is lost with the context.
+        let _ = unsafe { result::graph::destroy(graph) };
+        made.map_err(CudaError::of("cuGraphInstantiate"))?;
+        Ok(Graph { device: Arc::clone(self), executable })
+    }
+
     /// Waits for everything in the stream.
-    pub(super) fn wait(&self) -> Result<(), CudaError> {
+    pub(crate) fn wait(&self) -> Result<(), CudaError> {
         self.enter()?;
         // SAFETY: the stream lives until `Drop`.
         unsafe { result::stream::synchronize(self.stream) }.map_err(CudaError::of("cuStreamSynchronize"))
@@ -258,7 +284,7 @@ impl Drop for Device {
 
 /// Memory of a card.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     device: Arc<Device>,
     at: sys::CUdeviceptr,
     bytes: usize,
@@ -266,7 +292,7 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Its address on the card.
-    pub(super) fn at(&self) -> u64 {
+    pub(crate) fn at(&self) -> u64 {
         self.at
     }
 
@@ -274,7 +300,7 @@ impl Memory {
     ///
     /// # Panics
     /// If it does not fit.
-    pub(super) fn write<T: bytemuck::Pod>(&self, offset: usize, from: &[T]) -> Result<(), CudaError> {
+    pub(crate) fn write<T: bytemuck::Pod>(&self, offset: usize, from: &[T]) -> Result<(), CudaError> {
         assert!(
             offset + size_of_val(from) <= self.bytes,
             "{} bytes at {offset} of {}",
@@ -291,7 +317,7 @@ impl Memory {
     ///
     /// # Panics
     /// If there is not as much.
-    pub(super) fn read<T: bytemuck::Pod>(&self, offset: usize, to: &mut [T]) -> Result<(), CudaError> {
+    pub(crate) fn read<T: bytemuck::Pod>(&self, offset: usize, to: &mut [T]) -> Result<(), CudaError> {
         assert!(
             offset + size_of_val(to) <= self.bytes,
             "{} bytes at {offset} of {}",
@@ -303,6 +329,164 @@ impl Memory {
         unsafe { result::memcpy_dtoh_async(to, self.at + offset as u64, self.device.stream) }
             .map_err(CudaError::of("cuMemcpyDtoH"))?;
         self.device.wait()
+    }
+}
+
+impl Memory {
+    /// Puts a copy of the first `bytes` of `from` to `offset` into the stream.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub(crate) fn write_from(&self, offset: usize, from: &mut Pinned, bytes: usize) -> Result<(), CudaError> {
+        assert!(
+            offset + bytes <= self.bytes && bytes <= from.bytes,
+            "{bytes} bytes at {offset} of {}",
+            self.bytes
+        );
+        self.device.enter()?;
+        let stream = self.device.stream;
+        // SAFETY: checked above; `Pinned` is not written to before the event that is recorded here has passed.
+        unsafe {
+            sys::cuMemcpyHtoDAsync_v2(self.at + offset as u64, from.at.cast_const().cast(), bytes, stream)
+        }
+        .result()
+        .map_err(CudaError::of("cuMemcpyHtoD"))?;
+        // SAFETY: both live.
+        unsafe { result::event::record(from.event, stream) }.map_err(CudaError::of("cuEventRecord"))?;
+        from.busy = true;
+        Ok(())
+    }
+
+    /// Puts a copy of `bytes` from `offset` to the place `to` of pinned memory into the stream.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub(crate) fn read_into(
+        &self,
+        offset: usize,
+        to: &mut Pinned,
+        at: usize,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        assert!(
+            offset + bytes <= self.bytes && at + bytes <= to.bytes,
+            "{bytes} bytes at {offset} of {}",
+            self.bytes
+        );
+        self.device.enter()?;
+        let stream = self.device.stream;
+        // SAFETY: checked above; `Pinned` is not read before the event that is recorded here has passed.
+        unsafe {
+            sys::cuMemcpyDtoHAsync_v2(to.at.wrapping_add(at).cast(), self.at + offset as u64, bytes, stream)
+        }
+        .result()
+        .map_err(CudaError::of("cuMemcpyDtoH"))?;
+        // SAFETY: both live.
+        unsafe { result::event::record(to.event, stream) }.map_err(CudaError::of("cuEventRecord"))?;
+        to.busy = true;
+        Ok(())
+    }
+
+    /// Puts zeros into `bytes` from `offset` on, in the stream.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub(crate) fn fill(&self, offset: usize, bytes: usize) -> Result<(), CudaError> {
+        assert!(offset + bytes <= self.bytes, "{bytes} bytes at {offset} of {}", self.bytes);
+        self.device.enter()?;
+        // SAFETY: checked above.
+        unsafe { result::memset_d8_async(self.at + offset as u64, 0, bytes, self.device.stream) }
+            .map_err(CudaError::of("cuMemsetD8"))
+    }
+}
+
+/// Memory of the host that a card copies from and to in the background.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    device: Arc<Device>,
+    at: *mut u8,
+    bytes: usize,
+    event: sys::CUevent,
+    /// Whether a copy may be under way.
+    busy: bool,
+}
+
+// SAFETY: plain memory, and an event that any thread may wait for.
+unsafe impl Send for Pinned {}
+// SAFETY: shared references only read, after the event has passed.
+unsafe impl Sync for Pinned {}
+
+impl Pinned {
+    /// Allocates zeroed memory.
+    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
+        device.enter()?;
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let event = result::event::create(flags).map_err(CudaError::of("cuEventCreate"))?;
+        // SAFETY: `Drop` frees it.
+        let at = unsafe { result::malloc_host(bytes.max(1), 0) }
+            .map_err(CudaError::of("cuMemHostAlloc"))?
+            .cast::<u8>();
+        // SAFETY: allocated above, as long.
+        unsafe { at.write_bytes(0, bytes) };
+        Ok(Self { device: Arc::clone(device), at, bytes, event, busy: false })
+    }
+
+    /// Waits until no copy is under way.
+    fn settle(&mut self) -> Result<(), CudaError> {
+        if std::mem::take(&mut self.busy) {
+            self.device.enter()?;
+            // SAFETY: the event lives until `Drop`.
+            unsafe { result::event::synchronize(self.event) }.map_err(CudaError::of("cuEventSynchronize"))?;
+        }
+        Ok(())
+    }
+
+    /// The memory, when no copy is under way any more.
+    pub(crate) fn get(&mut self) -> Result<&mut [u8], CudaError> {
+        self.settle()?;
+        // SAFETY: allocated and initialised by `new`, as long; nobody else refers to it now.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.at, self.bytes) })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.settle();
+        // SAFETY: created and allocated by `new`, destroyed and freed once. A lost card has nothing to free.
+        let _ = unsafe { result::event::destroy(self.event) };
+        // SAFETY: as above.
+        let _ = unsafe { result::free_host(self.at.cast()) };
+    }
+}
+
+/// Launches that were captured, to be put into the stream as one.
+#[derive(Debug)]
+pub(crate) struct Graph {
+    device: Arc<Device>,
+    executable: sys::CUgraphExec,
+}
+
+// SAFETY: a handle of the driver, which any thread may use whose context is current.
+unsafe impl Send for Graph {}
+// SAFETY: as above; launches of one graph are ordered by the stream.
+unsafe impl Sync for Graph {}
+
+impl Graph {
+    /// Puts the launches into the stream.
+    pub(crate) fn launch(&self) -> Result<(), CudaError> {
+        self.device.enter()?;
+        // SAFETY: both live.
+        unsafe { result::graph::launch(self.executable, self.device.stream) }
+            .map_err(CudaError::of("cuGraphLaunch"))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // Not before the last launch is over.
+        let _ = self.device.wait();
+        // SAFETY: made by `capture`, and destroyed once.
+        let _ = unsafe { result::graph::exec_destroy(self.executable) };
     }
 }
 

@@ -10,14 +10,14 @@ use crate::quant::{TILE_N, pad_k};
 type Result = std::result::Result<(), CudaError>;
 
 /// An address on the card; 0 where there is nothing.
-pub(super) type At = u64;
+pub(crate) type At = u64;
 
 /// INT8 rows that `gemv_i8` takes at most; from there on `gemm_i8` is used.
-pub(super) const GEMV_ROWS: usize = 16;
+pub(crate) const GEMV_ROWS: usize = 16;
 /// Most layers that share their activations in one launch.
-pub(super) const MAX_LAYERS: usize = 3;
+pub(crate) const MAX_LAYERS: usize = 3;
 /// Queries that a block of attention takes.
-pub(super) const UNIT_QUERIES: usize = 16;
+pub(crate) const UNIT_QUERIES: usize = 16;
 /// Shared memory that every card gives a block without being asked.
 const BLOCK_MEMORY: usize = 48 << 10;
 /// Stages of `gemm_i8`, inputs of a stage, outputs of a block.
@@ -26,18 +26,18 @@ const GEMM: [usize; 3] = [3, 64, 128];
 /// A layer's weights in tiles, and where its outputs go: `Layer` of `linear.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     /// `[pad_n(n)/16, pad_k(k)/4, 16, 4] i8`
-    pub(super) tiles: At,
+    pub(crate) tiles: At,
     /// `[n] f32`
-    pub(super) scale: At,
+    pub(crate) scale: At,
     /// `[n] f32`, or nothing.
-    pub(super) bias: At,
+    pub(crate) bias: At,
     /// `[m, end − first] f32`
-    pub(super) out: At,
+    pub(crate) out: At,
     /// The outputs that are wanted: from `first` to below `end`.
-    pub(super) first: i32,
-    pub(super) end: i32,
+    pub(crate) first: i32,
+    pub(crate) end: i32,
 }
 
 impl Layer {
@@ -50,14 +50,14 @@ impl Layer {
 /// Layers over the same activations: `Layers` of `linear.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Layers {
-    pub(super) layer: [Layer; MAX_LAYERS],
-    pub(super) count: i32,
-    pub(super) k: i32,
+pub(crate) struct Layers {
+    pub(crate) layer: [Layer; MAX_LAYERS],
+    pub(crate) count: i32,
+    pub(crate) k: i32,
     /// INT8 rows a token.
-    pub(super) parts: i32,
-    pub(super) residual: i32,
-    pub(super) gated: i32,
+    pub(crate) parts: i32,
+    pub(crate) residual: i32,
+    pub(crate) gated: i32,
 }
 
 impl Layers {
@@ -74,90 +74,90 @@ impl Layers {
 /// `Sequence` of `step.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
-pub(super) struct SequenceAt {
-    pub(super) tiles: At,
-    pub(super) scales: At,
-    pub(super) keys: At,
-    pub(super) values: At,
-    pub(super) n_blocks: i32,
-    pub(super) first_segment: i32,
-    pub(super) segments: i32,
-    pub(super) causal: i32,
+pub(crate) struct SequenceAt {
+    pub(crate) tiles: At,
+    pub(crate) scales: At,
+    pub(crate) keys: At,
+    pub(crate) values: At,
+    pub(crate) n_blocks: i32,
+    pub(crate) first_segment: i32,
+    pub(crate) segments: i32,
+    pub(crate) causal: i32,
 }
 
 /// `Segment` of `step.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
-pub(super) struct SegmentAt {
-    pub(super) base: i32,
-    pub(super) modality: i32,
-    pub(super) len: i32,
-    pub(super) first_block: i32,
+pub(crate) struct SegmentAt {
+    pub(crate) base: i32,
+    pub(crate) modality: i32,
+    pub(crate) len: i32,
+    pub(crate) first_block: i32,
 }
 
 /// `Row` of `step.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
-pub(super) struct RowAt {
-    pub(super) sequence: i32,
-    pub(super) offset: i32,
-    pub(super) position: i32,
-    pub(super) pad: i32,
+pub(crate) struct RowAt {
+    pub(crate) sequence: i32,
+    pub(crate) offset: i32,
+    pub(crate) position: i32,
+    pub(crate) pad: i32,
 }
 
 /// `Unit` of `step.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
-pub(super) struct UnitAt {
-    pub(super) first: i32,
-    pub(super) rows: i32,
+pub(crate) struct UnitAt {
+    pub(crate) first: i32,
+    pub(crate) rows: i32,
 }
 
 /// What the rows of a step are: lists on the card, as `step.cuh` has them.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct StepAt {
-    pub(super) rows: At,
-    pub(super) sequences: At,
-    pub(super) segments: At,
-    pub(super) blocks: At,
+pub(crate) struct StepAt {
+    pub(crate) rows: At,
+    pub(crate) sequences: At,
+    pub(crate) segments: At,
+    pub(crate) blocks: At,
     /// `[positions, head_dim / 2] f32`
-    pub(super) cosines: At,
-    pub(super) sines: At,
+    pub(crate) cosines: At,
+    pub(crate) sines: At,
 }
 
 /// `HeadShape` of `heads.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct HeadShape {
-    pub(super) rows: i32,
-    pub(super) n_heads: i32,
-    pub(super) n_kv_heads: i32,
-    pub(super) head_dim: i32,
-    pub(super) layer: i32,
+pub(crate) struct HeadShape {
+    pub(crate) rows: i32,
+    pub(crate) n_heads: i32,
+    pub(crate) n_kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) layer: i32,
 }
 
 /// `HeadNorms` of `heads.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct HeadNorms {
-    pub(super) q: At,
-    pub(super) k: At,
-    pub(super) q_bias: At,
-    pub(super) k_bias: At,
-    pub(super) eps: f32,
+pub(crate) struct HeadNorms {
+    pub(crate) q: At,
+    pub(crate) k: At,
+    pub(crate) q_bias: At,
+    pub(crate) k_bias: At,
+    pub(crate) eps: f32,
 }
 
 /// `AttentionShape` of `attention_i8.cu` and `attention_f32.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct AttentionShape {
-    pub(super) n_heads: i32,
-    pub(super) n_kv_heads: i32,
-    pub(super) head_dim: i32,
-    pub(super) layer: i32,
-    pub(super) modalities: i32,
-    pub(super) max_keys: i32,
-    pub(super) factor: f32,
+pub(crate) struct AttentionShape {
+    pub(crate) n_heads: i32,
+    pub(crate) n_kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) layer: i32,
+    pub(crate) modalities: i32,
+    pub(crate) max_keys: i32,
+    pub(crate) factor: f32,
 }
 
 impl AttentionShape {
@@ -166,7 +166,7 @@ impl AttentionShape {
     }
 
     /// Most rows of a unit.
-    pub(super) fn unit_rows(&self) -> usize {
+    pub(crate) fn unit_rows(&self) -> usize {
         (UNIT_QUERIES / self.group()).max(1)
     }
 
@@ -176,13 +176,13 @@ impl AttentionShape {
     }
 
     /// Bytes that `attention_i8` wants for so many units where they do not fit a block.
-    pub(super) fn scratch_i8(&self, units: usize) -> usize {
+    pub(crate) fn scratch_i8(&self, units: usize) -> usize {
         let blocks = units * self.n_kv_heads as usize * self.group().div_ceil(UNIT_QUERIES);
         blocks * UNIT_QUERIES * self.query_bytes()
     }
 
     /// Bytes that `attention_f32` wants.
-    pub(super) fn scratch_f32(&self, rows: usize) -> usize {
+    pub(crate) fn scratch_f32(&self, rows: usize) -> usize {
         4 * rows * (self.n_heads * self.max_keys) as usize
     }
 }
@@ -190,31 +190,31 @@ impl AttentionShape {
 /// `Table` of `embed.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct TableAt {
-    pub(super) rows: At,
-    pub(super) scale: At,
+pub(crate) struct TableAt {
+    pub(crate) rows: At,
+    pub(crate) scale: At,
     /// 0: tiles, 1: F16, 2: F32.
-    pub(super) kind: i32,
+    pub(crate) kind: i32,
 }
 
 /// `Tables` of `embed.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tables {
-    pub(super) table: [TableAt; 4],
-    pub(super) grid: TableAt,
-    pub(super) modality: TableAt,
-    pub(super) d: i32,
+pub(crate) struct Tables {
+    pub(crate) table: [TableAt; 4],
+    pub(crate) grid: TableAt,
+    pub(crate) modality: TableAt,
+    pub(crate) d: i32,
 }
 
 /// `Input` of `embed.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
-pub(super) struct InputAt {
-    pub(super) table: i32,
-    pub(super) row: i32,
-    pub(super) place: i32,
-    pub(super) modality: i32,
+pub(crate) struct InputAt {
+    pub(crate) table: i32,
+    pub(crate) row: i32,
+    pub(crate) place: i32,
+    pub(crate) modality: i32,
 }
 
 /// Launches a kernel with these arguments, whose types are those that it takes.
@@ -228,7 +228,7 @@ macro_rules! launch {
 
 impl Device {
     /// `x [rows, k] f32`, `norm [k]` or nothing → `q [rows, parts, pad_k(k)] i8`, `scale [rows, parts] f32`.
-    pub(super) fn quantise_rows(
+    pub(crate) fn quantise_rows(
         &self,
         x: At,
         (norm, eps): (At, f32),
@@ -241,7 +241,7 @@ impl Device {
     }
 
     /// Layers over `rows` INT8 rows: `q [rows, pad_k(k)] i8`, `scale [rows] f32`.
-    pub(super) fn linear_i8(&self, layers: &Layers, q: At, scale: At, rows: usize) -> Result {
+    pub(crate) fn linear_i8(&self, layers: &Layers, q: At, scale: At, rows: usize) -> Result {
         let count = rows as i32;
         if rows <= GEMV_ROWS {
             let kernel = match rows {
@@ -270,12 +270,12 @@ impl Device {
     }
 
     /// Whether [`Self::linear_f32_row`] can take rows of `k` inputs.
-    pub(super) fn takes_float_row(k: usize, parts: usize) -> bool {
+    pub(crate) fn takes_float_row(k: usize, parts: usize) -> bool {
         (4 * k).next_multiple_of(16) + parts * pad_k(k) <= BLOCK_MEMORY - (4 << 10)
     }
 
     /// Layers over one token `x [k] f32`, which every block norms (where there is a norm) and quantises for itself.
-    pub(super) fn linear_i8_of_floats(&self, layers: &Layers, x: At, norm: At, eps: f32) -> Result {
+    pub(crate) fn linear_i8_of_floats(&self, layers: &Layers, x: At, norm: At, eps: f32) -> Result {
         let (k, parts) = (layers.k as usize, layers.parts as usize);
         let kernel = if parts == 1 { "gemv_f32_1" } else { "gemv_f32_2" };
         let shared = (4 * k).next_multiple_of(16) + parts * pad_k(k);
@@ -284,7 +284,7 @@ impl Device {
 
     /// `out [m, end − first] = x [m, k] · w [n, k]ᵀ + bias` over plain rows in F16 (`half`) or F32.
     #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
-    pub(super) fn linear_float(
+    pub(crate) fn linear_float(
         &self,
         x: At,
         (w, half): (At, bool),
@@ -301,7 +301,7 @@ impl Device {
     }
 
     /// Norms of the heads, rotation of the keys, and the arena: `q [rows, n_heads · head_dim]` in place, `k, v [rows, n_kv_heads · head_dim]`.
-    pub(super) fn store_heads(
+    pub(crate) fn store_heads(
         &self,
         shape: HeadShape,
         norms: HeadNorms,
@@ -336,7 +336,7 @@ impl Device {
     /// Attention of `q [rows, n_heads · head_dim]` over an INT8 arena → `out`, alike. `units`: a list of `count` units on the card.
     /// `scratch` has [`AttentionShape::scratch_i8`] bytes, or is nothing where [`Self::fits_block`] says so.
     #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
-    pub(super) fn attention_i8(
+    pub(crate) fn attention_i8(
         &self,
         shape: AttentionShape,
         (units, count): (At, usize),
@@ -376,13 +376,13 @@ impl Device {
     }
 
     /// Whether scores and weights fit the memory of a block.
-    pub(super) fn fits_block(shape: &AttentionShape) -> bool {
+    pub(crate) fn fits_block(shape: &AttentionShape) -> bool {
         Self::query_memory(shape) + UNIT_QUERIES * shape.query_bytes() <= BLOCK_MEMORY - (1 << 10)
     }
 
     /// Attention over the arena of a float bundle; `scratch` has [`AttentionShape::scratch_f32`] bytes.
     #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
-    pub(super) fn attention_f32(
+    pub(crate) fn attention_f32(
         &self,
         shape: AttentionShape,
         count: usize,
@@ -416,7 +416,7 @@ impl Device {
     }
 
     /// `y = norm(x)`, or `y += norm(x)`: `x, y [rows, k] f32`.
-    pub(super) fn rms_norm_rows(
+    pub(crate) fn rms_norm_rows(
         &self,
         x: At,
         (norm, eps): (At, f32),
@@ -429,25 +429,25 @@ impl Device {
     }
 
     /// `gate = silu(gate) · up`, `n` values.
-    pub(super) fn silu_multiply(&self, gate: At, up: At, n: usize) -> Result {
+    pub(crate) fn silu_multiply(&self, gate: At, up: At, n: usize) -> Result {
         let count = n as i32;
         launch!(self, "silu_multiply", [n.div_ceil(256), 1, 1], 256, 0, gate, up, count)
     }
 
     /// Sets `flag` where one of `n` values is not finite.
-    pub(super) fn check_finite(&self, x: At, n: usize, flag: At) -> Result {
+    pub(crate) fn check_finite(&self, x: At, n: usize, flag: At) -> Result {
         let count = n as i32;
         launch!(self, "check_finite", [n.div_ceil(256), 1, 1], 256, 0, x, count, flag)
     }
 
     /// The input vectors of `rows` rows: `inputs [rows]` → `x [rows, d] f32`.
-    pub(super) fn embed(&self, tables: &Tables, inputs: At, rows: usize, x: At) -> Result {
+    pub(crate) fn embed(&self, tables: &Tables, inputs: At, rows: usize, x: At) -> Result {
         launch!(self, "embed", [rows, 1, 1], 128, 0, *tables, inputs, x)
     }
 
     /// The largest of each row of `logits [rows, n]` → `best [rows] u64`, which is zeroed before; see `argmax.cu`.
     #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
-    pub(super) fn argmax(
+    pub(crate) fn argmax(
         &self,
         logits: At,
         [rows, n]: [usize; 2],
@@ -462,11 +462,11 @@ impl Device {
 }
 
 /// The index that `argmax` packed, or nothing where every value was −∞.
-pub(super) fn unpack_argmax(best: u64) -> Option<usize> {
+pub(crate) fn unpack_argmax(best: u64) -> Option<usize> {
     (best != 0).then(|| (u32::MAX - best as u32) as usize)
 }
 
 /// Blocks that hold so many tokens.
-pub(super) fn blocks_of(tokens: usize) -> usize {
+pub(crate) fn blocks_of(tokens: usize) -> usize {
     tokens.div_ceil(KV_BLOCK)
 }

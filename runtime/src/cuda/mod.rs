@@ -9,11 +9,12 @@
 
 mod driver;
 mod error;
-mod launch;
+pub(crate) mod launch;
 mod sources;
 #[cfg(test)]
 mod tests;
 
 pub use driver::{CudaOptions, Device};
+pub(crate) use driver::{Graph, Memory, Pinned};
 pub use error::CudaError;
 pub use sources::{ARCHITECTURES, Architecture, HEADERS, KernelFile, SOURCES};

@@ -16,6 +16,7 @@ mod emulator;
 
 mod attention;
 mod faults;
+mod models;
 
 const SCALAR: Kernels = Kernels::SCALAR;
 

@@ -11,12 +11,20 @@ use crate::kernels::{self, Kernels};
 pub use crate::threads::Idle;
 use crate::threads::Pool;
 
+pub(crate) mod attention;
+#[cfg(feature = "cuda")]
+pub(crate) mod card;
+pub(crate) mod cpu;
 mod linear;
+mod pass;
 
 /// Passes over fewer values stay on one thread.
 pub(crate) const PARALLEL_VALUES: usize = 4 << 10;
 /// Most rows that a thread takes at a time.
 const ROW_BLOCK: usize = 8;
+
+pub(crate) use cpu::{CpuPass, CpuScratch, Net};
+pub(crate) use pass::{Layer, Most, Own, Pass, QkNorms, Rows, Sequence, Visible};
 
 pub use linear::{ActivationKinds, Activations, Biased, Linear};
 

@@ -17,7 +17,11 @@ use crate::config::{
     BundleConfig, ClipCodes, CodedImage, JanusConfig, ModelConfig, TOKENIZER_FILE, UnimodalConfig, VqConfig,
     WeightDtype,
 };
+#[cfg(feature = "cuda")]
+use crate::cuda::Device;
 use crate::decoder::Decoder;
+#[cfg(feature = "cuda")]
+use crate::engine::card::Card;
 use crate::engine::{Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::movq::Movq;
@@ -137,6 +141,9 @@ pub struct Model {
     /// From the first to the last token that is the code of a picture.
     code_span: Range<u32>,
     engine: Engine,
+    /// Where the decoder runs, if not on the CPU.
+    #[cfg(feature = "cuda")]
+    card: Option<Card>,
     text: OnceLock<TextTokenizer>,
 }
 
@@ -160,7 +167,11 @@ impl Model {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_in(dir: impl AsRef<Path>, options: &EngineOptions, pages: Pages) -> Result<Arc<Self>> {
-        let weights = Weights::open(dir.as_ref(), pages)?;
+        Ok(Arc::new(Self::load(dir.as_ref(), options, pages)?))
+    }
+
+    fn load(dir: &Path, options: &EngineOptions, pages: Pages) -> Result<Self> {
+        let weights = Weights::open(dir, pages)?;
         let engine = Engine::new(options)?;
         let decoder = Decoder::resolve(&weights)?;
         let config = weights.config();
@@ -188,8 +199,37 @@ impl Model {
             engine.kernels().name,
             engine.threads(),
         );
-        let text = OnceLock::new();
-        Ok(Arc::new(Self { weights, decoder, unimodal, vq, janus, movq, code_span, engine, text }))
+        Ok(Self {
+            weights,
+            decoder,
+            unimodal,
+            vq,
+            janus,
+            movq,
+            code_span,
+            engine,
+            #[cfg(feature = "cuda")]
+            card: None,
+            text: OnceLock::new(),
+        })
+    }
+
+    /// As [`Self::open`], with the decoder on a card, to whose memory the weights are copied. What makes codes and features of pictures
+    /// and pictures of codes stays on the CPU.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or if the card has not enough memory.
+    #[cfg(feature = "cuda")]
+    pub fn open_on(dir: impl AsRef<Path>, options: &EngineOptions, device: Arc<Device>) -> Result<Arc<Self>> {
+        let mut model = Self::load(dir.as_ref(), options, Pages::default())?;
+        model.card = Some(Card::new(device, &model.weights)?);
+        Ok(Arc::new(model))
+    }
+
+    /// The card that the decoder runs on.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn card(&self) -> Option<&Card> {
+        self.card.as_ref()
     }
 
     /// The whole `saccade.json`.

@@ -297,16 +297,23 @@ API cuGraphLaunch(void *graph, void *stream) {
         return SUCCESS;
     });
 }
+// An event is the stream that it was recorded in.
 API cuEventCreate(void **event, unsigned) {
-    *event = new int;
+    *event = new void *(nullptr);
     return SUCCESS;
 }
 API cuEventDestroy_v2(void *event) {
-    delete static_cast<int *>(event);
+    delete static_cast<void **>(event);
     return SUCCESS;
 }
-API cuEventRecord(void *, void *) { return SUCCESS; }
-API cuEventSynchronize(void *) { return drain(default_stream); }
+API cuEventRecord(void *event, void *stream) {
+    *static_cast<void **>(event) = stream;
+    return SUCCESS;
+}
+API cuEventSynchronize(void *event) {
+    MAY_FAIL("cuStreamSynchronize");
+    return drain(of(*static_cast<void **>(event)));
+}
 API cuEventElapsedTime(float *ms, void *, void *) {
     *ms = 1.0f;
     return SUCCESS;

@@ -3,20 +3,20 @@
 use std::path::Path;
 
 use super::{Card, each_card};
-use crate::attention::{Attention, AttentionScratch};
-use crate::block::{Net, Own, Rope, Sequence, Visible};
 use crate::config::{DecoderConfig, Modality, nano};
 use crate::cuda::Device;
 use crate::cuda::launch::{
     AttentionShape, HeadNorms, HeadShape, RowAt, SegmentAt, SequenceAt, StepAt, UnitAt, blocks_of,
 };
-use crate::engine::{Engine, EngineOptions, layer_norm};
+use crate::engine::attention::{Attention, AttentionScratch};
+use crate::engine::{Engine, EngineOptions, Net, Own, Sequence, Visible, layer_norm};
 use crate::kernels::KV_BLOCK;
 use crate::kernels::attention::{KvPanels, PanelScales};
 use crate::kernels::tests::Random;
 use crate::kernels::tests::compare::assert_same;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype, KvView};
 use crate::pages::Pages;
+use crate::rope::Rope;
 use crate::weights::Weights;
 
 /// One sequence's live segments, as lengths, and the rows of the step at the end of its own one.
@@ -97,7 +97,7 @@ fn compare(card: &mut Card, shape: &Shape, plans: &[Plan], dtype: KvDtype, norms
     let (layer, n_layers, n_blocks) = (1, 2, 16);
     let (heads, kvs) = (n_heads * head_dim, n_kv_heads * head_dim);
     let rows: usize = plans.iter().map(|plan| plan.own.1).sum();
-    let mut rope = Rope::new(10_000.0, head_dim, 512);
+    let mut rope = Rope::new(&c, None, 512);
     rope.reach(256);
     let net = Net { engine: &e, weights: &weights, config: &c, rope: &rope };
 

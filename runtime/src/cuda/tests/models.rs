@@ -1,0 +1,77 @@
+//! Whole models on the emulated card against the CPU engine: the same bits.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{emulator, orin};
+use crate::engine::EngineOptions;
+use crate::family::Model;
+use crate::kernels::tests::compare::assert_same;
+use crate::sample::argmax;
+use crate::session::{ActionChunk, Session, SessionOptions, step};
+
+fn nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/nano")
+}
+
+/// The same bundle on the CPU and on a card.
+fn both(dir: &Path) -> [Arc<Model>; 2] {
+    emulator::plug_in();
+    let device = Arc::clone(&orin().device);
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+    [Model::open(dir, &options).unwrap(), Model::open_on(dir, &options, device).unwrap()]
+}
+
+/// What a session says of everything that it can be asked, bit by bit.
+fn transcript(model: &Arc<Model>) -> Vec<f32> {
+    let options = SessionOptions { max_text_tokens: 64, max_sequences: 3 };
+    let mut s = Session::new(model, &options).unwrap();
+    let mut said = Vec::new();
+    let words: Vec<u32> = (300..320).collect();
+    s.score_begin("robot", &words, &mut |logits| said.extend_from_slice(logits)).unwrap();
+    let codes = |seed: u16| -> Vec<u16> { (0..64).map(|i| (i * 37 + seed * 101) % 1024).collect() };
+    let mut chunk = ActionChunk::default();
+    // More frames than the window holds, so that blocks come back.
+    for frame in 0..6 {
+        s.score_image(&codes(frame), &mut |_, logits| said.extend_from_slice(logits)).unwrap();
+        s.push_state(&[0.1 * f32::from(frame); 4]).unwrap();
+        s.score_act(&mut chunk, &mut |_, logits| said.extend_from_slice(logits)).unwrap();
+        said.extend_from_slice(&chunk.values);
+        s.push_action(&chunk.values[..4]).unwrap();
+    }
+    s.score_answer(&words[..3], &words[3..9], &mut |_, logits| said.extend_from_slice(logits)).unwrap();
+
+    // Three sessions answer together; the steps after the first are one graph.
+    let mut others: Vec<_> = (0..2).map(|_| Session::new(model, &options).unwrap()).collect();
+    for (i, other) in others.iter_mut().enumerate() {
+        other.begin("vqa", &words[..2 + i]).unwrap();
+        other.push_image(&codes(9)).unwrap();
+    }
+    let [a, b] = &mut others[..] else { unreachable!() };
+    for (s, question) in [(&mut s, 4), (&mut *a, 1), (&mut *b, 7)] {
+        s.open(&words[..question]).unwrap();
+    }
+    for _ in 0..5 {
+        step(&mut [&mut s, a, b], &mut |_, logits| {
+            said.extend_from_slice(logits);
+            argmax(logits).unwrap()
+        })
+        .unwrap();
+    }
+    for _ in 0..3 {
+        step(&mut [&mut s], &mut |_, logits| {
+            said.extend_from_slice(logits);
+            argmax(logits).unwrap()
+        })
+        .unwrap();
+    }
+    said
+}
+
+#[test]
+fn the_shipped_model_has_the_bits_of_the_cpu() {
+    let [cpu, card] = both(&nano());
+    let want = transcript(&cpu);
+    assert!(want.len() > 100_000, "{}", want.len());
+    assert_same(&transcript(&card), &want, "nano");
+}
