@@ -21,7 +21,7 @@ bool has_mma = true;
 
 namespace {
 
-constexpr std::size_t STACK = 64 << 10, EXCHANGED = 32;
+constexpr std::size_t STACK = 64 << 10;
 
 struct Copy {
     void *to;
@@ -48,7 +48,7 @@ struct Fibre {
 
 struct Warp {
     // Two rooms in turn: a lane may be at the next exchange while another still reads the last one.
-    char room[2][32][EXCHANGED];
+    alignas(16) char room[2][32][EXCHANGED];
     int arrived = 0;
 };
 
@@ -71,10 +71,12 @@ void leave(Wait wait) {
     if (_setjmp(self().at) == 0) _longjmp(scheduler, 1);
 }
 
+// A fibre outlives a block: it waits for the next one, which is quicker than to begin anew.
 void body() {
-    running->invoke(running_arguments);
-    self().wait = Wait::Over;
-    _longjmp(scheduler, 1);
+    for (;;) {
+        running->invoke(running_arguments);
+        leave(Wait::Over);
+    }
 }
 
 // Wakes who waits for `wait` among the fibres `first..end`.
@@ -91,7 +93,6 @@ void run_block() {
     live = threads;
     for (int i = 0; i < threads; i++) {
         Fibre &f = *fibres[i];
-        f.begun = false;
         f.wait = Wait::Nothing;
         f.index = {(unsigned)i, 0, 0};
         f.shared_used = 0;
@@ -152,19 +153,20 @@ void barrier() {
     leave(Wait::Block);
 }
 
-void exchange(const void *value, std::size_t bytes) {
+const char (*exchange(const void *value, std::size_t bytes))[EXCHANGED] {
     if (bytes > EXCHANGED) std::abort();
-    int warp = current / 32;
-    std::memcpy(warps[warp].room[self().exchanges++ % 2][current % 32], value, bytes);
-    if (++warps[warp].arrived == 32) {
-        warps[warp].arrived = 0;
-        wake(Wait::Warp, warp * 32, warp * 32 + 32);
-        return;
+    int first = current / 32 * 32;
+    Warp &warp = warps[first / 32];
+    auto room = warp.room[self().exchanges++ % 2];
+    std::memcpy(room[current - first], value, bytes);
+    if (++warp.arrived == 32) {
+        warp.arrived = 0;
+        wake(Wait::Warp, first, first + 32);
+    } else {
+        leave(Wait::Warp);
     }
-    leave(Wait::Warp);
+    return room;
 }
-
-const void *of(int lane) { return warps[current / 32].room[(self().exchanges - 1) % 2][lane]; }
 
 void copy_async(void *to, const void *from, int bytes) {
     // Rubbish until it has arrived.

@@ -49,9 +49,10 @@ extern bool has_mma;
 void *shared(std::size_t bytes);
 unsigned char *dynamic_shared();
 void barrier();
-// Gives `value` (at most 32 bytes) to the warp; afterwards `of(lane)` is what a lane gave.
-void exchange(const void *value, std::size_t bytes);
-const void *of(int lane);
+// What a lane gives takes at most so many bytes.
+constexpr int EXCHANGED = 32;
+// Gives `value` to the warp, and returns what every lane gave.
+const char (*exchange(const void *value, std::size_t bytes))[EXCHANGED];
 void copy_async(void *to, const void *from, int bytes);
 void commit();
 void wait(int newest);
@@ -68,9 +69,8 @@ inline void __syncwarp(unsigned = 0xffffffffu) {
     emulator::exchange(&nothing, 1);
 }
 template <class T> T emulated_shuffle(T value, int lane) {
-    emulator::exchange(&value, sizeof(T));
     T got;
-    std::memcpy(&got, emulator::of(lane), sizeof(T));
+    std::memcpy(&got, emulator::exchange(&value, sizeof(T))[lane], sizeof(T));
     return got;
 }
 inline int emulated_lane() { return (int)(emulator::thread_idx.x % 32); }
@@ -119,13 +119,13 @@ template <int N> void copy_async_wait() { emulator::wait(N); }
 // column g at the same inputs, of C rows g and g + 8 at columns 2t and 2t + 1.
 inline void mma_s8(int32_t (&c)[4], const int32_t (&a)[4], const int32_t (&b)[2]) {
     int32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    emulator::exchange(mine, sizeof mine);
+    auto given = emulator::exchange(mine, sizeof mine);
     int lane = emulated_lane(), g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; i++) {
         int row = i / 2, column = 2 * t + i % 2;
         for (int quad = 0; quad < 8; quad++) {
-            const int32_t *of_a = (const int32_t *)emulator::of(4 * g + quad % 4);
-            const int32_t *of_b = (const int32_t *)emulator::of(4 * column + quad % 4);
+            const int32_t *of_a = (const int32_t *)given[4 * g + quad % 4];
+            const int32_t *of_b = (const int32_t *)given[4 * column + quad % 4];
             c[i] = dp4a(of_a[row + 2 * (quad / 4)], of_b[4 + quad / 4], c[i]);
         }
     }

@@ -32,13 +32,14 @@ fn transcript(model: &Arc<Model>) -> Vec<f32> {
     let codes = |seed: u16| -> Vec<u16> { (0..64).map(|i| (i * 37 + seed * 101) % 1024).collect() };
     let mut chunk = ActionChunk::default();
     // More frames than the window holds, so that blocks come back.
-    for frame in 0..6 {
-        s.score_image(&codes(frame), &mut |_, logits| said.extend_from_slice(logits)).unwrap();
+    for frame in 0..5 {
+        s.push_image(&codes(frame)).unwrap();
         s.push_state(&[0.1 * f32::from(frame); 4]).unwrap();
         s.score_act(&mut chunk, &mut |_, logits| said.extend_from_slice(logits)).unwrap();
         said.extend_from_slice(&chunk.values);
         s.push_action(&chunk.values[..4]).unwrap();
     }
+    s.score_image(&codes(5), &mut |_, logits| said.extend_from_slice(logits)).unwrap();
     s.score_answer(&words[..3], &words[3..9], &mut |_, logits| said.extend_from_slice(logits)).unwrap();
 
     // Three sessions answer together; the steps after the first are one graph.
