@@ -108,7 +108,9 @@ impl Session {
         let (kv, card) = match model.card() {
             None => (KvArena::new(shape), None),
             Some(card) => {
-                let buffers = CardBuffers::new(card, c, capacity.most, capacity.logits, dtype)?;
+                let own = model.unimodal_net().ok().map(|(_, own)| own);
+                let buffers =
+                    CardBuffers::new(card, model.decoder(), own, capacity.most, capacity.logits, dtype)?;
                 (KvArena::on_card(shape, &card.device).map_err(Error::from)?, Some(buffers))
             }
         };

@@ -188,6 +188,12 @@ pub(crate) struct TableRef {
 }
 
 impl TableRef {
+    /// Where it begins in the file, and whether it is of half floats.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn place(&self) -> (usize, bool) {
+        (self.bytes.start, self.half)
+    }
+
     /// Adds row `row` to `x [cols]`.
     pub(crate) fn add_row(&self, w: &Weights, row: usize, x: &mut [f32]) {
         let bytes = &w.map[self.bytes.clone()];

@@ -10,19 +10,25 @@ use super::pass::{HEAD_EPS, Layer, Most, Own, Pass, QkNorms, Rows, Sequence};
 use crate::Result;
 use crate::config::{DecoderConfig, Modality, NormPlace};
 use crate::cuda::launch::{
-    At, AttentionShape, HeadNorms, HeadShape, Layer as LayerAt, Layers, RowAt, SegmentAt, SequenceAt, StepAt,
-    UnitAt,
+    At, AttentionShape, HeadNorms, HeadShape, InputAt, Layer as LayerAt, Layers, RowAt, SegmentAt,
+    SequenceAt, StepAt, TableAt, Tables, UnitAt,
 };
 use crate::cuda::{Device, Graph, Memory, Pinned};
 use crate::decoder::Decoder;
+use crate::family::unimodal::Unimodal;
 use crate::kernels::KV_BLOCK;
 use crate::kv::KvDtype;
 use crate::quant::pad_k;
 use crate::rope::Rope;
-use crate::weights::{LinearPlace, VectorRef, Weights};
+use crate::weights::{LinearPlace, LinearRef, TableRef, VectorRef, Weights};
 
 /// Bytes that the weights are copied by.
 const CHUNK: usize = 8 << 20;
+/// The tables that input vectors come from: the embedding, vectors that the host gives, task prefixes, slots of actions.
+pub(crate) const EMBED: i32 = 0;
+pub(crate) const GIVEN: i32 = 1;
+pub(crate) const PREFIX: i32 = 2;
+pub(crate) const SLOTS: i32 = 3;
 /// Every array begins at a multiple of this.
 const ALIGN: usize = 256;
 
@@ -56,6 +62,20 @@ impl Card {
     fn vector(&self, vector: Option<&VectorRef>) -> At {
         vector.map_or(0, |vector| self.at(vector.place()))
     }
+
+    /// A matrix as a table of rows.
+    fn rows_of(&self, matrix: &LinearRef) -> TableAt {
+        match matrix.place() {
+            (at, LinearPlace::Tiles { scale, .. }) => {
+                TableAt { rows: self.at(at), scale: self.at(scale), kind: 0 }
+            }
+            (at, LinearPlace::Rows { half }) => self.table(at, half),
+        }
+    }
+
+    fn table(&self, at: usize, half: bool) -> TableAt {
+        TableAt { rows: self.at(at), scale: 0, kind: if half { 1 } else { 2 } }
+    }
 }
 
 /// Arrays one after the other, each aligned.
@@ -75,6 +95,7 @@ impl Arrays {
 /// Offsets of what a step's rows are, in one array that the host writes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lists {
+    inputs: usize,
     rows: usize,
     units: usize,
     sequences: usize,
@@ -86,8 +107,10 @@ struct Lists {
 /// What a step on a card works in, allocated once.
 pub(crate) struct CardBuffers {
     memory: Memory,
-    most: Most,
     shape: AttentionShape,
+    tables: Tables,
+    /// Of the rows of the next step.
+    inputs: Vec<InputAt>,
     x: usize,
     q: usize,
     k: usize,
@@ -118,14 +141,16 @@ pub(crate) struct CardBuffers {
 }
 
 impl CardBuffers {
-    /// For steps of at most so much, and so many logits at a time.
+    /// For steps of at most so much, and so many logits at a time; `own`: what Saccade's own family has beside the decoder.
     pub(crate) fn new(
         card: &Card,
-        c: &DecoderConfig,
+        decoder: &Decoder,
+        own: Option<&Unimodal>,
         most: Most,
         logits: usize,
         dtype: KvDtype,
     ) -> Result<Self> {
+        let c = &decoder.config;
         let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let widest = c.d_model.max(c.d_ff).max(heads);
         let narrow = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
@@ -159,6 +184,7 @@ impl CardBuffers {
         let scratch = scratch.map(|bytes| arrays.add(bytes));
         let mut lists = Arrays::default();
         let lists = Lists {
+            inputs: lists.add(rows * size_of::<InputAt>()),
             rows: lists.add(rows * size_of::<RowAt>()),
             units: lists.add(rows * size_of::<UnitAt>()),
             sequences: lists.add(most.sequences * size_of::<SequenceAt>()),
@@ -168,6 +194,15 @@ impl CardBuffers {
         };
         let lists_at = arrays.add(lists.bytes);
         let memory = card.device.allocate("the buffers of a session", arrays.bytes)?;
+        let mut tables = Tables { d: narrow(c.d_model), ..Tables::default() };
+        tables.table[EMBED as usize] = card.rows_of(&decoder.embed);
+        tables.table[GIVEN as usize] = TableAt { rows: memory.at() + normed as u64, scale: 0, kind: 2 };
+        if let Some(own) = own {
+            tables.table[PREFIX as usize] = card.rows_of(&own.task_prefix);
+            tables.table[SLOTS as usize] = card.rows_of(&own.action_slots);
+            let [grid, modality] = [&own.image_grid, &own.modality_embed].map(TableRef::place);
+            (tables.grid, tables.modality) = (card.table(grid.0, grid.1), card.table(modality.0, modality.1));
+        }
         memory.fill(0, arrays.bytes)?;
         if dtype == KvDtype::I8 && scratch.is_none() {
             card.device.allow_block_memory("attention_i8")?;
@@ -177,7 +212,8 @@ impl CardBuffers {
         let results = Pinned::new(&card.device, 4 * (logits.max(rows * c.d_model) + 1))?;
         Ok(Self {
             memory,
-            most,
+            tables,
+            inputs: vec![InputAt::default(); rows],
             shape,
             x,
             q,
@@ -237,11 +273,26 @@ impl CardBuffers {
         self.lists.bytes.max(4 * KV_BLOCK * self.shape.head_dim as usize)
     }
 
+    /// What row `n` of the next step begins with.
+    pub(crate) fn input(
+        &mut self,
+        n: usize,
+        table: i32,
+        row: usize,
+        place: Option<usize>,
+        modality: Option<Modality>,
+    ) {
+        let or_none = |at: Option<usize>| at.map_or(-1, narrow);
+        let modality = or_none(modality.map(Modality::index));
+        self.inputs[n] = InputAt { table, row: narrow(row), place: or_none(place), modality };
+    }
+
     /// Writes what the rows are.
     fn describe(&mut self, sequences: &[Sequence<'_>]) -> Result<usize> {
         let (lists, unit_rows) = (self.lists, self.shape.unit_rows());
         let mut units = 0;
-        self.stage(self.lists_at, lists.bytes, |room| {
+        let inputs = std::mem::take(&mut self.inputs);
+        let staged = self.stage(self.lists_at, lists.bytes, |room| {
             let mut row = 0;
             let (mut segment, mut block) = (0, 0);
             for (i, s) in sequences.iter().enumerate() {
@@ -291,11 +342,14 @@ impl CardBuffers {
                 }
                 row += s.rows;
             }
-        })?;
-        Ok(units)
+            inputs[..row].iter().enumerate().for_each(|(n, &input)| put(room, lists.inputs, n, input));
+        });
+        self.inputs = inputs;
+        staged.map(|()| units)
     }
 
-    /// Every block over `x [rows, d_model]`, the rows of the sequences. Puts it all into the stream; [`Self::check`] tells whether the
+    /// Every block over the rows of the sequences, which begin with what [`Self::input`] said; `x [rows, d_model]` has those that are
+    /// given as vectors. Puts it all into the stream; [`Self::check`] tells whether the
     /// results are numbers.
     pub(crate) fn decode(
         &mut self,
@@ -310,8 +364,10 @@ impl CardBuffers {
         let end = sequences.iter().map(|s| s.own.base + s.offset + s.rows).max().unwrap_or(0);
         self.reach(rope, end)?;
         let units = self.describe(sequences)?;
-        let bytes = bytemuck::cast_slice::<f32, u8>(x);
-        self.stage(self.x, bytes.len(), |room| room.copy_from_slice(bytes))?;
+        if self.inputs[..rows].iter().any(|input| input.table == GIVEN) {
+            let bytes = bytemuck::cast_slice::<f32, u8>(x);
+            self.stage(self.normed, bytes.len(), |room| room.copy_from_slice(bytes))?;
+        }
 
         let single = sequences.iter().all(|s| s.rows == 1);
         if single && let Some(graph) = self.graphs.get(rows).and_then(Option::as_ref) {
@@ -319,6 +375,8 @@ impl CardBuffers {
         }
         let int8 = sequences.iter().all(|s| s.kv.dtype() == KvDtype::I8);
         let forward = || -> Result<()> {
+            let inputs = self.at(self.lists_at + self.lists.inputs);
+            card.device.embed(&self.tables, inputs, rows, self.at(self.x))?;
             let mut pass = CardPass { card, c, b: self, rows, units, int8, loaded: Loaded::default() };
             for (layer, block) in decoder.blocks.iter().enumerate() {
                 block.forward(&mut pass, layer)?;

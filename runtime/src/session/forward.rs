@@ -7,7 +7,7 @@ use super::{Segment, Session, SessionError};
 use crate::Result;
 use crate::config::Modality;
 #[cfg(feature = "cuda")]
-use crate::engine::card::CardBuffers;
+use crate::engine::card::{self, CardBuffers};
 use crate::engine::{CpuPass, CpuScratch, Net, Own, Sequence, Visible};
 use crate::family::Model;
 use crate::kernels::Epilogue;
@@ -67,6 +67,10 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Writes the input vector of a row into `x[n]`.
     pub(super) fn embed(&mut self, model: &Model, n: usize, row: Row, modality: Modality) {
+        #[cfg(feature = "cuda")]
+        if self.card.is_some() && self.embed_on_card(model, n, row, modality) {
+            return;
+        }
         let (w, decoder) = (model.weights(), model.decoder());
         let d = decoder.config.d_model;
         let x = &mut self.x[n * d..][..d];
@@ -95,6 +99,25 @@ impl Buffers {
             Row::Slot(at) => own.action_slots.read_row(w, at, x),
         }
         own.modality_embed.add_row(w, modality.index(), x);
+    }
+
+    /// Says on the card what row `n` begins with, and whether that is all: a vector that the host computes is still to come.
+    #[cfg(feature = "cuda")]
+    fn embed_on_card(&mut self, model: &Model, n: usize, row: Row, modality: Modality) -> bool {
+        let Some(card) = &mut self.card else { return false };
+        let own = model.unimodal().ok();
+        let modality = own.map(|_| modality);
+        let first_code = own.map_or(0, |c| c.tokens.image[0] as usize);
+        match row {
+            Row::Token(id) => card.input(n, card::EMBED, id as usize, None, modality),
+            Row::Code(code, place) => {
+                card.input(n, card::EMBED, first_code + usize::from(code), Some(place), modality);
+            }
+            Row::Prefix(at) => card.input(n, card::PREFIX, at, None, modality),
+            Row::Slot(at) => card.input(n, card::SLOTS, at, None, modality),
+            Row::Feature(_) | Row::Drawn(_) => card.input(n, card::GIVEN, n, None, None),
+        }
+        !matches!(row, Row::Feature(_) | Row::Drawn(_))
     }
 
     /// Every block over `x`, whose rows are those of the sequences. A card has it done when logits are read, or in [`Self::settle`].

@@ -18,7 +18,8 @@ const SUPPORT: [(&str, &str); 4] = [
 /// The text that compiles every kernel file in a namespace of its own and lists the kernels.
 fn kernels() -> String {
     // One text, so that the compiler sees into what every kernel calls most.
-    let mut text = "#define SACCADE_EMULATOR\n#include \"emulator.cpp\"\n#include \"libcuda.cpp\"\n".to_owned();
+    let mut text =
+        "#define SACCADE_EMULATOR\n#include \"emulator.cpp\"\n#include \"libcuda.cpp\"\n".to_owned();
     for (name, _) in HEADERS {
         writeln!(text, "#include \"{name}\"").unwrap();
     }
