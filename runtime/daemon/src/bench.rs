@@ -3,6 +3,7 @@
 
 mod engine;
 mod first;
+mod forecast;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// Measure prefill, decoding, batches and the first token instead, beside what memory and the INT8 instruction allow.
     #[arg(long, conflicts_with_all = ["source", "frames"])]
     engine: bool,
+    /// Reckon what the card of a board would need for the model instead, from its profile.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["source", "frames", "engine"])]
+    board: Option<String>,
     /// What the engine's bench starts as a new process.
     #[arg(long, hide = true)]
     first_token: bool,
@@ -63,6 +67,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let dir = shipped::model(args.model.as_deref())?;
     if args.first_token {
         return print(&format!("{}\n", json!(First::measure(&dir, args.threads, args.small_pages)?)));
+    }
+    if let Some(board) = &args.board {
+        let report = forecast::run(board, &dir)?;
+        return print(&if args.json { format!("{report}\n") } else { forecast::to_table(&report) });
     }
     if args.engine {
         let report = engine::run(&dir, args.threads)?;

@@ -71,6 +71,7 @@ pub(crate) struct Most {
     /// Sequences.
     pub(crate) sequences: usize,
     /// Segments that a sequence sees, its own included.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a card's lists are as long as this"))]
     pub(crate) segments: usize,
     /// Blocks of keys that a sequence sees.
     pub(crate) blocks: usize,
