@@ -153,7 +153,7 @@ def main():
         return peer(args.peer, args.threads, golden)
     args.dir.mkdir(parents=True, exist_ok=True)
     python, gguf = setup(args.dir)
-    bundles = {"int8": [], "int8 one-part": ["--one-part"]}
+    bundles = {"int8": [], "int8 one-part": ["--one-part"], "float embed": ["--keep-float", "^embed$"]}
     for name, options in bundles.items():
         run(PROGRAMS / "saccade-convert", "convert", gguf, args.dir / name, "--force", *options)
     theirs, ours = [], {name: [] for name in bundles}

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use regex::Regex;
 use saccade::config::WeightDtype;
+use saccade::onnx::Provider;
 use saccade_convert::random::Shape;
 
 /// Turns checkpoints into Saccade bundles and reports what the conversion cost.
@@ -28,6 +30,15 @@ pub(crate) enum Command {
         /// Give every layer its activations in one INT8 part: faster, further from the float model
         #[arg(long)]
         one_part: bool,
+        /// Keep the linear layers float (F16) whose names, such as layers.0.ffn.down, match; may be given more than once
+        #[arg(long, value_name = "REGEX")]
+        keep_float: Vec<Regex>,
+        /// An ONNX graph that reads pictures in place of our kernels (Janus, Chameleon); needs the feature `onnx`
+        #[arg(long, value_name = "FILE")]
+        vision_graph: Option<PathBuf>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
         /// Check the checkpoint and print the plan, write nothing
         #[arg(long)]
         dry_run: bool,
@@ -65,6 +76,12 @@ pub(crate) enum Command {
         /// How linear layers are stored
         #[arg(long, value_enum, default_value = "f32")]
         precision: DtypeArg,
+        /// An ONNX graph to put to a checkpoint; it is compared with our kernels, as that of a bundle is
+        #[arg(long, value_name = "FILE")]
+        vision_graph: Option<PathBuf>,
+        /// What runs the graph: cpu, cuda or tensorrt
+        #[arg(long, value_name = "NAME")]
+        provider: Option<Provider>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,

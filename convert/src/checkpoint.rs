@@ -9,9 +9,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use saccade::config::{ConfigError, ModelConfig};
+use saccade::config::{ConfigError, ModelConfig, Part};
 use saccade::family::{TensorSpec, tensors};
 use saccade::format::{Rules, TensorInfo, read_file_header};
+use saccade::onnx;
 use saccade::tokenize::TextTokenizer;
 use serde_json::{Map, Value};
 
@@ -35,6 +36,8 @@ pub struct Checkpoint {
     pub provenance: Map<String, Value>,
     /// The tensors that the model implies, in the order of the bundle.
     pub specs: Vec<TensorSpec>,
+    /// The ONNX graph that reads pictures, if one was put to it.
+    graph: Option<PathBuf>,
 }
 
 impl Checkpoint {
@@ -97,7 +100,7 @@ impl Checkpoint {
     ) -> Result<Self> {
         let specs = tensors(&model);
         values.check(path, &specs, again)?;
-        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs })
+        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs, graph: None })
     }
 
     /// What can be planned of a model whose weights are not there, with the names that its tensors have in a bundle.
@@ -125,7 +128,32 @@ impl Checkpoint {
             return refuse(name, "it does not belong to this model".into());
         }
         let (values, tokenizer, provenance) = (Values::default(), String::new(), Map::new());
-        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs })
+        Ok(Self { path: path.into(), values, model, tokenizer, provenance, specs, graph: None })
+    }
+
+    /// Puts an ONNX graph to it that reads pictures in place of our kernels.
+    ///
+    /// # Errors
+    /// [`ConvertError`]: a model without a part that a graph can stand for, a file that is no graph, has parts in other files or does not
+    /// fit the model, a build without the feature `onnx`.
+    pub fn with_graph(mut self, graph: &Path) -> Result<Self> {
+        if Part::of(&self.model).is_none() {
+            let reason = format!(
+                "a graph stands for the vision encoder of `janus` or the picture encoder of `chameleon`, and this is a model of family \
+                 `{}`; leave it out",
+                self.model.family()
+            );
+            return Err(ConvertError::Refused { path: graph.into(), reason });
+        }
+        onnx::check(graph, &self.model)?;
+        self.graph = Some(graph.into());
+        Ok(self)
+    }
+
+    /// The graph, and what it stands for.
+    #[must_use]
+    pub fn graph(&self) -> Option<(&Path, Part)> {
+        Some((self.graph.as_deref()?, Part::of(&self.model)?))
     }
 
     /// The file or folder.
@@ -154,6 +182,29 @@ impl Checkpoint {
             all.update(hash.as_bytes());
         }
         Ok(all.finalize())
+    }
+
+    /// A hash of what the checkpoint says of itself: its files' sizes and times, where each tensor lies, the model, the tokenizer. Reads
+    /// no weights, so a file that was changed and given its old time passes for the old one.
+    ///
+    /// # Errors
+    /// [`ConvertError::Io`] when a file cannot be looked at.
+    pub(crate) fn fingerprint(&self) -> Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        for path in self.values.paths() {
+            let found = path.metadata().map_err(io(path))?;
+            hasher.update(&found.len().to_le_bytes());
+            hasher.update(format!("{:?}", found.modified().map_err(io(path))?).as_bytes());
+        }
+        for part in [
+            self.values.layout(),
+            serde_json::json!([&self.model, &self.provenance]).to_string(),
+            self.tokenizer.clone(),
+        ] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        Ok(hasher.finalize())
     }
 
     /// The values of a tensor as F32, in the order of its shape.

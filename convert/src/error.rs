@@ -55,6 +55,29 @@ pub enum ConvertError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
+    /// A pattern of layers to keep float that does not fit the model.
+    #[error("--keep-float {pattern}: {reason}")]
+    KeepFloat {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// A file of a bundle in the making could not be written; what there is of it stays for the next run.
+    #[error(
+        "{path} cannot be written any further; {advice} and give the same command again, which goes on from what {part} holds, or \
+         remove that folder"
+    )]
+    Stopped {
+        /// The file.
+        path: PathBuf,
+        /// The folder of the bundle in the making.
+        part: PathBuf,
+        /// What to do about the disk.
+        advice: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Something lies where the bundle should go.
     #[error("{path} exists; choose another folder or replace it with --force")]
     Exists {

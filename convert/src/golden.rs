@@ -19,6 +19,8 @@
 //! | `drawn_image_tokens` I64 `[places]` | the codes that are drawn, each the likeliest, with the family's usual guidance |
 //! | `drawn_pixels` F32 `[h, w, 3]` | the picture of those codes |
 //! | `generated` I64 `[n + m]` | the greedy continuation, the tokens themselves in front |
+//!
+//! A bundle that has an ONNX graph looks at the picture twice, by its graph and by our kernels, and the two are compared too.
 
 mod clips;
 mod pictures;
@@ -30,6 +32,7 @@ use std::sync::Arc;
 use saccade::config::{CONFIG_FILE, ModelConfig, WeightDtype};
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
+use saccade::onnx::OnnxOptions;
 use saccade::sample::{Sampler, argmax};
 use saccade::session::{Session, SessionOptions};
 use serde::Serialize;
@@ -67,6 +70,17 @@ impl Line {
     }
 }
 
+/// How far what an imported graph makes of the picture is from what our kernels make of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Beside {
+    /// The largest difference over our largest value.
+    pub max_rel: f64,
+    /// Share of the codes that are the same, in models that take codes.
+    pub same_codes: Option<f64>,
+    /// Whether that is good enough: [`MAX_REL`] and every code in a float model. Others keep these parts in half precision.
+    pub pass: bool,
+}
+
 /// How a model compares.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
@@ -76,32 +90,54 @@ pub struct Report {
     pub tensors: Vec<Line>,
     /// The distributions at each position, ours against the golden ones.
     pub logits: Option<Rows>,
+    /// An imported graph beside our kernels.
+    pub graph: Option<Beside>,
+}
+
+/// What is compared.
+#[derive(Debug, Clone)]
+pub struct Subject<'a> {
+    /// The bundle or the checkpoint.
+    pub path: &'a Path,
+    /// An ONNX graph to put to a checkpoint; bundles have theirs.
+    pub graph: Option<&'a Path>,
+    /// How the graph is run.
+    pub onnx: OnnxOptions,
 }
 
 /// Runs what `golden` stores on a bundle, or on a checkpoint converted to `dtype` for the occasion.
 ///
 /// # Errors
 /// [`ConvertError`]: a model or a golden file that cannot be used, a bundle of another type than `dtype`.
-pub fn golden(path: &Path, golden: &Path, dtype: WeightDtype) -> Result<Report> {
+pub fn golden(subject: &Subject<'_>, golden: &Path, dtype: WeightDtype) -> Result<Report> {
+    let Subject { path, graph, onnx } = subject;
+    let options = EngineOptions { onnx: onnx.clone(), ..EngineOptions::default() };
     let stored = Stored::open(golden)?;
     if path.join(CONFIG_FILE).exists() {
-        let model = Model::open(path, &EngineOptions::default())?;
+        if let Some(graph) = graph {
+            let reason = "a graph is put to a checkpoint, and a bundle keeps its own; convert again with it, or leave it out";
+            return Err(ConvertError::Refused { path: (*graph).into(), reason: reason.into() });
+        }
+        let model = Model::open(path, &options)?;
         if model.bundle().dtype != dtype {
             let reason =
                 format!("the bundle is {:?}, not {dtype:?}; name it with --precision", model.bundle().dtype);
-            return Err(ConvertError::Refused { path: path.into(), reason });
+            return Err(ConvertError::Refused { path: (*path).into(), reason });
         }
         return run(&model, &stored, dtype);
     }
     let mut checkpoint = Checkpoint::open(path)?;
+    if let Some(graph) = graph {
+        checkpoint = checkpoint.with_graph(graph)?;
+    }
     let scratch = tempfile::tempdir().map_err(io(&std::env::temp_dir()))?;
     let bundle = scratch.path().join("bundle");
     bundle::convert(&mut checkpoint, &bundle, dtype, false, &mut Progress::silent())?;
-    run(&Model::open(&bundle, &EngineOptions::default())?, &stored, dtype)
+    run(&Model::open(&bundle, &options)?, &stored, dtype)
 }
 
 fn run(model: &Arc<Model>, stored: &Stored<'_>, dtype: WeightDtype) -> Result<Report> {
-    let mut report = Report { pass: true, tensors: Vec::new(), logits: None };
+    let mut report = Report { pass: true, tensors: Vec::new(), logits: None, graph: None };
     // A file of drawings has no other tokens.
     if stored.has("input_ids") || !stored.has("draw_input_ids") {
         read(model, stored, dtype, &mut report)?;
@@ -110,7 +146,8 @@ fn run(model: &Arc<Model>, stored: &Stored<'_>, dtype: WeightDtype) -> Result<Re
     if report.tensors.is_empty() {
         return Err(stored.refuse("it has neither `logits` nor `generated`, so there is nothing to compare"));
     }
-    report.pass = report.tensors.iter().all(|line| line.pass);
+    let beside = report.graph.as_ref().is_none_or(|beside| beside.pass);
+    report.pass = beside && report.tensors.iter().all(|line| line.pass);
     Ok(report)
 }
 
@@ -122,10 +159,10 @@ fn read(model: &Arc<Model>, stored: &Stored<'_>, dtype: WeightDtype, report: &mu
     let options = SessionOptions { max_text_tokens: ids.len() + new, ..SessionOptions::default() };
     let mut session = Session::new(model, &options)?;
     let shown = match model.config() {
-        ModelConfig::Chameleon(c) => pictures::codes(model, c, stored, &ids, &mut report.tensors)?,
+        ModelConfig::Chameleon(c) => pictures::codes(model, c, stored, &ids, report)?,
         ModelConfig::Emu3(c) => clips::codes(model, c, stored, &ids, &mut report.tensors)?,
         ModelConfig::Janus(_) => {
-            pictures::features(model, stored, &mut session, &mut report.tensors)?;
+            pictures::features(model, stored, &mut session, report)?;
             ids.clone()
         }
         _ => ids.clone(),
@@ -243,6 +280,15 @@ impl Report {
                 (None, _) => "ids differ".into(),
             };
             text += &format!("{verdict}  {:<16} {found}\n", line.name);
+        }
+        if let Some(Beside { max_rel, same_codes, pass }) = &self.graph {
+            let verdict = if *pass { "pass" } else { "FAIL" };
+            let codes = same_codes
+                .map_or_else(String::new, |same| format!(", {:.2} % of codes the same", 100.0 * same));
+            text += &format!(
+                "{verdict}  {:<16} largest relative error {max_rel:.2e} from our kernels{codes}\n",
+                "ONNX graph"
+            );
         }
         if let Some(rows) = &self.logits {
             text += &rows.to_text("Logits");

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use saccade::config::{BundleConfig, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE};
+use saccade::config::{BundleConfig, CONFIG_FILE, FrontEnd, MAX_CONFIG_BYTES, WEIGHTS_FILE};
 use saccade::family::tensors;
 use saccade::format::{Rules, TensorInfo, read_file_header};
 use serde::Serialize;
@@ -29,6 +29,9 @@ pub struct Inspection {
     ///
     /// Units: bytes.
     pub bytes: u64,
+    /// The ONNX graph that reads pictures, and what it stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub front_end: Option<FrontEnd>,
     /// Every tensor in file order.
     pub tensors: Vec<TensorLine>,
     /// Where the weights come from.
@@ -98,6 +101,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         dtype: spelled(serde_json::to_value(config.dtype)),
         parameters: tensors(&config.model).iter().map(|spec| spec.parameters() as u64).sum(),
         bytes: header.file_bytes,
+        front_end: config.front_end,
         tensors: lines,
         provenance: config.provenance,
     })
@@ -115,7 +119,7 @@ impl Inspection {
     /// The same for people: metadata, a table, totals per module.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let Self { family, name, dtype, parameters, bytes, tensors, provenance } = self;
+        let Self { family, name, dtype, parameters, bytes, front_end, tensors, provenance } = self;
         let spelled = |value: &Value| value.as_str().unwrap_or("?").to_owned();
         let mut text = format!(
             "family      {}\nname        {name}\ndtype       {}\nparameters  {parameters}\nbytes       {bytes} ({:.2} times smaller than F32)\n",
@@ -123,6 +127,9 @@ impl Inspection {
             spelled(dtype),
             4.0 * ratio(*parameters, *bytes),
         );
+        if let Some(FrontEnd { graph, .. }) = front_end {
+            let _ = writeln!(text, "pictures    read by the ONNX graph {graph}");
+        }
         for (key, value) in provenance {
             let _ = writeln!(text, "{key:<11} {value}");
         }

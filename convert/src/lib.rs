@@ -7,6 +7,7 @@
 //! | [`store`] | how each tensor is stored in a bundle of a given type |
 //! | [`bundle`] | one conversion: plan, write under another name, let the runtime open it, rename |
 //! | [`gguf`] | what a GGUF file must look like, its weights and its tokenizer |
+//! | [`rounding`] | what rounding to INT8 changes in each kind of layer |
 //! | [`place`] | where a bundle goes, and what may be replaced there |
 //! | [`inspect`] | what a bundle holds |
 //! | [`verify`] | whether a bundle or a weights file is what it claims to be |
@@ -18,7 +19,8 @@
 //! Everything is also a program: `saccade-convert convert | inspect | verify | compare`.
 //!
 //! **Architecture invariants.** One tensor of the checkpoint is in memory at a time. Nothing appears under the name that
-//! was asked for until the runtime itself has opened it; what a failed run has written is removed.
+//! was asked for until the runtime itself has opened it. What a failed run has written is removed, unless the run was killed or its
+//! disk was full: the next one goes on from there.
 
 pub mod bundle;
 pub mod checkpoint;
@@ -28,9 +30,13 @@ pub mod gguf;
 pub mod golden;
 mod hub;
 pub mod inspect;
+mod journal;
+mod keep;
+mod memory;
 pub mod place;
 pub mod progress;
 pub mod random;
+pub mod rounding;
 pub mod store;
 pub mod values;
 pub mod verify;

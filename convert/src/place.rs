@@ -1,15 +1,17 @@
 //! Where a bundle goes: made beside its place as `OUT.part`, renamed into it when it is whole.
 //!
 //! A bundle that is replaced steps aside as `OUT.replaced.part` and is removed last. A run that is killed between the two
-//! renames leaves `OUT` missing and the old bundle there; the next run puts it back.
+//! renames leaves `OUT` missing and the old bundle there; the next run puts it back. A run that is killed before, or whose disk is full,
+//! leaves `OUT.part` with a [`Journal`]; the next one goes on from there.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use saccade::config::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use saccade::config::{CONFIG_FILE, GRAPH_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 
 use crate::error::{ConvertError, Result, io};
+use crate::journal::{JOURNAL_FILE, Journal};
 
 /// A place that a bundle can be written to.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ impl Place {
             let reason = "this folder does not exist; create it first or choose another place for the bundle";
             return Err(ConvertError::Refused { path: parent.into(), reason: reason.into() });
         }
-        let (part, aside) = (suffixed(&out, ".part"), suffixed(&out, ".replaced.part"));
+        let (part, aside) = (Self::part_of(&out), suffixed(&out, ".replaced.part"));
         let replaces = match fs::symlink_metadata(&out) {
             Err(e) if e.kind() == ErrorKind::NotFound => is_bundle(&aside),
             Err(e) => return Err(io(&out)(e)),
@@ -56,13 +58,18 @@ impl Place {
         Ok(Self { out, part, aside, replaces })
     }
 
+    /// The folder in which the bundle `out` is made.
+    pub(crate) fn part_of(out: &Path) -> PathBuf {
+        suffixed(&out.components().collect::<PathBuf>(), ".part")
+    }
+
     /// A file beside the place, named after it.
     pub(crate) fn beside(&self, suffix: &str) -> PathBuf {
         suffixed(&self.out, suffix)
     }
 
-    /// Puts back the bundle that a killed run has left aside; then looks, and starts a part.
-    pub(crate) fn start(out: &Path, force: bool) -> Result<PartFolder> {
+    /// Puts back the bundle that a killed run has left aside; then looks, and starts a part, or goes on with one of the same `fingerprint`.
+    pub(crate) fn start(out: &Path, force: bool, fingerprint: &str) -> Result<(PartFolder, Journal)> {
         let bare: PathBuf = out.components().collect();
         let aside = suffixed(&bare, ".replaced.part");
         if is_bundle(&aside)
@@ -72,22 +79,30 @@ impl Place {
             log::warn!("{}: put back, an earlier run was stopped while replacing it", bare.display());
         }
         let place = Self::look(out, force)?;
-        remove_leftover(&place.part)?;
-        fs::create_dir(&place.part).map_err(io(&place.part))?;
-        Ok(PartFolder { place, published: false })
+        match fs::create_dir(&place.part) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(io(&place.part)(e)),
+            _ => {}
+        }
+        let journal = Journal::open(&place.part, fingerprint)?;
+        Ok((PartFolder { place, stays: false }, journal))
     }
 }
 
-/// `OUT.part` in the making: removed when dropped, unless it was published as `OUT`.
+/// `OUT.part` in the making: removed when dropped, unless it was published as `OUT` or left for the next run.
 pub(crate) struct PartFolder {
     place: Place,
-    published: bool,
+    stays: bool,
 }
 
 impl PartFolder {
     /// Where the files go for now.
     pub(crate) fn path(&self) -> &Path {
         &self.place.part
+    }
+
+    /// Leaves what is there for the next run.
+    pub(crate) fn leave(mut self) {
+        self.stays = true;
     }
 
     /// Gives the folder its final name. A bundle that has it already steps aside first and is removed last.
@@ -105,7 +120,7 @@ impl PartFolder {
             }
             return Err(io(out)(e));
         }
-        self.published = true;
+        self.stays = true;
         sync(parent(out))?;
         if *replaces {
             fs::remove_dir_all(aside).map_err(io(aside))?;
@@ -116,7 +131,7 @@ impl PartFolder {
 
 impl Drop for PartFolder {
     fn drop(&mut self) {
-        if !self.published {
+        if !self.stays {
             // Best effort: the reason for stopping is already on its way to the caller.
             let _ = fs::remove_dir_all(&self.place.part);
         }
@@ -136,7 +151,8 @@ fn check_leftover(part: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.map_err(io(part))?.file_name();
         let name = name.to_string_lossy();
-        let ours = [WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE].contains(&name.trim_end_matches(".part"));
+        let written = [WEIGHTS_FILE, TOKENIZER_FILE, GRAPH_FILE, CONFIG_FILE];
+        let ours = written.contains(&name.trim_end_matches(".part")) || name == JOURNAL_FILE;
         if !ours {
             let reason = format!(
                 "it is in the way and holds `{}`, which is no bundle's file; remove it",

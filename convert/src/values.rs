@@ -93,6 +93,11 @@ impl Values {
         self.files.iter().map(|(path, _)| path.as_path())
     }
 
+    /// Where everything lies, as a text that differs where that differs.
+    pub(crate) fn layout(&self) -> String {
+        format!("{:?}", self.origins)
+    }
+
     /// Every tensor that the model implies, in a shape and a type that can be read, and no other.
     ///
     /// # Errors

@@ -184,9 +184,9 @@ fn what_cannot_be_drawn_is_a_sentence() {
     refuses(&janus, Some("trees"), None, "not told what shall not be seen");
     let shop = Workshop::new();
     let emu3 = bundle(&shop, &family("emu3"), "int8");
-    refuses(&emu3, None, None, "there is room for 1024");
+    refuses(&emu3, None, None, "the model was made for 1024");
     refuses(&emu3, None, Some([40, 41]), "both sides must be multiples of 8");
     refuses(&emu3, None, Some([0, 40]), "both sides must be multiples of 8");
     let huge = usize::MAX / 8 * 8;
-    refuses(&emu3, None, Some([huge, huge]), "there is room for 1024");
+    refuses(&emu3, None, Some([huge, huge]), "the model was made for 1024");
 }

@@ -4,61 +4,22 @@
 
 #[path = "support/gguf.rs"]
 mod build;
+mod counting;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use build::{Builder, string};
+use counting::peak;
 use saccade_convert::gguf::{Gguf, GgufError, read};
-
-thread_local! {
-    /// Bytes allocated by this thread now, and the most so far. Tests run on a thread each.
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(delta: isize) {
-    LIVE.set(LIVE.get() + delta);
-    PEAK.set(PEAK.get().max(LIVE.get()));
-}
-
-struct Counting;
-
-#[allow(unsafe_code, clippy::cast_possible_wrap)]
-// SAFETY: every call is passed on to the system's allocator unchanged; counting neither allocates nor unwinds.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller keeps the contract of `dealloc`, and the block came from `System`.
-        unsafe { System.dealloc(at, layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        // SAFETY: the caller keeps the contract of `realloc`, and the block came from `System`.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Reads `bytes` as the start of a file of `file_bytes`, within bounds of memory and time. The limit on time is generous,
 /// since test machines are shared: what it must catch is quadratic work, which takes minutes at these sizes.
 fn read_within_bounds(bytes: &[u8], file_bytes: u64) -> Result<Gguf, GgufError> {
-    let (before, start) = (LIVE.get(), Instant::now());
-    PEAK.set(before);
-    let result = read(bytes, file_bytes);
-    let (peak, took) = (PEAK.get() - before, start.elapsed());
+    let start = Instant::now();
+    let (result, peak) = peak(|| read(bytes, file_bytes));
+    let took = start.elapsed();
     let limit = 8 * bytes.len() + (1 << 20);
-    assert!(usize::try_from(peak).is_ok_and(|peak| peak <= limit), "{peak} bytes of memory, limit {limit}");
+    assert!(peak <= limit, "{peak} bytes of memory, limit {limit}");
     assert!(took < Duration::from_secs(10), "{took:?}");
     result
 }

@@ -8,6 +8,7 @@
 use crate::Result;
 use crate::config::{DecoderConfig, NormPlace, QkNorm};
 use crate::engine::{Layer, Pass, QkNorms, Rows};
+use crate::family::SHARED_INPUTS;
 use crate::weights::{VectorRef, Weights};
 
 /// One block's tensors.
@@ -69,15 +70,17 @@ impl Block {
             down: linear("ffn.down", c.biases.ffn)?,
         };
         // What shares its activations must want the same of them.
-        let Self { q, k, v, gate, up, .. } = &block;
-        let pairs =
-            [("attn.k", k, "attn.q", q), ("attn.v", v, "attn.q", q), ("ffn.gate", gate, "ffn.up", up)];
-        for (name, one, other_name, other) in pairs {
-            if one.weight.get(w).parts() != other.weight.get(w).parts() {
-                return Err(w.refused(format!(
-                    "saccade.json gives activations in two parts to one of `layers.{layer}.{name}` and \
-                     `layers.{layer}.{other_name}`, which read the same ones"
-                )));
+        for (first, others) in SHARED_INPUTS.iter().filter_map(|group| group.split_first()) {
+            let parts =
+                |name: &str| -> Result<_> { Ok(w.linear(&format!("layers.{layer}.{name}"))?.get(w).parts()) };
+            let wanted = parts(first)?;
+            for name in others {
+                if parts(name)? != wanted {
+                    return Err(w.refused(format!(
+                        "saccade.json keeps float, or gives activations in two parts to, one of `layers.{layer}.{name}` and \
+                         `layers.{layer}.{first}`, which read the same ones"
+                    )));
+                }
             }
         }
         Ok(block)

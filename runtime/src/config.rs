@@ -19,8 +19,8 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 pub use bundle::{
-    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, MAX_CONFIG_BYTES, Quantisation, TOKENIZER_FILE,
-    WEIGHTS_FILE, WeightDtype,
+    BundleConfig, CONFIG_FILE, FORMAT_VERSION, FileEntry, FrontEnd, GRAPH_FILE, MAX_CONFIG_BYTES, Part,
+    Quantisation, TOKENIZER_FILE, WEIGHTS_FILE, WeightDtype,
 };
 pub use chameleon::{ChameleonConfig, CodeNorm, CodedImage, VqConfig};
 pub use emu3::{ClipCodes, Emu3Config, MovqConfig};

@@ -94,6 +94,9 @@ pub enum Error {
     /// The engine cannot be made as asked.
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),
+    /// An imported graph cannot be had or run.
+    #[error(transparent)]
+    Onnx(#[from] crate::onnx::OnnxError),
     /// A session was given something that does not fit the model or its memory.
     #[error(transparent)]
     Session(#[from] crate::session::SessionError),

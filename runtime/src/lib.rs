@@ -11,7 +11,7 @@
 //! | [`session`] | a sequence: segments, windows, prefill, decode |
 //! | [`family`] | one small file per model family: its tensors and options |
 //! | `block`, `conv`, `vq`, `movq`, [`tokenize`] | the decoder block, like the paper; convolution nets; one modality into codes and back |
-//! | [`engine`] | the operations, and the CPU's way of doing them |
+//! | [`engine`], [`onnx`] | the operations, and the CPU's way of doing them; imported graphs |
 //! | `weights`, `kv` | mapped, checked tensors; the arena of keys and values |
 //! | [`limits`] | what the machine could do at most, for comparison |
 //! | [`source`], [`format`](mod@format), [`config`], [`kernels`], [`threads`] | frames; the container; `saccade.json`; instruction sets; the thread pool |
@@ -58,6 +58,7 @@ mod kv;
 pub mod limits;
 mod memory;
 mod movq;
+pub mod onnx;
 pub mod pages;
 pub mod quant;
 mod rope;

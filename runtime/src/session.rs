@@ -91,11 +91,14 @@ impl Session {
     /// If there is not enough memory.
     pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Self> {
         let c = &model.decoder().config;
-        let two_part = !model.bundle().quantisation.two_part_activations.is_empty();
-        let capacity = Capacity::new(model.config(), options, if two_part { 2 } else { 1 });
-        let int8 = model.bundle().dtype == WeightDtype::Int8;
-        let (dtype, kinds) =
-            if int8 { (KvDtype::I8, ActivationKinds::Int8) } else { (KvDtype::F32, ActivationKinds::Float) };
+        let quantisation = &model.bundle().quantisation;
+        let (dtype, kinds) = match model.bundle().dtype {
+            WeightDtype::Int8 if quantisation.kept_float.is_empty() => (KvDtype::I8, ActivationKinds::Int8),
+            WeightDtype::Int8 => (KvDtype::I8, ActivationKinds::Both),
+            WeightDtype::F16 | WeightDtype::F32 => (KvDtype::F32, ActivationKinds::Float),
+        };
+        let parts = if quantisation.two_part_activations.is_empty() { 1 } else { 2 };
+        let capacity = Capacity::new(model.config(), options, (parts, kinds));
         let shape = ArenaShape {
             n_layers: c.n_layers,
             n_kv_heads: c.n_kv_heads,

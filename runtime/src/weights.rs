@@ -16,7 +16,7 @@ use crate::config::{
     BundleConfig, CONFIG_FILE, ConfigError, FileEntry, MAX_CONFIG_BYTES, WEIGHTS_FILE, WeightDtype,
 };
 use crate::engine::Linear;
-use crate::family::{TensorSpec, tensors};
+use crate::family::{TensorSpec, keep_float, tensors};
 use crate::format::{Dtype, Header, Rules, TensorInfo, TensorPlan, open_file, read_header};
 use crate::pages::{Map, Pages};
 use crate::quant::TilesI8;
@@ -40,7 +40,7 @@ impl Weights {
         let found = map.len() as u64;
         let header =
             read_header(&map, found, Rules::Bundle).map_err(|rule| Error::Format(rule.in_file(&path)))?;
-        let specs = tensors(&config.model);
+        let specs = specs(&config).map_err(|reason| Error::Tensor { path: path.clone(), reason })?;
         check_tensors(&specs, config.dtype, &header)
             .map_err(|reason| Error::Tensor { path: path.clone(), reason })?;
         check_linears(&specs, &config).map_err(|reason| Error::Tensor { path, reason })?;
@@ -260,6 +260,22 @@ fn read_config(dir: &Path) -> Result<BundleConfig> {
     }
     let bytes = read_at_most(file, limit).map_err(|source| Error::Io { path: path.clone(), source })?;
     BundleConfig::from_json(&bytes).map_err(|source| Error::Config { path, source })
+}
+
+/// The tensors that the configuration implies, as it says they are stored.
+fn specs(config: &BundleConfig) -> std::result::Result<Vec<TensorSpec>, String> {
+    let mut specs = tensors(&config.model);
+    let kept = &config.quantisation.kept_float;
+    if config.dtype != WeightDtype::Int8 && !kept.is_empty() {
+        return Err(format!(
+            "saccade.json lists `kept_float` layers, but no layer of a {:?} bundle is INT8",
+            config.dtype
+        ));
+    }
+    keep_float(&mut specs, kept).map_err(|name| {
+        format!("saccade.json keeps `{name}` float, which is no linear layer of this model")
+    })?;
+    Ok(specs)
 }
 
 /// Every tensor that the configuration implies, and no other.

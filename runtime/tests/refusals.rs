@@ -130,7 +130,7 @@ fn a_damaged_container_is_refused_by_name() {
 #[test]
 fn tensors_that_do_not_fit_the_description_are_named() {
     type Change = fn(&mut BundleConfig);
-    let cases: [(WeightDtype, &str, Change); 10] = [
+    let cases: [(WeightDtype, &str, Change); 13] = [
         (WeightDtype::F32, "tensor `layers.2.attn.k.weight` is missing", |c| unimodal(c).n_layers = 3),
         (WeightDtype::F32, "tensor `layers.1.attn_norm.weight` does not belong", |c| {
             unimodal(c).n_layers = 1
@@ -158,6 +158,15 @@ fn tensors_that_do_not_fit_the_description_are_named() {
         }),
         (WeightDtype::Int8, "`layers.1.attn.q`, which read the same", |c| {
             c.quantisation.two_part_activations.insert("layers.1.attn.k".into());
+        }),
+        (WeightDtype::Int8, "keeps `image.codebook` float, which is no linear layer", |c| {
+            c.quantisation.kept_float.insert("image.codebook".into());
+        }),
+        (WeightDtype::Int8, "tensor `layers.1.attn.o.weight`: element type I8, expected F16", |c| {
+            c.quantisation.kept_float.insert("layers.1.attn.o".into());
+        }),
+        (WeightDtype::F16, "`kept_float` layers, but no layer of a F16 bundle", |c| {
+            c.quantisation.kept_float.insert("layers.1.attn.o".into());
         }),
         (WeightDtype::Int8, "`layers.0.ffn.up`, which read the same", |c| {
             c.quantisation.two_part_activations.insert("layers.0.ffn.gate".into());

@@ -8,6 +8,7 @@ pub(crate) fn run(_args: &[String]) -> Outcome {
     components()?;
     Step::cargo("fmt --all --check").run()?;
     clippy("")?;
+    clippy("--features saccade/onnx,saccade-convert/onnx,saccaded/onnx")?;
     // The trainer is no default member, and most of it is compiled with its framework alone.
     clippy("-p saccade-train")?;
     clippy("-p saccade-train --features flex")?;

@@ -16,6 +16,7 @@ mod cubin;
 mod demo;
 mod golden;
 mod machine;
+mod onnx;
 mod step;
 mod test;
 mod train;

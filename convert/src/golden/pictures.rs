@@ -9,7 +9,7 @@ use saccade::session::{self, Session, SessionOptions};
 use saccade::tokenize::{CodedImages, DrawPrompt, Features, Frames, Picture, PixelValues, drawn};
 
 use super::stored::Stored;
-use super::{Line, floats};
+use super::{Beside, Line, Report, floats};
 use crate::error::{ConvertError, Result};
 
 /// `pixel_values`, channels last as the runtime has them, with their height and width.
@@ -50,17 +50,36 @@ pub(super) fn codes(
     c: &ChameleonConfig,
     stored: &Stored<'_>,
     ids: &[u32],
-    lines: &mut Vec<Line>,
+    report: &mut Report,
 ) -> Result<Vec<u32>> {
     let mut images = CodedImages::new(model)?;
     let (values, size) = values(stored)?;
-    photo(stored, (&values, size), lines, |picture, see| images.values(picture).map(see))?;
+    photo(stored, (&values, size), &mut report.tensors, |picture, see| images.values(picture).map(see))?;
     let mut found = Vec::new();
     images.encode_values(&values, size, &mut found)?;
     if stored.has("image_tokens") {
-        lines.push(Line::ids("image_tokens", found == stored.ids("image_tokens", model)?));
+        report.tensors.push(Line::ids("image_tokens", found == stored.ids("image_tokens", model)?));
+    }
+    if model.bundle().front_end.is_some() {
+        let mut kernels = CodedImages::on_kernels(model)?;
+        let mut ours = Vec::new();
+        kernels.encode_values(&values, size, &mut ours)?;
+        let same = found.iter().zip(&ours).filter(|(graph, ours)| graph == ours).count();
+        #[allow(clippy::cast_precision_loss, reason = "a share of the places of a picture")]
+        let same = same as f64 / ours.len() as f64;
+        let (graph, ours) =
+            (images.latents_of_values(&values, size)?, kernels.latents_of_values(&values, size)?);
+        report.graph = Some(beside(model, floats("latents", graph, ours), Some(same)));
     }
     shown(stored, ids, c.image.placeholder, found)
+}
+
+/// What the graph gives beside what our kernels give.
+fn beside(model: &Model, line: Line, same_codes: Option<f64>) -> Beside {
+    let near = line.pass && same_codes.is_none_or(|same| same >= 1.0);
+    // The kernels' weights of quantised bundles are in half precision here, the graph's are not.
+    let pass = near || model.bundle().dtype != WeightDtype::F32;
+    Beside { max_rel: line.max_rel.unwrap_or(f64::INFINITY), same_codes, pass }
 }
 
 /// The text with the tokens of a picture in their places.
@@ -85,20 +104,25 @@ pub(super) fn features(
     model: &Arc<Model>,
     stored: &Stored<'_>,
     session: &mut Session,
-    lines: &mut Vec<Line>,
+    report: &mut Report,
 ) -> Result<()> {
     if !stored.has("pixel_values") {
         return Ok(());
     }
     let mut eye = Features::new(model)?;
     let (values, size) = values(stored)?;
-    photo(stored, (&values, size), lines, |picture, see| eye.values(picture).map(see))?;
+    photo(stored, (&values, size), &mut report.tensors, |picture, see| eye.values(picture).map(see))?;
     let found = eye.of_values(&values, size)?;
     if stored.has("image_features") {
         let mut line = floats("image_features", found, &stored.floats("image_features")?);
         // Quantised layers are judged by what the model says.
         line.pass |= model.bundle().dtype != WeightDtype::F32;
-        lines.push(line);
+        report.tensors.push(line);
+    }
+    if model.bundle().front_end.is_some() {
+        let mut kernels = Features::on_kernels(model)?;
+        let line = floats("image_features", found, kernels.of_values(&values, size)?);
+        report.graph = Some(beside(model, line, None));
     }
     session.show(found)?;
     Ok(())

@@ -7,6 +7,7 @@ use saccade::sample::{Sampler, SamplerOptions};
 use saccade::tokenize::Message;
 use serde_json::Number;
 
+use crate::draw::Sketch;
 use crate::error::ApiError;
 use crate::picture::Picture;
 use crate::turns;
@@ -24,6 +25,8 @@ pub(crate) struct Served {
     pub(crate) name: String,
     /// Whether it takes a conversation, and not one question about pictures.
     pub(crate) talks: bool,
+    /// Whether it draws.
+    pub(crate) draws: bool,
     /// Names of the tasks.
     pub(crate) tasks: Vec<String>,
     /// Pictures that the model sees at once.
@@ -65,6 +68,8 @@ pub(crate) enum Asks {
     Look(Look),
     /// The next turn of a conversation, with the pictures that are shown in it, oldest first.
     Talk(Vec<Message>, Vec<Picture>),
+    /// A picture of what is said.
+    Draw(Sketch),
 }
 
 /// One question about pictures, as Saccade's own family takes it.
@@ -88,6 +93,12 @@ pub(crate) struct Prompt {
 }
 
 impl Prompt {
+    /// A picture, which comes as one event.
+    pub(crate) fn drawing(sketch: Sketch) -> Self {
+        let sampling = SamplerOptions::default();
+        Self { asks: Asks::Draw(sketch), max_new: 0, stop: Vec::new(), sampling }
+    }
+
     /// How tokens are picked: the likeliest unless the request has a temperature.
     pub(crate) fn sampler(&self) -> Sampler {
         Sampler::new(self.sampling)
@@ -133,7 +144,10 @@ pub(crate) fn admit(body: &[u8], served: &Served) -> Result<Admitted, ApiError> 
 }
 
 /// The id to answer under, and the task if the id names one.
-fn choose_model(asked: Option<&str>, served: &Served) -> Result<(String, Option<String>), ApiError> {
+pub(crate) fn choose_model(
+    asked: Option<&str>,
+    served: &Served,
+) -> Result<(String, Option<String>), ApiError> {
     let Some(asked) = asked.filter(|id| !id.is_empty()) else { return Ok((served.name.clone(), None)) };
     if asked == served.name {
         return Ok((asked.into(), None));
@@ -169,18 +183,18 @@ fn sampling(request: &ChatRequest) -> Result<SamplerOptions, ApiError> {
     if let Some(n) = &request.n {
         whole("n", n, 1, 1)?;
     }
-    let seed = match &request.seed {
-        None => 0,
-        // Any 64 bits will do.
-        Some(seed) => seed
-            .as_u64()
-            .or_else(|| seed.as_i64().map(i64::cast_unsigned))
-            .ok_or_else(|| ApiError::invalid("seed", "`seed` must be a whole number of 64 bits"))?,
-    };
+    let seed = seed(request.seed.as_ref())?;
     let top_p = within("top_p", request.top_p.as_ref(), 1.0)?.unwrap_or(1.0);
     let temperature = within("temperature", request.temperature.as_ref(), 2.0)?.unwrap_or(0.0);
     #[allow(clippy::cast_possible_truncation, reason = "between 0 and 2")]
     Ok(SamplerOptions { temperature: temperature as f32, top_p: top_p as f32, seed, ..Default::default() })
+}
+
+/// What makes the draws repeatable: any 64 bits will do.
+pub(crate) fn seed(number: Option<&Number>) -> Result<u64, ApiError> {
+    let Some(number) = number else { return Ok(0) };
+    let bits = number.as_u64().or_else(|| number.as_i64().map(i64::cast_unsigned));
+    bits.ok_or_else(|| ApiError::invalid("seed", "`seed` must be a whole number of 64 bits"))
 }
 
 /// A number from 0 to `high`.
@@ -193,7 +207,7 @@ fn within(param: &str, number: Option<&Number>, high: f64) -> Result<Option<f64>
 }
 
 /// A whole number within bounds; `8.0` is one too, as JSON has no other way to say so in some clients.
-fn whole(param: &str, number: &Number, low: u64, high: u64) -> Result<u64, ApiError> {
+pub(crate) fn whole(param: &str, number: &Number, low: u64, high: u64) -> Result<u64, ApiError> {
     let exact = number.as_u64().or_else(|| {
         let value = number.as_f64()?;
         // Below 2^53 every whole f64 is exact, so the cast is too.

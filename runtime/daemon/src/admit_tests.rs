@@ -10,6 +10,7 @@ fn served() -> Served {
     Served {
         name: "nano".into(),
         talks: false,
+        draws: false,
         tasks: vec!["robot".into(), "vqa".into(), "text".into()],
         max_pictures: 4,
         max_new_tokens: 48,
@@ -37,6 +38,7 @@ impl Admitted {
         match &self.prompt.asks {
             Asks::Look(look) => look,
             Asks::Talk(turns, _) => panic!("a conversation of {} turns", turns.len()),
+            Asks::Draw(sketch) => panic!("a picture: {sketch:?}"),
         }
     }
 }

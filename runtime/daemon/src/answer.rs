@@ -42,6 +42,7 @@ pub(crate) async fn whole(heading: &Heading, mut events: Receiver<Event>) -> Res
         match events.recv().await.ok_or_else(ApiError::engine)? {
             Event::Text(more) => text.push_str(&more),
             Event::Failed(error) => return Err(error),
+            Event::Drawn(_) => return Err(ApiError::engine()),
             Event::Done(done) => {
                 let message = json!({"role": "assistant", "content": text});
                 let choice =
@@ -103,6 +104,7 @@ impl Heading {
                 lines.push_str(&format!("data: {}\n\n", error.to_json()));
                 true
             }
+            Event::Drawn(_) => self.append(lines, Event::Failed(ApiError::engine())),
             Event::Done(done) => {
                 let choice =
                     json!([{"index": 0, "delta": {}, "logprobs": null, "finish_reason": done.finish}]);

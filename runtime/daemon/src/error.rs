@@ -58,7 +58,7 @@ impl ApiError {
             StatusCode::NOT_FOUND,
             "invalid_request_error",
             "unknown_url",
-            "no such path: this server has /health, /v1/models, /v1/chat/completions and /metrics",
+            "no such path: this server has /health, /v1/models, /v1/chat/completions, /v1/images/generations and /metrics",
         )
     }
 

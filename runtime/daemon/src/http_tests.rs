@@ -31,6 +31,7 @@ fn served() -> Served {
     Served {
         name: "nano".into(),
         talks: false,
+        draws: false,
         tasks: vec!["robot".into(), "vqa".into()],
         max_pictures: 4,
         max_new_tokens: 16,

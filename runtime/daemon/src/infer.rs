@@ -15,6 +15,7 @@ use saccade::tokenize::{self, ImageTokenizer, PictureReader, Tokenizer as _};
 
 use crate::admit::{Asks, Look, Served};
 use crate::app::unix_s;
+use crate::draw;
 use crate::error::ApiError;
 use crate::job::{Done, Event, Finish, Job, Timings};
 use crate::metrics::Metrics;
@@ -31,14 +32,14 @@ const MAX_PICTURES: usize = 16;
 /// If the bundle cannot be opened.
 pub(crate) fn run(
     model: Option<&Path>,
-    threads: usize,
+    options: &EngineOptions,
     context: usize,
     ready: impl FnOnce(Served),
     jobs: &Receiver<Job>,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
     let start = Instant::now();
-    let mut engine = Answerer::open(&shipped::model(model)?, threads, context)?;
+    let mut engine = Answerer::open(&shipped::model(model)?, options, context)?;
     log::info!("ready load_ms={:.1}", ms(start.elapsed()));
     ready(engine.served());
     for job in jobs {
@@ -68,8 +69,8 @@ struct Answerer {
 }
 
 impl Answerer {
-    fn open(dir: &Path, threads: usize, context: usize) -> anyhow::Result<Self> {
-        let model = Model::open(dir, &EngineOptions { threads, ..EngineOptions::default() })?;
+    fn open(dir: &Path, options: &EngineOptions, context: usize) -> anyhow::Result<Self> {
+        let model = Model::open(dir, options)?;
         // Read now rather than in the first request: a damaged tokenizer must keep the service from being ready.
         model.text()?;
         let options = match model.config().language() {
@@ -95,6 +96,7 @@ impl Answerer {
         Served {
             name: config.name().to_owned(),
             talks: looks.is_none(),
+            draws: self.model.draws(),
             tasks: looks.map_or_else(Vec::new, |c| c.tasks.clone()),
             max_pictures: match looks {
                 Some(c) => c.window(Modality::Image).unwrap_or(MAX_PICTURES),
@@ -141,6 +143,7 @@ impl Answerer {
                 metrics.pictures.inc_by(look.pictures.len() as u64);
                 self.look(look, text, &mut timings)?
             }
+            Asks::Draw(sketch) => return draw::run(&model, sketch, job, timings, metrics),
         };
 
         let asked = Instant::now();
@@ -304,6 +307,6 @@ fn refuse(error: &Error) -> ApiError {
     }
 }
 
-fn ms(duration: Duration) -> f64 {
+pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }

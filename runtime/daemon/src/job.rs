@@ -6,6 +6,7 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::admit::Prompt;
+use crate::draw::Drawn;
 use crate::error::ApiError;
 
 /// Requests that may wait for the engine; the next one is told to come back.
@@ -36,6 +37,8 @@ pub(crate) enum Event {
     Text(String),
     /// The answer is complete.
     Done(Done),
+    /// The picture is drawn.
+    Drawn(Drawn),
     /// There will be no answer.
     Failed(ApiError),
 }
@@ -68,7 +71,7 @@ pub(crate) struct Timings {
     pub(crate) queue_ms: f64,
     /// Decoding the pictures.
     pub(crate) preprocess_ms: f64,
-    /// Turning the pictures into codes.
+    /// Turning pictures into codes, or codes into a picture.
     pub(crate) vision_ms: f64,
     /// Reading instruction and pictures, up to the first token of the answer.
     pub(crate) prefill_ms: f64,

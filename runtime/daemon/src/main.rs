@@ -6,6 +6,7 @@ mod app;
 mod bench;
 mod count;
 mod doctor;
+mod draw;
 mod error;
 mod infer;
 mod job;
@@ -29,6 +30,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use saccade::engine::EngineOptions;
+use saccade::onnx::{OnnxOptions, Provider};
 
 /// The on-device service of Saccade.
 #[derive(Debug, Parser)]
@@ -40,7 +43,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve a bundle over HTTP: /health, /v1/models, /v1/chat/completions, /metrics.
+    /// Serve a bundle over HTTP: /health, /v1/models, /v1/chat/completions, /v1/images/generations, /metrics.
     Serve {
         /// The bundle to serve: a folder with saccade.json [default: examples/models/nano].
         #[arg(long, value_name = "DIR")]
@@ -54,6 +57,12 @@ enum Command {
         /// Tokens of a conversation with its answer that a language model has room for; at most those it was trained for.
         #[arg(long, value_name = "N", default_value_t = 2048)]
         context: usize,
+        /// What runs the ONNX graph of a bundle that has one: cpu, cuda or tensorrt.
+        #[arg(long, value_name = "NAME")]
+        onnx_provider: Option<Provider>,
+        /// ONNX Runtime's library [default: what ORT_DYLIB_PATH names, or libonnxruntime.so].
+        #[arg(long, value_name = "FILE")]
+        onnx_library: Option<PathBuf>,
     },
     /// Say what this machine is and what its user should know.
     Doctor {
@@ -86,7 +95,11 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Serve { model, listen, threads, context } => serve::run(model, listen, threads, context),
+        Command::Serve { model, listen, threads, context, onnx_provider, onnx_library } => {
+            let onnx = OnnxOptions { provider: onnx_provider, library: onnx_library };
+            let engine = EngineOptions { threads, onnx, ..EngineOptions::default() };
+            serve::run(model, listen, engine, context)
+        }
         Command::Doctor { json } => doctor::run(json),
         Command::Bench(args) => bench::run(&args),
     }

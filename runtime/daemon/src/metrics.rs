@@ -56,7 +56,7 @@ impl Metrics {
             started: std::time::Instant::now(),
         };
         let r = &mut this.registry;
-        r.register("requests", "Chat requests answered, by HTTP status", this.requests.clone());
+        r.register("requests", "Requests for answers and pictures, by HTTP status", this.requests.clone());
         r.register("prompt_tokens", "Tokens read", this.prompt_tokens.clone());
         r.register("generated_tokens", "Tokens written", this.generated_tokens.clone());
         r.register("pictures", "Pictures tokenized", this.pictures.clone());
@@ -85,7 +85,7 @@ impl Metrics {
         this
     }
 
-    /// Counts a chat request that ended with `status`.
+    /// Counts a request for an answer or a picture that ended with `status`.
     pub(crate) fn count_request(&self, status: u16) {
         self.requests.get_or_create(&StatusLabels { status: status.into() }).inc();
     }

@@ -14,9 +14,10 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::admit;
+use crate::admit::{self, Admitted, Served};
 use crate::answer::{self, Heading};
 use crate::app::{App, MAX_BODY_BYTES};
+use crate::draw;
 use crate::error::ApiError;
 
 /// Every path of the service.
@@ -26,6 +27,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models).fallback(async || ApiError::wrong_method("GET")))
         .route("/metrics", get(metrics).fallback(async || ApiError::wrong_method("GET")))
         .route("/v1/chat/completions", post(chat).fallback(async || ApiError::wrong_method("POST")))
+        .route("/v1/images/generations", post(images).fallback(async || ApiError::wrong_method("POST")))
         .fallback(async || ApiError::unknown_route())
         .layer(from_fn(local_names_only))
         .with_state(app)
@@ -69,7 +71,9 @@ async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
         .map(|id| {
             json!({
                 "id": id, "object": "model", "created": served.created, "owned_by": "saccade",
-                "meta": {"max_pictures": served.max_pictures, "max_tokens": served.max_new_tokens},
+                "meta": {
+                    "max_pictures": served.max_pictures, "max_tokens": served.max_new_tokens, "draws": served.draws,
+                },
             })
         })
         .collect();
@@ -87,8 +91,33 @@ async fn chat(State(app): State<Arc<App>>, request: Request) -> Response {
     response
 }
 
+async fn images(State(app): State<Arc<App>>, request: Request) -> Response {
+    let response = picture(&app, request).await.unwrap_or_else(IntoResponse::into_response);
+    app.metrics.count_request(response.status().as_u16());
+    response
+}
+
+/// Reads, admits and queues one request for a picture, and answers it.
+async fn picture(app: &Arc<App>, request: Request) -> Result<Response, ApiError> {
+    let (admitted, memory) = receive(app, request, draw::admit).await?;
+    draw::answer(app.enqueue(admitted, memory)?).await
+}
+
 /// Reads, admits and queues one request, and answers it.
 async fn complete(app: &Arc<App>, request: Request) -> Result<Response, ApiError> {
+    let (admitted, memory) = receive(app, request, admit::admit).await?;
+    let heading = Heading::new(app.completion_id(), &admitted);
+    let stream = admitted.stream;
+    let events = app.enqueue(admitted, memory)?;
+    if stream { answer::stream(heading, events).await } else { answer::whole(&heading, events).await }
+}
+
+/// Reads and admits one request; what it holds of the memory for bodies comes with it.
+async fn receive(
+    app: &Arc<App>,
+    request: Request,
+    admit: fn(&[u8], &Served) -> Result<Admitted, ApiError>,
+) -> Result<(Admitted, OwnedSemaphorePermit), ApiError> {
     let served = app.served()?;
     let (head, body) = request.into_parts();
     if !is_json(&head.headers) {
@@ -99,12 +128,7 @@ async fn complete(app: &Arc<App>, request: Request) -> Result<Response, ApiError
     }
     let reading = tokio::time::timeout(app.body_timeout, read_body(app, body));
     let (bytes, memory) = reading.await.map_err(|_| ApiError::slow_body(app.body_timeout.as_secs()))??;
-    let admitted = admit::admit(&bytes, served)?;
-    drop(bytes);
-    let heading = Heading::new(app.completion_id(), &admitted);
-    let stream = admitted.stream;
-    let events = app.enqueue(admitted, memory)?;
-    if stream { answer::stream(heading, events).await } else { answer::whole(&heading, events).await }
+    Ok((admit(&bytes, served)?, memory))
 }
 
 /// Browsers may send a form across sites without asking, but not this content type: so it keeps other sites out.

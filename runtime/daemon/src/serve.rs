@@ -7,6 +7,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use anyhow::Context as _;
+use saccade::engine::EngineOptions;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
@@ -25,7 +26,7 @@ const NETWORK_THREADS: usize = 2;
 pub(crate) fn run(
     model: Option<PathBuf>,
     address: SocketAddr,
-    threads: usize,
+    options: EngineOptions,
     context: usize,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -34,13 +35,13 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .context("the network threads cannot be started")?;
-    runtime.block_on(serve(model, address, threads, context))
+    runtime.block_on(serve(model, address, options, context))
 }
 
 async fn serve(
     model: Option<PathBuf>,
     address: SocketAddr,
-    threads: usize,
+    options: EngineOptions,
     context: usize,
 ) -> anyhow::Result<()> {
     let listener = listen::bind(address).await?;
@@ -58,7 +59,7 @@ async fn serve(
             .spawn(move || {
                 // The application is let go as soon as it is ready: what is left of it ends the engine's queue.
                 let ready = move |served| app.ready(served);
-                let result = infer::run(model.as_deref(), threads, context, ready, &jobs, &metrics);
+                let result = infer::run(model.as_deref(), &options, context, ready, &jobs, &metrics);
                 // Nobody waits any more if the service is already going down.
                 let _ = ended.send(result);
             })

@@ -82,10 +82,14 @@ impl Service {
     }
 
     fn chat(&self, body: &Value) -> (u16, String) {
+        self.post("/v1/chat/completions", body)
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (u16, String) {
         let body = body.to_string();
         let length = body.len();
         self.exchange(&format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer EMPTY\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer EMPTY\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
         ))
     }
 
@@ -387,5 +391,57 @@ fn published_models_are_shown_pictures() {
         assert_eq!(count(&two) - count(&one), tokens, "{family}: {two}");
         assert_ne!(one["choices"], none["choices"], "{family}: the picture is seen");
         assert!(one["timings"]["vision_ms"].as_f64().unwrap() > 0.0, "{one}");
+    }
+}
+
+/// The picture of an answer, decoded.
+fn picture(answer: &str) -> image::RgbImage {
+    let answer: Value = serde_json::from_str(answer).unwrap();
+    let text = answer["data"][0]["b64_json"].as_str().unwrap();
+    let png = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+    image::load_from_memory_with_format(&png, image::ImageFormat::Png).unwrap().into_rgb8()
+}
+
+#[test]
+fn models_that_draw_send_pictures() {
+    // Pixels and codes of a picture.
+    for (family, size, pixels, codes) in
+        [("hf/janus", "auto", (16, 16), 16), ("hf/emu3", "48x40", (48, 40), 30)]
+    {
+        let service = published(family);
+        let ask = |seed: u64| {
+            let body = json!({"prompt": "a small house", "n": 1, "size": size, "seed": seed, "response_format": "b64_json"});
+            let (status, text) = service.post("/v1/images/generations", &body);
+            assert_eq!(status, 200, "{family}: {text}");
+            text
+        };
+        let first = ask(1);
+        assert_eq!(picture(&first).dimensions(), pixels, "{family}");
+        let answer: Value = serde_json::from_str(&first).unwrap();
+        assert_eq!(answer["usage"]["output_tokens"], codes, "{family}: {answer}");
+        assert!(
+            answer["created"].as_u64().unwrap() > 0 && answer["timings"]["decode_ms"].as_f64().unwrap() > 0.0
+        );
+        assert_eq!(picture(&ask(1)), picture(&first), "{family}: a seed repeats");
+        assert!((2..9).any(|seed| picture(&ask(seed)) != picture(&first)), "{family}: others draw otherwise");
+        // It still talks.
+        let talk = json!({"messages": [{"role": "user", "content": "what is it?"}], "max_tokens": 4});
+        assert_eq!(service.chat(&talk).0, 200, "{family}");
+        let (status, text) = service.post("/v1/images/generations", &json!({"prompt": "a", "size": "40x41"}));
+        assert_eq!((status, text.contains("cannot be drawn")), (400, true), "{family}: {text}");
+        assert_eq!(service.get("/v1/images/generations").0, 405);
+    }
+}
+
+#[test]
+fn models_that_do_not_draw_say_so() {
+    for checkpoint in ["llama/tiny.gguf", "hf/chameleon"] {
+        let service = published(checkpoint);
+        let (status, text) = service.post("/v1/images/generations", &json!({"prompt": "a small house"}));
+        assert_eq!((status, text.contains("does not draw")), (400, true), "{checkpoint}: {text}");
+        assert_eq!(
+            service.chat(&json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})).0,
+            200
+        );
     }
 }

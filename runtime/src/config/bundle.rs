@@ -15,6 +15,8 @@ pub const MAX_CONFIG_BYTES: usize = 4 << 20;
 pub const WEIGHTS_FILE: &str = "weights.safetensors";
 /// The text tokenizer of a bundle.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// What the converter calls an imported graph.
+pub const GRAPH_FILE: &str = "vision.onnx";
 /// The description of a bundle.
 pub const CONFIG_FILE: &str = "saccade.json";
 
@@ -51,6 +53,41 @@ pub struct Quantisation {
     /// Tiled layers whose activations are quantised in two INT8 parts, the value and what its rounding left: names without
     /// `.weight`.
     pub two_part_activations: BTreeSet<String>,
+    /// Linear layers of an INT8 bundle that are stored in F16 because whoever converted it asked for that: names without `.weight`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub kept_float: BTreeSet<String>,
+}
+
+/// Which part of a model an imported graph stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Pixels into the features that a text takes: of `janus`.
+    Vision,
+    /// Pixels into the vectors whose nearest code book vectors are the codes: of `chameleon`.
+    VqEncoder,
+}
+
+/// An ONNX graph that reads pictures in place of our kernels. The weights of the part stay in the bundle, for comparison.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FrontEnd {
+    /// The graph's file, one of [`BundleConfig::files`].
+    pub graph: String,
+    /// What it stands for.
+    pub replaces: Part,
+}
+
+impl Part {
+    /// The part of `model` that a graph can stand for, if there is one.
+    #[must_use]
+    pub const fn of(model: &ModelConfig) -> Option<Self> {
+        match model {
+            ModelConfig::Janus(_) => Some(Self::Vision),
+            ModelConfig::Chameleon(_) => Some(Self::VqEncoder),
+            ModelConfig::Unimodal(_) | ModelConfig::Llama(_) | ModelConfig::Emu3(_) => None,
+        }
+    }
 }
 
 /// A whole `saccade.json`.
@@ -69,6 +106,9 @@ pub struct BundleConfig {
     pub linears: BTreeMap<String, [usize; 2]>,
     /// Where the weights come from; free text fields.
     pub provenance: serde_json::Map<String, serde_json::Value>,
+    /// The graph that reads pictures, if one was imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub front_end: Option<FrontEnd>,
     /// Every other file of the bundle.
     pub files: BTreeMap<String, FileEntry>,
     /// BLAKE3 of this file with these 64 digits replaced by zeros.
@@ -102,6 +142,7 @@ impl BundleConfig {
             return Err(ConfigError::SelfHash);
         }
         config.model.check()?;
+        config.check_front_end()?;
         for (name, entry) in &config.files {
             if name.contains(['/', '\\']) || name.starts_with('.') || name == "saccade.json" {
                 return Err(invalid("files", format!("`{name}` is no plain file name")));
@@ -124,12 +165,38 @@ impl BundleConfig {
     /// [`ConfigError`] if the configuration breaks a rule.
     pub fn to_json(&self) -> Result<Vec<u8>, ConfigError> {
         self.model.check()?;
+        self.check_front_end()?;
         let unhashed = Self { self_blake3: "0".repeat(HASH_DIGITS), ..self.clone() };
         let mut bytes = serde_json::to_vec_pretty(&unhashed)?;
         bytes.push(b'\n');
         let (at, hash) = self_hash(&bytes).ok_or(ConfigError::SelfHash)?;
         bytes[at..at + HASH_DIGITS].copy_from_slice(hash.as_bytes());
         Ok(bytes)
+    }
+
+    /// A graph is listed and stands for a part that the model has; `.onnx` files are in a bundle for nothing else.
+    fn check_front_end(&self) -> Result<(), ConfigError> {
+        let graphs = || self.files.keys().filter(|name| name.ends_with(".onnx"));
+        let Some(FrontEnd { graph, replaces }) = &self.front_end else {
+            return match graphs().next() {
+                Some(name) => Err(invalid("files", format!("`{name}` is listed, but there is no front_end"))),
+                None => Ok(()),
+            };
+        };
+        if graphs().ne([graph]) {
+            return Err(invalid(
+                "front_end.graph",
+                format!("`{graph}` must be listed, and be the only .onnx file"),
+            ));
+        }
+        if Part::of(&self.model) != Some(*replaces) {
+            let family = self.model.family();
+            return Err(invalid(
+                "front_end.replaces",
+                format!("a model of family `{family}` has no such part"),
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -14,9 +14,11 @@ fn bundle() -> BundleConfig {
             recipe: "w8a8".into(),
             float_tensors: vec![],
             two_part_activations: Default::default(),
+            kept_float: Default::default(),
         },
         linears: BTreeMap::new(),
         provenance: serde_json::Map::new(),
+        front_end: None,
         files: [(WEIGHTS_FILE.into(), entry.clone()), (TOKENIZER_FILE.into(), entry)].into(),
         self_blake3: String::new(),
     }
@@ -84,7 +86,7 @@ fn each_broken_rule_of_the_files_names_the_file() {
     let hash = "b".repeat(64);
     let strays =
         ["../x", "a/b", "a\\b", ".hidden", "saccade.json"].map(|name| (name, entry(&hash), "file name"));
-    let hashes = ["", &"b".repeat(63), &"g".repeat(64)].map(|hash| ("x.onnx", entry(hash), "64 hex digits"));
+    let hashes = ["", &"b".repeat(63), &"g".repeat(64)].map(|hash| ("x.bin", entry(hash), "64 hex digits"));
     for (name, entry, part) in strays.into_iter().chain(hashes) {
         let mut config = bundle();
         config.files.insert(name.into(), entry);

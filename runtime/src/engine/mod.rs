@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::kernels::{self, Kernels};
+use crate::onnx::OnnxOptions;
 pub use crate::threads::Idle;
 use crate::threads::Pool;
 
@@ -53,7 +54,7 @@ pub enum EngineError {
 }
 
 /// How to build an [`Engine`].
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct EngineOptions {
     /// Threads that share the work, the caller's included; 0 means one for each core.
     pub threads: usize,
@@ -61,6 +62,8 @@ pub struct EngineOptions {
     pub kernels: Option<&'static str>,
     /// How idle workers wait.
     pub idle: Idle,
+    /// How an imported graph is run, in bundles that have one.
+    pub onnx: OnnxOptions,
 }
 
 /// The CPU engine: one kernel set, one thread pool. Shared by every session.

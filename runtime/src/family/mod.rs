@@ -9,6 +9,7 @@ pub(crate) mod janus;
 mod llama;
 pub mod unimodal;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -25,6 +26,7 @@ use crate::engine::card::Card;
 use crate::engine::{Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::movq::Movq;
+use crate::onnx::{Graph, OnnxError};
 use crate::pages::Pages;
 use crate::quant::{pad_k, pad_n};
 use crate::session::SessionError;
@@ -114,6 +116,9 @@ impl TensorSpec {
     }
 }
 
+/// The linear layers of a decoder block that read the same activations, so that all of them are INT8 in as many parts, or none is.
+pub const SHARED_INPUTS: [&[&str]; 2] = [&["attn.q", "attn.k", "attn.v"], &["ffn.up", "ffn.gate"]];
+
 /// Every tensor of a model, in checkpoint order.
 #[must_use]
 pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
@@ -124,6 +129,21 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
         ModelConfig::Janus(c) => janus::tensors(c),
         ModelConfig::Emu3(c) => emu3::tensors(c),
     }
+}
+
+/// Gives the linear layers in `kept` (names without `.weight`) the role of those that stay float.
+///
+/// # Errors
+/// The first name that is no linear layer of these.
+pub fn keep_float<'a>(
+    specs: &mut [TensorSpec],
+    kept: &'a BTreeSet<String>,
+) -> std::result::Result<(), &'a str> {
+    for stem in kept {
+        let spec = specs.iter_mut().find(|spec| spec.role == Role::Linear && spec.stem() == stem);
+        spec.ok_or(stem.as_str())?.role = Role::Float;
+    }
+    Ok(())
 }
 
 /// A bundle, mapped and checked, with the engine that runs it. Sessions share one.
@@ -140,6 +160,8 @@ pub struct Model {
     movq: Option<Movq>,
     /// From the first to the last token that is the code of a picture.
     code_span: Range<u32>,
+    /// What reads pictures in place of one of those.
+    graph: Option<Graph>,
     engine: Engine,
     /// Where the decoder runs, if not on the CPU.
     #[cfg(feature = "cuda")]
@@ -189,6 +211,15 @@ impl Model {
         }
         let ids = config.model.code_ids();
         let code_span = ids.iter().min().zip(ids.iter().max()).map_or(0..0, |(&from, &to)| from..to + 1);
+        let graph = match &config.front_end {
+            Some(front_end) => {
+                Some(Graph::open(weights.dir(), config, front_end, options, engine.threads())?)
+            }
+            None if options.onnx.provider.is_some() || options.onnx.library.is_some() => {
+                return Err(OnnxError::NoGraph.into());
+            }
+            None => None,
+        };
         log::info!(
             "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
             config.model.name(),
@@ -207,6 +238,7 @@ impl Model {
             janus,
             movq,
             code_span,
+            graph,
             engine,
             #[cfg(feature = "cuda")]
             card: None,
@@ -261,6 +293,11 @@ impl Model {
     #[must_use]
     pub fn huge_bytes(&self) -> Option<u64> {
         self.weights.map().huge_bytes()
+    }
+
+    /// The imported graph, if the bundle has one.
+    pub(crate) fn graph(&self) -> Option<&Graph> {
+        self.graph.as_ref()
     }
 
     pub(crate) fn weights(&self) -> &Weights {

@@ -55,7 +55,7 @@ pub use dtype::Dtype;
 pub use error::FormatError;
 pub(crate) use read::open_file;
 pub use read::{Header, Rules, TensorInfo, read_file_header, read_header};
-pub use write::{TensorPlan, Writer, Written, plan_header};
+pub use write::{Mark, TensorPlan, Writer, Written, plan_header};
 
 /// Length of the length: the u64 that opens the file.
 pub const PREFIX_BYTES: u64 = PREFIX_LEN as u64;

@@ -183,6 +183,86 @@ fn an_unfinished_writer_leaves_nothing_behind() {
     assert_eq!(fs::read(&path).unwrap(), b"the old file");
 }
 
+/// Two tensors of a bundle; the second needs a pad before it.
+fn two() -> Vec<TensorPlan> {
+    let plan = |name: &str, n| TensorPlan { name: name.into(), dtype: Dtype::U8, shape: vec![n] };
+    vec![plan("a", 100), plan("b", 50)]
+}
+
+#[test]
+fn a_resumed_file_is_the_same_to_the_byte_however_it_was_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, part) = (folder.path().join("x.safetensors"), folder.path().join("x.safetensors.part"));
+    let resume =
+        |marks: &[Mark]| Writer::resume(&path, &two(), &BTreeMap::new(), Rules::Bundle, marks).unwrap();
+    let mut writer = resume(&[]);
+    writer.write("a", &[1; 100]).unwrap();
+    let first = writer.mark().unwrap();
+    writer.write("b", &[2; 50]).unwrap();
+    let marks = [first, writer.mark().unwrap()];
+    let left = fs::read(&part).unwrap();
+    let whole = writer.finish().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), left);
+
+    let end = left.len();
+    let header = usize::try_from(first.bytes).unwrap() - 100;
+    let cases: [(&str, usize, usize, usize); 6] = [
+        // What happened, bytes that are left, a byte that is changed, tensors that can be kept.
+        ("stopped at the end", end, end, 2),
+        ("the last byte was not written", end - 1, end, 1),
+        ("the last tensor is torn", end, end - 7, 1),
+        ("the first tensor is torn", end, header + 3, 0),
+        ("the header is torn", end, 20, 0),
+        ("nothing was written", 0, end, 0),
+    ];
+    for (what, bytes, changed, kept) in cases {
+        let mut found = left[..bytes].to_vec();
+        found.iter_mut().skip(changed).take(1).for_each(|byte| *byte ^= 1);
+        fs::write(&part, found).unwrap();
+        let mut writer = resume(&marks);
+        assert_eq!(writer.written(), kept, "{what}");
+        for (name, data) in [("a", &[1; 100][..]), ("b", &[2; 50])].iter().skip(kept) {
+            writer.write(name, data).unwrap();
+        }
+        assert_eq!(writer.finish().unwrap(), whole, "{what}");
+        assert_eq!(fs::read(&path).unwrap(), left, "{what}");
+    }
+}
+
+#[test]
+fn marks_of_another_file_prove_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let resume = |plan: &[TensorPlan], marks: &[Mark]| {
+        Writer::resume(&path, plan, &BTreeMap::new(), Rules::Bundle, marks).unwrap()
+    };
+    let mut writer = resume(&two(), &[]);
+    writer.write("a", &[1; 100]).unwrap();
+    let mark = writer.mark().unwrap();
+    drop(writer);
+    let kept = |marks: &[Mark]| resume(&two(), marks).written();
+    assert_eq!(kept(&[mark]), 1, "a dropped writer leaves its file");
+    for wrong in [
+        Mark { tensors: 0, ..mark },
+        Mark { tensors: 2, ..mark },
+        Mark { tensors: usize::MAX, ..mark },
+        Mark { bytes: mark.bytes + 1, ..mark },
+        Mark { bytes: u64::MAX, ..mark },
+        Mark { blake3: blake3::hash(b""), ..mark },
+    ] {
+        let mut writer = resume(&two(), &[]);
+        writer.write("a", &[1; 100]).unwrap();
+        writer.mark().unwrap();
+        drop(writer);
+        assert_eq!(kept(&[wrong]), 0, "{wrong:?}");
+    }
+    let mut writer = resume(&two(), &[]);
+    writer.write("a", &[1; 100]).unwrap();
+    drop(writer);
+    let renamed = [TensorPlan { name: "c".into(), ..two()[0].clone() }, two()[1].clone()];
+    assert_eq!(resume(&renamed, &[mark]).written(), 0, "the plan is another");
+}
+
 #[test]
 fn file_errors_name_the_file() {
     let folder = tempfile::tempdir().unwrap();

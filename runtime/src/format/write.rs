@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::bytes::ByteCount;
@@ -35,6 +35,19 @@ pub struct Written {
     ///
     /// Units: bytes.
     pub bytes: u64,
+}
+
+/// A file in the making, up to the end of one of its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Tensors written so far.
+    pub tensors: usize,
+    /// Its length so far.
+    ///
+    /// Units: bytes.
+    pub bytes: u64,
+    /// BLAKE3 of all of it.
+    pub blake3: blake3::Hash,
 }
 
 /// The bytes before the data section (length, header, blanks), and the header as the reader sees it.
@@ -106,7 +119,7 @@ fn entry(
 
 /// Writes one container, tensor by tensor, into `PATH.part`; [`Writer::finish`] gives it its name.
 ///
-/// A writer that is dropped unfinished removes what it wrote.
+/// A writer that is dropped unfinished removes what it wrote, unless it came from [`Writer::resume`].
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
@@ -118,7 +131,8 @@ pub struct Writer {
     written: usize,
     /// Where the next byte goes.
     at: u64,
-    finished: bool,
+    /// Whether an unfinished file is of no use to anyone.
+    removes: bool,
 }
 
 impl Writer {
@@ -133,22 +147,94 @@ impl Writer {
         rules: Rules,
     ) -> crate::Result<Self> {
         let (bytes, header) = plan_header(plan, metadata, rules).map_err(|rule| rule.in_file(path))?;
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let file = File::create(&part).map_err(|source| Error::Io { path: part.clone(), source })?;
-        let mut writer = Self {
+        let part = part_of(path);
+        let file = File::create(&part).map_err(io(&part))?;
+        let mut writer = Self::over(path, file, header);
+        writer.put(&bytes)?;
+        Ok(writer)
+    }
+
+    /// Goes on with the `PATH.part` that a writer of the same plan has left: behind the last of `marks` up to which the file is what they
+    /// say, or from the beginning. A writer that is dropped unfinished leaves what it wrote for the next one.
+    ///
+    /// Costs a pass over what is there: nothing of it is believed without its hash.
+    ///
+    /// # Errors
+    /// As [`Writer::create`].
+    pub fn resume(
+        path: &Path,
+        plan: &[TensorPlan],
+        metadata: &BTreeMap<String, String>,
+        rules: Rules,
+        marks: &[Mark],
+    ) -> crate::Result<Self> {
+        let (bytes, header) = plan_header(plan, metadata, rules).map_err(|rule| rule.in_file(path))?;
+        let part = part_of(path);
+        let mut options = File::options();
+        let file =
+            options.read(true).write(true).create(true).truncate(false).open(&part).map_err(io(&part))?;
+        let mut writer = Self::over(path, file, header);
+        writer.removes = false;
+        writer.find(marks, &bytes).map_err(io(&part))?;
+        let file = writer.file.get_mut();
+        file.set_len(writer.at).and_then(|()| file.seek(SeekFrom::Start(writer.at))).map_err(io(&part))?;
+        if writer.at == 0 {
+            writer.put(&bytes)?;
+        }
+        Ok(writer)
+    }
+
+    /// Counts what the file holds of the plan as written, as far as the marks prove it.
+    fn find(&mut self, marks: &[Mark], start: &[u8]) -> std::io::Result<()> {
+        let mut found = Vec::new();
+        let file = self.file.get_ref();
+        file.take(start.len() as u64).read_to_end(&mut found)?;
+        if found != start {
+            return Ok(());
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(start);
+        let mut at = start.len() as u64;
+        for mark in marks {
+            let tensors = mark.tensors.checked_sub(1).and_then(|last| self.header.tensors.get(last));
+            if tensors.is_none_or(|last| last.offset + last.bytes != mark.bytes) || mark.bytes < at {
+                break;
+            }
+            hasher.update_reader(file.take(mark.bytes - at))?;
+            at = mark.bytes;
+            if hasher.count() != at || hasher.finalize() != mark.blake3 {
+                break;
+            }
+            (self.written, self.at, self.hasher) = (mark.tensors, at, hasher.clone());
+        }
+        Ok(())
+    }
+
+    fn over(path: &Path, file: File, header: Header) -> Self {
+        Self {
             path: path.into(),
-            part,
+            part: part_of(path),
             file: BufWriter::with_capacity(1 << 20, file),
             hasher: blake3::Hasher::new(),
             header,
             written: 0,
             at: 0,
-            finished: false,
-        };
-        writer.put(&bytes)?;
-        Ok(writer)
+            removes: true,
+        }
+    }
+
+    /// Hands everything to the system and says how far the file is.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system refuses.
+    pub fn mark(&mut self) -> crate::Result<Mark> {
+        self.file.flush().map_err(io(&self.part))?;
+        Ok(Mark { tensors: self.written, bytes: self.at, blake3: self.hasher.finalize() })
+    }
+
+    /// Tensors of the plan that are written.
+    pub fn written(&self) -> usize {
+        self.written
     }
 
     /// The header of the file in the making.
@@ -190,14 +276,10 @@ impl Writer {
         if let Some(tensor) = self.header.tensors.get(self.written) {
             return Err(FormatError::Unfinished { name: tensor.name.clone() }.in_file(&self.path).into());
         }
-        let io = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| Error::Io { path, source }
-        };
         self.file.flush().map_err(io(&self.part))?;
         self.file.get_ref().sync_all().map_err(io(&self.part))?;
         fs::rename(&self.part, &self.path).map_err(io(&self.path))?;
-        self.finished = true;
+        self.removes = false;
         let folder =
             self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))?;
@@ -205,16 +287,28 @@ impl Writer {
     }
 
     fn put(&mut self, bytes: &[u8]) -> crate::Result<()> {
-        self.file.write_all(bytes).map_err(|source| Error::Io { path: self.part.clone(), source })?;
+        self.file.write_all(bytes).map_err(io(&self.part))?;
         self.hasher.update(bytes);
         self.at += bytes.len() as u64;
         Ok(())
     }
 }
 
+fn part_of(path: &Path) -> PathBuf {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    part.into()
+}
+
+/// For `map_err`: what was being written when the system refused.
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+    let path = path.to_path_buf();
+    move |source| Error::Io { path, source }
+}
+
 impl Drop for Writer {
     fn drop(&mut self) {
-        if !self.finished {
+        if self.removes {
             // Best effort: the reason for stopping is already on its way to the caller.
             let _ = fs::remove_file(&self.part);
         }

@@ -2,7 +2,7 @@
 
 use super::answer::MAX_SEQUENCES;
 use crate::config::{DecoderConfig, Modality, ModelConfig};
-use crate::engine::Most;
+use crate::engine::{ActivationKinds, Most};
 use crate::kernels::KV_BLOCK;
 use crate::kv::ArenaShape;
 
@@ -36,10 +36,18 @@ pub(super) struct Capacity {
     pub(super) logits: usize,
     /// Logits of a row, where text and codes of pictures are told apart.
     pub(super) row: usize,
+    /// Whether some layers want floats beside others that want INT8.
+    mixed: bool,
 }
 
 impl Capacity {
-    pub(super) fn new(model: &ModelConfig, options: &SessionOptions, parts: usize) -> Self {
+    /// `parts` and `kinds` are those of the layers' activations.
+    pub(super) fn new(
+        model: &ModelConfig,
+        options: &SessionOptions,
+        (parts, kinds): (usize, ActivationKinds),
+    ) -> Self {
+        let mixed = kinds == ActivationKinds::Both;
         let blocks = |tokens: usize| tokens.div_ceil(KV_BLOCK);
         let text = options.max_text_tokens;
         let sequences = options.max_sequences.clamp(1, MAX_SEQUENCES);
@@ -63,12 +71,13 @@ impl Capacity {
             ModelConfig::Janus(c) => (0, 0, blocks(text), sequences * c.drawing.vq.codebook_size),
             _ => (0, 0, blocks(text), 0),
         };
-        let rows = pass_rows(&model.decoder(), parts);
+        let rows = pass_rows(&model.decoder(), parts + if mixed { size_of::<f32>() } else { 0 });
         Self {
             segments,
             most: Most { rows, sequences, segments: segments + 1, blocks: trunk + branch, parts },
             logits: (sequences * model.text_range().len()).max(ranges),
             row: if model.code_ids().is_empty() { 0 } else { model.text_range().len() },
+            mixed,
         }
     }
 
@@ -78,7 +87,7 @@ impl Capacity {
         let (heads, kv_heads) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let widest = c.d_model.max(c.d_ff).max(heads);
         let Most { rows, blocks, parts, .. } = self.most;
-        let row = c.d_model + 2 * (heads + kv_heads) + c.d_ff + widest * parts;
+        let row = c.d_model + 2 * (heads + kv_heads) + c.d_ff + widest * (parts + usize::from(self.mixed));
         // Rotary angles, and of each thread the scores of some queries: 16, or those of one key head.
         let key = c.head_dim + 2 * threads * (c.n_heads / c.n_kv_heads).max(16);
         let floats =
@@ -87,11 +96,11 @@ impl Capacity {
     }
 }
 
-/// How many rows a pass takes.
-fn pass_rows(c: &DecoderConfig, parts: usize) -> usize {
+/// How many rows a pass takes whose layers keep so many bytes of an activation.
+fn pass_rows(c: &DecoderConfig, activation_bytes: usize) -> usize {
     let (heads, kv_heads) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
     let floats = c.d_model + 2 * (heads + kv_heads) + c.d_ff;
-    let row = 4 * floats + parts * c.d_model.max(c.d_ff).max(heads);
+    let row = 4 * floats + activation_bytes * c.d_model.max(c.d_ff).max(heads);
     let [least, most] = PASS_ROWS;
     (BUFFER_BYTES / row / least * least).clamp(least, most)
 }
@@ -110,6 +119,8 @@ mod tests {
         assert_eq!(pass_rows(&c, 1), 192, "6 MiB of 28,416 bytes are 221 rows");
         (c.d_model, c.n_kv_heads, c.head_dim, c.d_ff) = (2048, 16, 128, 5632);
         assert_eq!(pass_rows(&c, 1), 96);
+        (c.d_model, c.n_kv_heads, c.head_dim, c.d_ff) = (1024, 4, 64, 2816);
+        assert_eq!((pass_rows(&c, 2), pass_rows(&c, 6)), (192, 96), "floats beside INT8 take room");
     }
 
     #[test]
@@ -121,8 +132,11 @@ mod tests {
         let model = ModelConfig::from(c);
         model.check().unwrap();
         let c = model.decoder();
-        let capacity =
-            Capacity::new(&model, &SessionOptions { max_text_tokens: usize::MAX, max_sequences: 1 }, 2);
+        let capacity = Capacity::new(
+            &model,
+            &SessionOptions { max_text_tokens: usize::MAX, max_sequences: 1 },
+            (2, ActivationKinds::Int8),
+        );
         let arena = ArenaShape {
             n_layers: c.n_layers,
             n_kv_heads: c.n_kv_heads,

@@ -91,6 +91,16 @@ pub enum SessionError {
         /// Tokens that fit.
         room: usize,
     },
+    /// A picture of more tokens than the model was made for.
+    #[error(
+        "description and picture have {tokens} tokens, the model was made for {room}; shorten the one or draw a smaller one"
+    )]
+    Drawing {
+        /// Tokens of both.
+        tokens: usize,
+        /// Tokens that the model was made for.
+        room: usize,
+    },
     /// No such task.
     #[error("the model has no task `{name}`; it knows {known}")]
     Task {

@@ -257,7 +257,7 @@ impl Tokenizer for Clips {
         let (mut codes, mut values) = (Vec::new(), Vec::new());
         let columns = self.codes(ids, &mut codes)?;
         self.decode_picture(&codes, (codes.len() / columns, columns), &mut values)?;
-        *rgb = self.pixels.config().to_rgb8(&values);
+        *rgb = self.pixels.config().bytes(&values);
         Ok(())
     }
 }

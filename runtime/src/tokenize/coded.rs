@@ -13,6 +13,8 @@ use crate::{Error, Result};
 /// The picture tokenizer of a language model that takes codes.
 pub struct CodedImages {
     model: Arc<Model>,
+    /// Whether the bundle's graph encodes, where it has one.
+    by_graph: bool,
     pixels: Pixels,
     /// With the places that they are for: those of the last picture.
     buffers: Option<(usize, Buffers)>,
@@ -26,15 +28,23 @@ impl std::fmt::Debug for CodedImages {
 }
 
 impl CodedImages {
-    /// For `model`.
+    /// For `model`: by its graph if the bundle has one, by our kernels otherwise.
     ///
     /// # Errors
     /// If the model takes no pictures that way.
     pub fn new(model: &Arc<Model>) -> Result<Self> {
+        Ok(Self { by_graph: true, ..Self::on_kernels(model)? })
+    }
+
+    /// The same by our kernels, whatever the bundle has: to compare.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn on_kernels(model: &Arc<Model>) -> Result<Self> {
         let (image, _) = model.coded_image()?;
         let path = model.weights().dir().join(CONFIG_FILE);
         let pixels = Pixels::new(&image.pixels).map_err(|source| Error::Config { path, source })?;
-        Ok(Self { model: Arc::clone(model), pixels, buffers: None, codes: Vec::new() })
+        Ok(Self { model: Arc::clone(model), by_graph: false, pixels, buffers: None, codes: Vec::new() })
     }
 
     /// The picture as the encoder takes it.
@@ -51,34 +61,57 @@ impl CodedImages {
     ///
     /// # Errors
     /// If the sizes are not whole places of the grid, or a result is not a number.
-    pub fn encode_values(
-        &mut self,
-        values: &[f32],
-        (height, width): (usize, usize),
-        ids: &mut Vec<u32>,
-    ) -> Result<()> {
+    pub fn encode_values(&mut self, values: &[f32], size: (usize, usize), ids: &mut Vec<u32>) -> Result<()> {
         let model = Arc::clone(&self.model);
         let (CodedImage { vq: config, ids: tokens, .. }, encoder) = model.coded_image()?;
-        let patch = config.patch();
-        if values.len() != height * width * 3 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch)
-        {
-            let reason = format!("are not whole places of {patch} × {patch} pixels");
-            return Err(SessionError::PictureSize { width, height, reason }.into());
-        }
-        let places = height / patch * (width / patch);
-        let fitting = self.buffers.take().filter(|(made_for, _)| *made_for == places);
-        let made = match fitting {
-            Some(fitting) => fitting,
-            None => (places, vq::buffers(model.engine(), config, places)?),
-        };
-        let (_, buffers) = self.buffers.insert(made);
-        buffers.x.clear();
-        buffers.x.extend_from_slice(values);
-        encoder.encode(model.engine(), model.weights(), config, (height, width), buffers, &mut self.codes)?;
+        let x = &mut latents(&model, self.by_graph, &mut self.buffers, values, size)?.x;
+        encoder.codes(model.weights(), config, x, &mut self.codes)?;
         ids.clear();
         ids.extend(self.codes.iter().map(|&code| tokens[usize::from(code)]));
         Ok(())
     }
+
+    /// The vectors whose nearest code book vectors are the codes, `[places, code_dim] f32`.
+    ///
+    /// Shapes: `values [height, width, 3] f32`.
+    ///
+    /// # Errors
+    /// If the sizes are not whole places of the grid, or the graph fails.
+    pub fn latents_of_values(&mut self, values: &[f32], size: (usize, usize)) -> Result<&[f32]> {
+        Ok(&latents(&self.model, self.by_graph, &mut self.buffers, values, size)?.x)
+    }
+}
+
+/// `values [height, width, 3]` into the vectors that are coded, in buffers that are made for as many places.
+fn latents<'a>(
+    model: &Model,
+    by_graph: bool,
+    buffers: &'a mut Option<(usize, Buffers)>,
+    values: &[f32],
+    (height, width): (usize, usize),
+) -> Result<&'a mut Buffers> {
+    let (CodedImage { vq: config, .. }, encoder) = model.coded_image()?;
+    let patch = config.patch();
+    if values.len() != height * width * 3 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
+        let reason = format!("are not whole places of {patch} × {patch} pixels");
+        return Err(SessionError::PictureSize { width, height, reason }.into());
+    }
+    let places = height / patch * (width / patch);
+    let fitting = buffers.take().filter(|(made_for, _)| *made_for == places);
+    let made = match fitting {
+        Some(fitting) => fitting,
+        None => (places, vq::buffers(model.engine(), config, places)?),
+    };
+    let (_, buffers) = buffers.insert(made);
+    match model.graph().filter(|_| by_graph) {
+        Some(graph) => graph.run(values, (height, width), &mut buffers.x)?,
+        None => {
+            buffers.x.clear();
+            buffers.x.extend_from_slice(values);
+            encoder.latents(model.engine(), model.weights(), (height, width), buffers);
+        }
+    }
+    Ok(buffers)
 }
 
 impl Tokenizer for CodedImages {

@@ -60,7 +60,7 @@ impl DrawPrompt {
             }
         }
         let (tokens, room) = (prompt.tokens(), model.config().language().map_or(0, |c| c.max_positions));
-        if tokens > room { Err(SessionError::TooLong { tokens, room }.into()) } else { Ok(prompt) }
+        if tokens > room { Err(SessionError::Drawing { tokens, room }.into()) } else { Ok(prompt) }
     }
 
     /// For a description that is tokens already.
@@ -229,8 +229,8 @@ pub fn painted(model: &Arc<Model>, codes: &[u16], grid: [usize; 2]) -> Result<Pa
     let mut values = Vec::new();
     let (height, width) = drawn(model, codes, grid, &mut values)?;
     let rgb = match model.config() {
-        ModelConfig::Chameleon(c) => c.image.pixels.to_rgb8(&values),
-        ModelConfig::Emu3(c) => c.image.pixels.to_rgb8(&values),
+        ModelConfig::Chameleon(c) => c.image.pixels.bytes(&values),
+        ModelConfig::Emu3(c) => c.image.pixels.bytes(&values),
         // What Janus draws is normalised otherwise than what it reads: about −1 to 1. `as` keeps bytes in range.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         _ => values.iter().map(|x| ((x + 1.0) * 127.5).round_ties_even() as u8).collect(),

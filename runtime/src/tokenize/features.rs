@@ -13,6 +13,8 @@ use crate::{Error, Result};
 /// The eye of a model that reads pictures as features.
 pub struct Features {
     model: Arc<Model>,
+    /// Whether the bundle's graph looks, where it has one.
+    by_graph: bool,
     pixels: Pixels,
     buffers: VisionBuffers,
 }
@@ -24,16 +26,24 @@ impl std::fmt::Debug for Features {
 }
 
 impl Features {
-    /// For `model`.
+    /// For `model`: by its graph if the bundle has one, by our kernels otherwise.
     ///
     /// # Errors
     /// If the model takes no pictures that way.
     pub fn new(model: &Arc<Model>) -> Result<Self> {
+        Ok(Self { by_graph: true, ..Self::on_kernels(model)? })
+    }
+
+    /// The same by our kernels, whatever the bundle has: to compare.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn on_kernels(model: &Arc<Model>) -> Result<Self> {
         let (c, net) = model.janus()?;
         let path = model.weights().dir().join(CONFIG_FILE);
         let pixels = Pixels::new(&c.vision.pixels).map_err(|source| Error::Config { path, source })?;
         let buffers = net.vision.buffers(model.engine(), &c.vision);
-        Ok(Self { model: Arc::clone(model), pixels, buffers })
+        Ok(Self { model: Arc::clone(model), by_graph: false, pixels, buffers })
     }
 
     /// The picture as the network takes it.
@@ -50,9 +60,7 @@ impl Features {
     /// If it cannot be brought to the network's size, or a result is not a number.
     pub fn of(&mut self, picture: Picture<'_>) -> Result<&[f32]> {
         let PixelValues { values, height, width } = self.pixels.run(picture)?;
-        self.buffers.x.clear();
-        self.buffers.x.extend_from_slice(values);
-        self.run((height, width))
+        run(&self.model, self.by_graph, &mut self.buffers, values, (height, width))
     }
 
     /// The features of values that are ready for the network.
@@ -62,23 +70,34 @@ impl Features {
     /// # Errors
     /// If they are of another size than the network's, or a result is not a number.
     pub fn of_values(&mut self, values: &[f32], size: (usize, usize)) -> Result<&[f32]> {
-        self.buffers.x.clear();
-        self.buffers.x.extend_from_slice(values);
-        self.run(size)
+        run(&self.model, self.by_graph, &mut self.buffers, values, size)
     }
+}
 
-    fn run(&mut self, (height, width): (usize, usize)) -> Result<&[f32]> {
-        let model = Arc::clone(&self.model);
-        let (c, net) = model.janus()?;
-        let side = c.vision.image_size;
-        if (height, width) != (side, side) || self.buffers.x.len() != side * side * 3 {
-            let reason = format!("are not the {side} × {side} of the model");
-            return Err(SessionError::PictureSize { width, height, reason }.into());
-        }
-        net.vision.forward(model.engine(), model.weights(), &c.vision, &mut self.buffers);
-        if !self.buffers.x.iter().all(|x| x.is_finite()) {
-            return Err(SessionError::NumericFault.into());
-        }
-        Ok(&self.buffers.x)
+/// `values [height, width, 3]` into features, in the buffers.
+fn run<'a>(
+    model: &Model,
+    by_graph: bool,
+    buffers: &'a mut VisionBuffers,
+    values: &[f32],
+    (height, width): (usize, usize),
+) -> Result<&'a [f32]> {
+    let (c, net) = model.janus()?;
+    let side = c.vision.image_size;
+    if (height, width) != (side, side) || values.len() != side * side * 3 {
+        let reason = format!("are not the {side} × {side} of the model");
+        return Err(SessionError::PictureSize { width, height, reason }.into());
     }
+    match model.graph().filter(|_| by_graph) {
+        Some(graph) => graph.run(values, (height, width), &mut buffers.x)?,
+        None => {
+            buffers.x.clear();
+            buffers.x.extend_from_slice(values);
+            net.vision.forward(model.engine(), model.weights(), &c.vision, buffers);
+        }
+    }
+    if !buffers.x.iter().all(|x| x.is_finite()) {
+        return Err(SessionError::NumericFault.into());
+    }
+    Ok(&buffers.x)
 }

@@ -152,7 +152,7 @@ impl PixelConfig {
     /// Values back into bytes: `rgb8`.
     // Cut off, not rounded, as the processors do; `as` keeps them in range.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    pub(crate) fn to_rgb8(&self, values: &[f32]) -> Vec<u8> {
+    pub(crate) fn bytes(&self, values: &[f32]) -> Vec<u8> {
         let byte = |((x, mean), std): ((&f32, f32), f32)| (f64::from(x * std + mean) / self.rescale) as u8;
         values
             .as_chunks::<3>()

@@ -48,19 +48,8 @@ impl VqEncoder {
         })
     }
 
-    /// The codes of the picture in `b.x [height, width, 3]`, row by row.
-    ///
-    /// # Errors
-    /// If a result is not a number.
-    pub(crate) fn encode(
-        &self,
-        e: &Engine,
-        w: &Weights,
-        c: &VqConfig,
-        mut size: (usize, usize),
-        b: &mut Buffers,
-        codes: &mut Vec<u16>,
-    ) -> Result<()> {
+    /// The picture in `b.x [height, width, 3]` into the vectors that are coded, `b.x [places, code_dim]`, row by row.
+    pub(crate) fn latents(&self, e: &Engine, w: &Weights, mut size: (usize, usize), b: &mut Buffers) {
         let run = Run { e, w, code: None };
         size = through(&self.conv_in, run, size, b);
         for level in &self.levels {
@@ -72,10 +61,17 @@ impl VqEncoder {
         self.middle.forward(run, size, b);
         self.out.forward(run, size, b);
         through(&self.quant_conv, run, size, b);
+    }
+
+    /// The codes of the vectors `x [places, code_dim]`.
+    ///
+    /// # Errors
+    /// If a result is not a number.
+    pub(crate) fn codes(&self, w: &Weights, c: &VqConfig, x: &mut [f32], codes: &mut Vec<u16>) -> Result<()> {
         if c.code_norm == CodeNorm::Both {
-            b.x.chunks_exact_mut(c.code_dim).for_each(l2_normalise);
+            x.chunks_exact_mut(c.code_dim).for_each(l2_normalise);
         }
-        nearest(w, &self.codebook, c.code_norm, &b.x, codes)
+        nearest(w, &self.codebook, c.code_norm, x, codes)
     }
 }
 

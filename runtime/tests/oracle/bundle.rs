@@ -56,9 +56,11 @@ pub fn write_bundle(
             recipe: "test".into(),
             float_tensors: vec![],
             two_part_activations: Default::default(),
+            kept_float: Default::default(),
         },
         linears,
         provenance: serde_json::Map::new(),
+        front_end: None,
         files: [
             (WEIGHTS_FILE.to_string(), entry(written.bytes, written.blake3)),
             (TOKENIZER_FILE.to_string(), entry(2, blake3::hash(b"{}"))),

@@ -229,10 +229,12 @@ fn measure(dir: &Path, threads: usize) -> anyhow::Result<(f64, Value)> {
         "dram_share": rounded(median_of(&one, |s| work.bytes / s.wall / 1e9 / s.limit.dram_gbps)),
         "linear_dram_share": rounded(median_of(&one, |s| work.bytes / s.linear / 1e9 / s.limit.dram_gbps)),
     });
-    let mut batch = Map::new();
+    let (mut batch, mut guided) = (Map::new(), f64::NAN);
     for sequences in BATCHES {
         let (n, samples) = (sequences as f64, decodes(model, limits, sequences, STEPS[1])?);
         let wall = median_of(&samples, |s| s.wall);
+        // Guidance is a second sequence in the same pass.
+        guided = if sequences == 2 { wall / step } else { guided };
         let bound = |s: &Sample| s.limit.bound(work.bytes, n * work.macs_decoded) / s.wall;
         let value = json!({
             "tokens_per_s": rounded(n / wall),
@@ -251,6 +253,7 @@ fn measure(dir: &Path, threads: usize) -> anyhow::Result<(f64, Value)> {
         "prefill": prefill,
         "decode": decode,
         "batch": batch,
+        "guidance": {"times_one": rounded(guided)},
         "first_token_ms": {
             "warm": rounded(warm.ms),
             "warm_4k": rounded(warm_4k.ms),
@@ -391,6 +394,7 @@ pub(super) fn to_table(report: &Value) -> String {
             at(&format!("/batch/{n}/speedup")),
         );
     }
+    text += &format!("guidance     {:>9.2} times the step of one sequence\n", at("/guidance/times_one"),);
     text + &format!(
         "first token  warm {:.1} ms ({:.1} with 4 KiB pages), cold {:.1} ms; one pass over the weights {:.1} ms\n\
          memory       {:.1} MB anonymous, of which the arena {:.1} MB; {} allocations per step\n",
@@ -420,7 +424,9 @@ mod tests {
 
     #[test]
     fn a_report_becomes_text_even_where_it_has_holes() {
-        let text = to_table(&json!({"model": "m", "decode": {"tokens_per_s": 12.25, "dram_share": 0.5}}));
+        let decode = json!({"tokens_per_s": 12.25, "dram_share": 0.5});
+        let text = to_table(&json!({"model": "m", "decode": decode, "guidance": {"times_one": 1.125}}));
         assert!(text.contains("12.2") && text.contains("50.0 % of memory") && text.contains("NaN"), "{text}");
+        assert!(text.contains("1.12 times the step of one sequence"), "{text}");
     }
 }
