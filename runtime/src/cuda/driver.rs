@@ -296,10 +296,11 @@ impl Memory {
         self.at
     }
 
-    /// Copies `from` to `offset`, and waits.
+    /// Copies `from` to `offset`, and waits: what tests put on a card.
     ///
     /// # Panics
     /// If it does not fit.
+    #[cfg(test)]
     pub(crate) fn write<T: bytemuck::Pod>(&self, offset: usize, from: &[T]) -> Result<(), CudaError> {
         assert!(
             offset + size_of_val(from) <= self.bytes,
@@ -317,6 +318,7 @@ impl Memory {
     ///
     /// # Panics
     /// If there is not as much.
+    #[cfg(test)]
     pub(crate) fn read<T: bytemuck::Pod>(&self, offset: usize, to: &mut [T]) -> Result<(), CudaError> {
         assert!(
             offset + size_of_val(to) <= self.bytes,

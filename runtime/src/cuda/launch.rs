@@ -4,7 +4,6 @@ use std::ffi::c_void;
 
 use super::driver::Device;
 use super::error::CudaError;
-use crate::kernels::KV_BLOCK;
 use crate::quant::{TILE_N, pad_k};
 
 type Result = std::result::Result<(), CudaError>;
@@ -444,29 +443,4 @@ impl Device {
     pub(crate) fn embed(&self, tables: &Tables, inputs: At, rows: usize, x: At) -> Result {
         launch!(self, "embed", [rows, 1, 1], 128, 0, *tables, inputs, x)
     }
-
-    /// The largest of each row of `logits [rows, n]` → `best [rows] u64`, which is zeroed before; see `argmax.cu`.
-    #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
-    pub(crate) fn argmax(
-        &self,
-        logits: At,
-        [rows, n]: [usize; 2],
-        (unsaid, n_unsaid): (At, usize),
-        best: At,
-        flag: At,
-    ) -> Result {
-        let grid = [n.div_ceil(1024), rows, 1];
-        let (n, n_unsaid) = (n as i32, n_unsaid as i32);
-        launch!(self, "argmax", grid, 256, 0, logits, n, unsaid, n_unsaid, best, flag)
-    }
-}
-
-/// The index that `argmax` packed, or nothing where every value was −∞.
-pub(crate) fn unpack_argmax(best: u64) -> Option<usize> {
-    (best != 0).then(|| (u32::MAX - best as u32) as usize)
-}
-
-/// Blocks that hold so many tokens.
-pub(crate) fn blocks_of(tokens: usize) -> usize {
-    tokens.div_ceil(KV_BLOCK)
 }

@@ -37,8 +37,7 @@ macro_rules! source {
 }
 
 /// Every kernel file. A new one is a line here.
-pub const SOURCES: [KernelFile; 10] = [
-    source!("argmax": "argmax"),
+pub const SOURCES: [KernelFile; 9] = [
     source!("attention_f32": "attention_f32"),
     source!("attention_i8": "attention_i8"),
     source!("elementwise": "rms_norm_rows", "silu_multiply", "check_finite"),

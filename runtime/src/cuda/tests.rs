@@ -308,31 +308,6 @@ fn small_operations_on_floats() {
 }
 
 #[test]
-fn the_largest_logit_is_the_first_of_equals_and_never_an_unsaid_one() {
-    use super::launch::unpack_argmax;
-    let mut card = orin();
-    let mut random = Random(13);
-    for n in [1, 5, 1024, 1025, 3000] {
-        let mut logits = random.f32s(3 * n);
-        // Equal ones, and negative ones only.
-        logits[..n].iter_mut().for_each(|x| *x = (*x).round());
-        logits[n..2 * n].iter_mut().for_each(|x| *x = -x.abs() - 1.0);
-        let unsaid = [random.below(n) as i32];
-        let (at, unsaid_at) = (card.put(&logits), card.put(&unsaid));
-        let (best, flag) = (card.put(&[0u64; 3]), card.put(&[0u32]));
-        card.device.argmax(at, [3, n], (unsaid_at, 1), best, flag).unwrap();
-        for (row, best) in logits.chunks(n).zip(card.get::<u64>(best, 3)) {
-            let mut row = row.to_vec();
-            row[unsaid[0] as usize] = f32::NEG_INFINITY;
-            let want = crate::sample::argmax(&row).filter(|&i| row[i] > f32::NEG_INFINITY);
-            assert_eq!(unpack_argmax(best), want, "of {n}");
-        }
-        assert_eq!(card.get::<u32>(flag, 1), [0]);
-        card.clear();
-    }
-}
-
-#[test]
 fn rows_of_tables_and_what_is_added_to_them() {
     use super::launch::{InputAt, TableAt, Tables};
     use half::f16;

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::device::{DeviceOptions, kernels_dir};
 use super::pass::{HEAD_EPS, Layer, Most, Own, Pass, QkNorms, Rows, Sequence};
 use crate::Result;
 use crate::config::{DecoderConfig, Modality, NormPlace};
@@ -13,7 +14,7 @@ use crate::cuda::launch::{
     At, AttentionShape, HeadNorms, HeadShape, InputAt, Layer as LayerAt, Layers, RowAt, SegmentAt,
     SequenceAt, StepAt, TableAt, Tables, UnitAt,
 };
-use crate::cuda::{Device, Graph, Memory, Pinned};
+use crate::cuda::{CudaOptions, Device, Graph, Memory, Pinned};
 use crate::decoder::Decoder;
 use crate::family::unimodal::Unimodal;
 use crate::kernels::KV_BLOCK;
@@ -40,8 +41,14 @@ pub(crate) struct Card {
 }
 
 impl Card {
+    /// Opens the card that is asked for, and copies the weights to it.
+    pub(crate) fn choose(options: &DeviceOptions, weights: &Weights) -> Result<Self> {
+        let kernels = kernels_dir(options);
+        Self::new(Device::open(&CudaOptions { ordinal: options.ordinal, kernels })?, weights)
+    }
+
     /// Copies the weights to a card.
-    pub(crate) fn new(device: Arc<Device>, weights: &Weights) -> Result<Self> {
+    fn new(device: Arc<Device>, weights: &Weights) -> Result<Self> {
         let bytes: &[u8] = weights.map();
         let memory = device.allocate("the weights", bytes.len())?;
         let mut rooms = [Pinned::new(&device, CHUNK)?, Pinned::new(&device, CHUNK)?];

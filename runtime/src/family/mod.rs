@@ -18,12 +18,12 @@ use crate::config::{
     BundleConfig, ClipCodes, CodedImage, JanusConfig, ModelConfig, TOKENIZER_FILE, UnimodalConfig, VqConfig,
     WeightDtype,
 };
-#[cfg(feature = "cuda")]
-use crate::cuda::Device;
 use crate::decoder::Decoder;
+#[cfg(not(feature = "cuda"))]
+use crate::engine::EngineError;
 #[cfg(feature = "cuda")]
 use crate::engine::card::Card;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{DeviceChoice, DeviceReport, Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::movq::Movq;
 use crate::onnx::{Graph, OnnxError};
@@ -166,6 +166,7 @@ pub struct Model {
     /// Where the decoder runs, if not on the CPU.
     #[cfg(feature = "cuda")]
     card: Option<Card>,
+    device: DeviceReport,
     text: OnceLock<TextTokenizer>,
 }
 
@@ -220,6 +221,30 @@ impl Model {
             }
             None => None,
         };
+        let cpu = |reason: &str| DeviceReport {
+            name: "cpu",
+            what: engine.kernels().name.into(),
+            reason: reason.into(),
+        };
+        #[cfg(feature = "cuda")]
+        let (card, device) = match options.device.choice {
+            DeviceChoice::Cpu => (None, cpu("asked for")),
+            choice => match Card::choose(&options.device, &weights) {
+                Ok(card) => {
+                    let what = card.device.name().into();
+                    (Some(card), DeviceReport { name: "cuda", what, reason: "a card is there".into() })
+                }
+                Err(error) if choice == DeviceChoice::Auto => (None, cpu(&error.to_string())),
+                Err(error) => return Err(error),
+            },
+        };
+        #[cfg(not(feature = "cuda"))]
+        let device = match options.device.choice {
+            DeviceChoice::Cpu => cpu("asked for"),
+            DeviceChoice::Cuda => return Err(EngineError::NoCuda.into()),
+            DeviceChoice::Auto => cpu(&EngineError::NoCuda.to_string()),
+        };
+        log::info!("device={} what=\"{}\" reason=\"{}\"", device.name, device.what, device.reason);
         log::info!(
             "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
             config.model.name(),
@@ -241,21 +266,10 @@ impl Model {
             graph,
             engine,
             #[cfg(feature = "cuda")]
-            card: None,
+            card,
+            device,
             text: OnceLock::new(),
         })
-    }
-
-    /// As [`Self::open`], with the decoder on a card, to whose memory the weights are copied. What makes codes and features of pictures
-    /// and pictures of codes stays on the CPU.
-    ///
-    /// # Errors
-    /// As [`Self::open`], or if the card has not enough memory.
-    #[cfg(feature = "cuda")]
-    pub fn open_on(dir: impl AsRef<Path>, options: &EngineOptions, device: Arc<Device>) -> Result<Arc<Self>> {
-        let mut model = Self::load(dir.as_ref(), options, Pages::default())?;
-        model.card = Some(Card::new(device, &model.weights)?);
-        Ok(Arc::new(model))
     }
 
     /// The card that the decoder runs on.
@@ -280,6 +294,12 @@ impl Model {
     #[must_use]
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// What the decoder runs on, and why.
+    #[must_use]
+    pub fn device(&self) -> &DeviceReport {
+        &self.device
     }
 
     /// The weights file as it is mapped.

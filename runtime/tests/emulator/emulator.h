@@ -99,11 +99,6 @@ inline unsigned atomicOr(unsigned *at, unsigned value) {
     *at |= value;
     return old;
 }
-inline unsigned long long atomicMax(unsigned long long *at, unsigned long long value) {
-    unsigned long long old = *at;
-    if (value > old) *at = value;
-    return old;
-}
 inline float half_to_float(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, bits = (uint32_t)(half & 0x7fff) << 13;
     uint32_t special = bits >= 0x7c00u << 13 ? 0x7f800000u : 0;

@@ -6,7 +6,7 @@ use super::{Card, each_card};
 use crate::config::{DecoderConfig, Modality, nano};
 use crate::cuda::Device;
 use crate::cuda::launch::{
-    AttentionShape, HeadNorms, HeadShape, RowAt, SegmentAt, SequenceAt, StepAt, UnitAt, blocks_of,
+    AttentionShape, HeadNorms, HeadShape, RowAt, SegmentAt, SequenceAt, StepAt, UnitAt,
 };
 use crate::engine::attention::{Attention, AttentionScratch};
 use crate::engine::{Engine, EngineOptions, Net, Own, Sequence, Visible, layer_norm};
@@ -350,7 +350,7 @@ impl Step {
     fn max_keys(&self) -> usize {
         let of = |s: &SequenceAt| {
             let segments = &self.segments[s.first_segment as usize..][..s.segments as usize];
-            segments.iter().map(|segment| blocks_of(segment.len as usize)).sum::<usize>()
+            segments.iter().map(|segment| (segment.len as usize).div_ceil(KV_BLOCK)).sum::<usize>()
         };
         (self.sequences.iter().map(of).max().unwrap() * KV_BLOCK).next_multiple_of(2 * KV_BLOCK)
     }

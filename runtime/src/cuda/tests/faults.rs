@@ -54,10 +54,13 @@ fn a_card_that_no_kernel_is_for() {
 fn kernels_that_are_missing_or_of_another_kind() {
     emulator::plug_in();
     let error = Device::open(&CudaOptions { ordinal: 0, kernels: "nowhere".into() }).unwrap_err();
-    assert!(error.to_string().starts_with("no compiled kernel `nowhere/sm_87/argmax.cubin`"), "{error}");
+    assert!(
+        error.to_string().starts_with("no compiled kernel `nowhere/sm_87/attention_f32.cubin`"),
+        "{error}"
+    );
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("sm_87")).unwrap();
-    std::fs::write(dir.path().join("sm_87/argmax.cubin"), "no kernel").unwrap();
+    std::fs::write(dir.path().join("sm_87/attention_f32.cubin"), "no kernel").unwrap();
     let error = Device::open(&CudaOptions { ordinal: 0, kernels: dir.path().into() }).unwrap_err();
     assert!(error.to_string().contains("cuModuleLoadData"), "{error}");
 }

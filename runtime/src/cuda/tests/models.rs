@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{emulator, orin};
-use crate::engine::EngineOptions;
+use super::emulator;
+use crate::engine::{DeviceChoice, DeviceOptions, EngineOptions};
 use crate::family::Model;
 use crate::kernels::tests::compare::assert_same;
 use crate::sample::argmax;
@@ -16,10 +16,13 @@ fn nano() -> PathBuf {
 
 /// The same bundle on the CPU and on a card.
 fn both(dir: &Path) -> [Arc<Model>; 2] {
-    emulator::plug_in();
-    let device = Arc::clone(&orin().device);
-    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
-    [Model::open(dir, &options).unwrap(), Model::open_on(dir, &options, device).unwrap()]
+    let kernels = Some(emulator::plug_in().join("kernels"));
+    let cpu = EngineOptions { threads: 1, ..EngineOptions::default() };
+    let device = DeviceOptions { choice: DeviceChoice::Cuda, kernels, ordinal: 0 };
+    let card = EngineOptions { device, ..cpu.clone() };
+    let both = [cpu, card].map(|options| Model::open(dir, &options).unwrap());
+    assert_eq!(both.each_ref().map(|model| model.device().name), ["cpu", "cuda"]);
+    both
 }
 
 /// What a session says of everything that it can be asked, bit by bit.
@@ -75,4 +78,18 @@ fn the_shipped_model_has_the_bits_of_the_cpu() {
     let want = transcript(&cpu);
     assert!(want.len() > 100_000, "{}", want.len());
     assert_same(&transcript(&card), &want, "nano");
+}
+
+#[test]
+fn what_cannot_be_had_is_refused_or_said() {
+    let kernels = Some(PathBuf::from("nowhere"));
+    let open = |choice| {
+        let device = DeviceOptions { choice, kernels: kernels.clone(), ordinal: 0 };
+        Model::open(nano(), &EngineOptions { threads: 1, device, ..EngineOptions::default() })
+    };
+    emulator::plug_in();
+    let error = open(DeviceChoice::Cuda).unwrap_err().to_string();
+    assert!(error.starts_with("no compiled kernel `nowhere/sm_87/"), "{error}");
+    let model = open(DeviceChoice::Auto).unwrap();
+    assert_eq!((model.device().name, &model.device().reason), ("cpu", &error));
 }
