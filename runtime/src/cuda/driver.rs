@@ -389,6 +389,23 @@ impl Memory {
         Ok(())
     }
 
+    /// Puts a copy of the first `bytes` to `other` into the stream.
+    ///
+    /// # Panics
+    /// If one of the two is smaller.
+    pub(crate) fn copy_to(&self, other: &Self, bytes: usize) -> Result<(), CudaError> {
+        assert!(
+            bytes <= self.bytes && bytes <= other.bytes,
+            "{bytes} bytes of {} to {}",
+            self.bytes,
+            other.bytes
+        );
+        self.device.enter()?;
+        // SAFETY: checked above; the two do not overlap.
+        unsafe { result::memcpy_dtod_async(other.at, self.at, bytes, self.device.stream) }
+            .map_err(CudaError::of("cuMemcpyDtoD"))
+    }
+
     /// Puts zeros into `bytes` from `offset` on, in the stream.
     ///
     /// # Panics

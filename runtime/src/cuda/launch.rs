@@ -439,6 +439,12 @@ impl Device {
         launch!(self, "check_finite", [n.div_ceil(256), 1, 1], 256, 0, x, count, flag)
     }
 
+    /// INT8 products in registers alone: `rounds` · 8 of 16 × 8 × 32 in each of 8 warps of `blocks` blocks. `out` is one value.
+    pub(crate) fn peak_int8(&self, blocks: usize, rounds: usize, out: At) -> Result {
+        let rounds = rounds as i32;
+        launch!(self, "peak_int8", [blocks, 1, 1], 256, 0, rounds, out)
+    }
+
     /// The input vectors of `rows` rows: `inputs [rows]` → `x [rows, d] f32`.
     pub(crate) fn embed(&self, tables: &Tables, inputs: At, rows: usize, x: At) -> Result {
         launch!(self, "embed", [rows, 1, 1], 128, 0, *tables, inputs, x)

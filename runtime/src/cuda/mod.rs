@@ -10,6 +10,7 @@
 mod driver;
 mod error;
 pub(crate) mod launch;
+mod limits;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -17,4 +18,5 @@ mod tests;
 pub use driver::{CudaOptions, Device};
 pub(crate) use driver::{Graph, Memory, Pinned};
 pub use error::CudaError;
+pub use limits::CardLimits;
 pub use sources::{ARCHITECTURES, Architecture, HEADERS, KernelFile, SOURCES};

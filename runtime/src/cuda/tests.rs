@@ -21,8 +21,8 @@ mod models;
 const SCALAR: Kernels = Kernels::SCALAR;
 
 /// An emulated card, and what lies in its memory.
-struct Card {
-    device: Arc<Device>,
+pub(super) struct Card {
+    pub(super) device: Arc<Device>,
     kept: Vec<Memory>,
 }
 
@@ -39,7 +39,7 @@ fn card(major: &str, minor: &str) -> Card {
     Card { device: Device::open(&options).unwrap(), kept: Vec::new() }
 }
 
-fn orin() -> Card {
+pub(super) fn orin() -> Card {
     card("8", "7")
 }
 

@@ -302,6 +302,13 @@ impl Model {
         &self.device
     }
 
+    /// The card that the decoder runs on, to measure what it can do.
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn card_device(&self) -> Option<&Arc<crate::cuda::Device>> {
+        self.card.as_ref().map(|card| &card.device)
+    }
+
     /// The weights file as it is mapped.
     #[must_use]
     pub fn mapped(&self) -> &[u8] {
