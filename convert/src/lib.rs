@@ -33,11 +33,13 @@ pub mod inspect;
 mod journal;
 mod keep;
 mod memory;
+mod pieces;
 pub mod place;
 pub mod progress;
 pub mod random;
 pub mod rounding;
 pub mod store;
+mod tokenizer_file;
 pub mod values;
 pub mod verify;
 

@@ -22,7 +22,7 @@ pub enum Elements {
     Ggml(GgmlType),
 }
 
-/// In which order the rows of a query or key projection lie.
+/// In which order the rows of a query or key projection, or the values of its bias, lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
     /// As the runtime wants them: the two halves of a head are the two parts of its rotary pairs.
@@ -179,7 +179,7 @@ impl Values {
         }
         Ok(match origin.rows {
             Rows::AsTheyAre => values,
-            Rows::Interleaved { heads } => halves(&values, heads, spec.matrix()),
+            Rows::Interleaved { heads } => halves(&values, heads, spec.shape[0]),
         })
     }
 
@@ -201,11 +201,11 @@ fn plain(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     })
 }
 
-/// Rows of rotary pairs side by side, `(head, pair, 2)`, into rows of halves, `(head, 2, pair)`.
+/// `n` rows of rotary pairs side by side, `(head, pair, 2)`, into rows of halves, `(head, 2, pair)`; a bias has rows of one value.
 ///
 /// Source: the inverse of `permute` in llama.cpp's `convert_hf_to_gguf.py`.
-fn halves(values: &[f32], heads: usize, [n, k]: [usize; 2]) -> Vec<f32> {
-    let head_dim = n / heads;
+fn halves(values: &[f32], heads: usize, n: usize) -> Vec<f32> {
+    let (head_dim, k) = (n / heads, values.len() / n);
     let mut turned = Vec::with_capacity(values.len());
     for head in 0..heads {
         for half in 0..2 {
@@ -226,7 +226,7 @@ mod tests {
     fn pairs_become_halves() {
         // Two heads of four rows of one value: pairs (0, 1), (2, 3).
         let values = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0];
-        assert_eq!(halves(&values, 2, [8, 1]), [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0]);
-        assert_eq!(halves(&[0.0, 5.0, 1.0, 6.0], 1, [2, 2]), [0.0, 5.0, 1.0, 6.0], "one pair stays");
+        assert_eq!(halves(&values, 2, 8), [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0]);
+        assert_eq!(halves(&[0.0, 5.0, 1.0, 6.0], 1, 2), [0.0, 5.0, 1.0, 6.0], "one pair stays");
     }
 }

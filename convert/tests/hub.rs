@@ -166,7 +166,7 @@ fn what_a_folder_lacks_or_has_wrong_is_a_sentence() {
     type Change = fn(&Workshop);
     let cases: [(&str, Change); 14] = [
         ("no config.json", |shop| fs::remove_file(shop.path("tiny/config.json")).unwrap()),
-        ("model_type is `gpt_oss`, which cannot be converted; these can: chameleon", |shop| {
+        ("model_type is `gpt_oss`, which cannot be converted; these can: anole, chameleon", |shop| {
             change_json(shop, "tiny/config.json", |c| c["model_type"] = json!("gpt_oss"));
         }),
         ("field `hidden_size` is missing", |shop| {
@@ -178,10 +178,10 @@ fn what_a_folder_lacks_or_has_wrong_is_a_sentence() {
         ("n_kv_heads: 3 does not divide", |shop| {
             change_json(shop, "tiny/config.json", |c| c["num_key_value_heads"] = json!(3));
         }),
-        ("`rope_scaling` has the type `llama3`", |shop| {
-            change_json(shop, "tiny/config.json", |c| c["rope_scaling"] = json!({"rope_type": "llama3"}));
+        ("`rope_scaling` has the type `dynamic`", |shop| {
+            change_json(shop, "tiny/config.json", |c| c["rope_scaling"] = json!({"rope_type": "dynamic"}));
         }),
-        ("`attention_bias` is true", |shop| {
+        ("tensor `layers.0.attn.q.bias`: it is missing", |shop| {
             change_json(shop, "tiny/config.json", |c| c["attention_bias"] = json!(true));
         }),
         ("model-00002-of-00002.safetensors: it is missing, and the index lists it", |shop| {

@@ -10,7 +10,7 @@ use saccade_convert::checkpoint::Checkpoint;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const FAMILIES: [&str; 4] = ["llama/tiny", "hf/janus", "hf/chameleon", "hf/emu3"];
+const FAMILIES: [&str; 6] = ["llama/tiny", "kin/llama", "kin/qwen2", "hf/janus", "hf/chameleon", "hf/emu3"];
 
 fn copy(family: &str) -> (TempDir, Vec<PathBuf>) {
     let dir = tempfile::tempdir().unwrap();

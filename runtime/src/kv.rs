@@ -194,6 +194,20 @@ impl KvArena {
         chain.len += tokens;
     }
 
+    /// Forgets what a chain holds behind its first `len` tokens, if it has more.
+    pub(crate) fn truncate(&mut self, chain: &mut Chain, len: usize) {
+        if len >= chain.len {
+            return;
+        }
+        let Some(last) = len.div_ceil(KV_BLOCK).checked_sub(1).and_then(|last| self.blocks(chain).nth(last))
+        else {
+            return self.release(chain);
+        };
+        let head = std::mem::replace(&mut self.next[last as usize], NONE);
+        self.release(&mut Chain { head, ..*chain });
+        (chain.tail, chain.len) = (last, len);
+    }
+
     /// Gives a chain's blocks back.
     pub(crate) fn release(&mut self, chain: &mut Chain) {
         let mut block = chain.head;
@@ -405,6 +419,26 @@ mod tests {
         arena.release(&mut b);
         assert_eq!(arena.free_blocks(), 4);
         assert_eq!(arena.blocks(&a).count(), 0);
+    }
+
+    #[test]
+    fn a_chain_is_cut_and_grows_again() {
+        let mut arena = arena(6);
+        for (len, cut, free) in
+            [(80, 81, 1), (80, 80, 1), (80, 79, 1), (80, 33, 3), (80, 32, 4), (80, 1, 5), (80, 0, 6)]
+        {
+            let mut chain = Chain::EMPTY;
+            arena.extend(&mut chain, len);
+            let before: Vec<_> = arena.blocks(&chain).collect();
+            arena.truncate(&mut chain, cut);
+            assert_eq!((chain.len, arena.free_blocks()), (cut.min(len), free), "{cut}");
+            assert!(arena.blocks(&chain).eq(before.into_iter().take(6 - free)), "{cut}");
+            let more = 90 - chain.len;
+            arena.extend(&mut chain, more);
+            assert_eq!((arena.blocks(&chain).count(), arena.free_blocks()), (6, 0), "{cut}");
+            arena.release(&mut chain);
+            assert_eq!(arena.free_blocks(), 6, "{cut}");
+        }
     }
 
     #[test]

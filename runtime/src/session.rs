@@ -65,8 +65,14 @@ pub struct Session {
     visible: Vec<Visible>,
     /// The position after them.
     base: usize,
-    /// Of the open answer.
-    question: Vec<u32>,
+    /// Tokens of the open answer, or of what the last one left: the question, and what of the answer went in.
+    branch: Vec<u32>,
+    /// What the last answer left, for a question that begins alike.
+    kept: Chain,
+    /// Whether answers leave anything.
+    reuses: bool,
+    /// Tokens of the last question that were there.
+    reused: usize,
     /// Of states and of actions, where the model has them.
     bins: Option<[Bins; 2]>,
     codes: Vec<u16>,
@@ -146,7 +152,10 @@ impl Session {
                 card,
             },
             open: None,
-            question: Vec::with_capacity(options.max_text_tokens),
+            branch: Vec::with_capacity(options.max_text_tokens),
+            kept: Chain::EMPTY,
+            reuses: false,
+            reused: 0,
             most: capacity.most,
             max_text_tokens: options.max_text_tokens,
             model: Arc::clone(model),
@@ -174,6 +183,7 @@ impl Session {
     /// Forgets everything.
     pub fn reset(&mut self) {
         self.close();
+        self.kv.release(&mut self.kept);
         for segment in &mut self.segments {
             self.kv.release(&mut segment.chain);
         }

@@ -1,6 +1,6 @@
 //! The tokenizer of a GGUF file as a Hugging Face `tokenizer.json`, which the runtime reads.
 //!
-//! Byte-level BPE only, which the format calls `gpt2`; not the SentencePiece and WordPiece kinds. The file names its
+//! Byte-level BPE, which the format calls `gpt2`, and SentencePiece's BPE, which it calls `llama`; not WordPiece. Of byte-level BPE the file names its
 //! pre-tokenizer, the rule that cuts text before pairs are merged, but does not hold it: what the names stand for is written
 //! down here. A name that is not known is refused, since another rule would give other tokens without anybody noticing.
 //!
@@ -9,19 +9,22 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use serde::ser::{Serialize, Serializer};
 use serde_json::{Value as Json, json};
 
 use super::{Array, Value, ValueType};
+use crate::pieces::Pieces;
+use crate::tokenizer_file::{AddedToken, Bpe, File, Vocab, shown};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
+const SCORES: &str = "tokenizer.ggml.scores";
 
-/// The kind of tokenizer that is read.
+/// The kinds of tokenizers that are read.
 const BYTE_LEVEL_BPE: &str = "gpt2";
+const SENTENCEPIECE: &str = "llama";
 /// Numbers of the types of tokens: normal, unknown, control, user defined, unused, byte.
 const TOKEN_TYPES: std::ops::RangeInclusive<i32> = 1..=6;
 const CONTROL: i32 = 3;
@@ -48,9 +51,15 @@ struct Rules {
 pub fn tokenizer_json(metadata: &BTreeMap<String, Value>) -> Result<String, String> {
     let model = string(metadata, MODEL)?
         .ok_or_else(|| format!("there is no key `{MODEL}`, so the file has no tokenizer; {AGAIN}"))?;
+    if model == SENTENCEPIECE {
+        return pieces(metadata)?
+            .tokenizer_json()
+            .map_err(|reason| format!("the tokenizer's {reason}; {AGAIN}"));
+    }
     if model != BYTE_LEVEL_BPE {
         return Err(format!(
-            "key `{MODEL}` is `{}` but only `{BYTE_LEVEL_BPE}` (byte-level BPE) is supported; take a model with such a tokenizer",
+            "key `{MODEL}` is `{}` but only `{BYTE_LEVEL_BPE}` (byte-level BPE) and `{SENTENCEPIECE}` (SentencePiece) are supported; \
+             take a model with such a tokenizer",
             shown(model)
         ));
     }
@@ -83,6 +92,26 @@ pub fn tokenizer_json(metadata: &BTreeMap<String, Value>) -> Result<String, Stri
         },
     };
     serde_json::to_string(&file).map_err(|error| format!("the tokenizer cannot be written: {error}; {AGAIN}"))
+}
+
+/// The vocabulary of the SentencePiece kind.
+fn pieces(metadata: &BTreeMap<String, Value>) -> Result<Pieces<'_>, String> {
+    let flag = |key: &str| match metadata.get(key) {
+        None => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
+        Some(_) => Err(format!("key `{key}` is no bool; {AGAIN}")),
+    };
+    if flag("tokenizer.ggml.remove_extra_whitespaces")? == Some(true) {
+        return Err("the tokenizer removes white space, which is not supported; take another model".into());
+    }
+    let bytes = numbers(metadata, SCORES, ValueType::F32)?;
+    let scores = bytes.as_chunks().0.iter().map(|&score| f32::from_le_bytes(score)).collect();
+    Ok(Pieces {
+        tokens: strings(metadata, TOKENS)?,
+        scores,
+        types: types(metadata)?,
+        space_first: flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
+    })
 }
 
 type Names = &'static [&'static str];
@@ -185,7 +214,7 @@ fn added_tokens<'a>(
     metadata: &BTreeMap<String, Value>,
     tokens: &'a [String],
 ) -> Result<Vec<AddedToken<'a>>, String> {
-    let types = numbers(metadata, TOKEN_TYPE)?;
+    let types = types(metadata)?;
     if types.len() != tokens.len() {
         return Err(format!(
             "key `{TOKEN_TYPE}` has {} elements for {} tokens; {AGAIN}",
@@ -201,15 +230,7 @@ fn added_tokens<'a>(
     }
     let added =
         tokens.iter().zip(types).enumerate().filter(|(_, (_, ty))| [CONTROL, USER_DEFINED].contains(ty));
-    let added = added.map(|(id, (content, ty))| AddedToken {
-        id,
-        content,
-        single_word: false,
-        lstrip: false,
-        rstrip: false,
-        normalized: false,
-        special: ty == CONTROL,
-    });
+    let added = added.map(|(id, (content, ty))| AddedToken::new(id, content, ty == CONTROL));
     Ok(added.collect())
 }
 
@@ -251,74 +272,26 @@ fn strings<'a>(metadata: &'a BTreeMap<String, Value>, key: &str) -> Result<&'a [
     match metadata.get(key) {
         Some(Value::Array(Array::Strings(strings))) => Ok(strings),
         Some(_) => Err(format!("key `{key}` is no array of strings; {AGAIN}")),
-        None => Err(format!("there is no key `{key}`, which a `{BYTE_LEVEL_BPE}` tokenizer needs; {AGAIN}")),
+        None => Err(format!("there is no key `{key}`, which the tokenizer needs; {AGAIN}")),
     }
 }
 
-fn numbers(metadata: &BTreeMap<String, Value>, key: &str) -> Result<Vec<i32>, String> {
+fn types(metadata: &BTreeMap<String, Value>) -> Result<Vec<i32>, String> {
+    let bytes = numbers(metadata, TOKEN_TYPE, ValueType::I32)?;
+    Ok(bytes.as_chunks().0.iter().map(|&number| i32::from_le_bytes(number)).collect())
+}
+
+/// The bytes of numbers of a type.
+fn numbers<'a>(
+    metadata: &'a BTreeMap<String, Value>,
+    key: &str,
+    expected: ValueType,
+) -> Result<&'a [u8], String> {
     match metadata.get(key) {
-        Some(Value::Array(Array::Numbers { kind: ValueType::I32, bytes })) => {
-            Ok(bytes.as_chunks().0.iter().map(|&number| i32::from_le_bytes(number)).collect())
+        Some(Value::Array(Array::Numbers { kind, bytes })) if *kind == expected => Ok(bytes),
+        Some(_) => {
+            Err(format!("key `{key}` is no array of {}; {AGAIN}", format!("{expected:?}").to_lowercase()))
         }
-        Some(_) => Err(format!("key `{key}` is no array of i32; {AGAIN}")),
-        None => Err(format!("there is no key `{key}`, which a `{BYTE_LEVEL_BPE}` tokenizer needs; {AGAIN}")),
-    }
-}
-
-/// A string from a file, fit for a terminal: escaped, and cut when it is longer than any honest one.
-fn shown(text: &str) -> String {
-    const LONGEST: usize = 60;
-    let mut escaped: String = text.escape_debug().take(LONGEST).collect();
-    if text.escape_debug().nth(LONGEST).is_some() {
-        escaped.push('…');
-    }
-    escaped
-}
-
-/// The file. Borrowed from the metadata and written straight to text: as a tree it would take ten times the memory.
-#[derive(serde::Serialize)]
-struct File<'a> {
-    version: &'a str,
-    truncation: Option<()>,
-    padding: Option<()>,
-    added_tokens: Vec<AddedToken<'a>>,
-    normalizer: Json,
-    pre_tokenizer: Json,
-    post_processor: Option<()>,
-    decoder: Json,
-    model: Bpe<'a>,
-}
-
-#[derive(serde::Serialize)]
-struct AddedToken<'a> {
-    id: usize,
-    content: &'a str,
-    single_word: bool,
-    lstrip: bool,
-    rstrip: bool,
-    normalized: bool,
-    special: bool,
-}
-
-#[derive(serde::Serialize)]
-struct Bpe<'a> {
-    r#type: &'a str,
-    dropout: Option<()>,
-    unk_token: Option<()>,
-    continuing_subword_prefix: Option<()>,
-    end_of_word_suffix: Option<()>,
-    fuse_unk: bool,
-    byte_fallback: bool,
-    ignore_merges: bool,
-    vocab: Vocab<'a>,
-    merges: Vec<(&'a str, &'a str)>,
-}
-
-/// Token to id, in the order of the ids.
-struct Vocab<'a>(&'a [String]);
-
-impl Serialize for Vocab<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().enumerate().map(|(id, token)| (token, id)))
+        None => Err(format!("there is no key `{key}`, which the tokenizer needs; {AGAIN}")),
     }
 }

@@ -26,6 +26,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{Checkpoint, config_reason, origin};
 use crate::error::{ConvertError, Result, io};
+use crate::pieces::PieceModel;
 use crate::values::Values;
 
 /// Longest accepted JSON file beside the weights: an index of the largest models has half a megabyte.
@@ -35,8 +36,10 @@ const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// What `max_new_tokens` is where a checkpoint does not say, as far as its positions allow.
 pub(crate) const MAX_NEW_TOKENS: usize = 1024;
 /// What can be converted, by `model_type`.
-const KNOWN: &str = "anole, chameleon, emu3, janus, llama";
+const KNOWN: &str = "anole, chameleon, emu3, janus, llama, mistral, qwen2, qwen3";
 
+/// The file of SentencePiece, which folders of models of its time have, some of them alone.
+const PIECES: &str = "tokenizer.model";
 /// Lists which tensor lies in which file.
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -167,10 +170,9 @@ pub(crate) fn open(path: &Path, whole: bool) -> Result<Checkpoint> {
         words: read_json_if_there(&path.join("tokenizer_config.json"))?,
     };
     let (model, name) = match kind.as_str() {
-        "llama" => (
-            ModelConfig::Llama(llama::model(&folder, &folder.config)?),
-            llama::name as fn(&str) -> Option<String>,
-        ),
+        "llama" | "mistral" | "qwen2" | "qwen3" => {
+            (ModelConfig::Llama(llama::kin(&folder, &kind)?), llama::name as fn(&str) -> Option<String>)
+        }
         "chameleon" | "anole" => (chameleon::model(&folder)?, chameleon::name as fn(&str) -> Option<String>),
         "emu3" => (emu3::model(&folder)?, emu3::name as fn(&str) -> Option<String>),
         "janus" => (janus::model(&folder)?, janus::name as fn(&str) -> Option<String>),
@@ -188,7 +190,7 @@ pub(crate) fn open(path: &Path, whole: bool) -> Result<Checkpoint> {
         let names = weight_map.into_keys().filter_map(|theirs| ours(theirs, &model, name)).collect();
         return Checkpoint::planned(path, &names, model, AGAIN);
     }
-    let tokenizer = read_text(&path.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?;
+    let tokenizer = tokenizer(path)?;
     TextTokenizer::from_bytes(tokenizer.as_bytes(), &model)
         .map_err(|reason| refuse(&path.join("tokenizer.json"), reason))?;
     let values = weights(path, &model, name)?;
@@ -196,6 +198,26 @@ pub(crate) fn open(path: &Path, whole: bool) -> Result<Checkpoint> {
     provenance.insert("source".into(), json!("hub folder"));
     provenance.insert("model_type".into(), json!(kind));
     Checkpoint::of(path, values, model, tokenizer, provenance, AGAIN)
+}
+
+/// The folder's `tokenizer.json`, or what its `tokenizer.model` says as one.
+fn tokenizer(path: &Path) -> Result<String> {
+    let (file, model) = (path.join("tokenizer.json"), path.join(PIECES));
+    if file.exists() || !model.exists() {
+        return read_text(&file, MAX_TOKENIZER_BYTES);
+    }
+    let added = path.join("added_tokens.json");
+    if added.exists() {
+        let reason = "it adds tokens to those of tokenizer.model, which is not supported; save the tokenizer as tokenizer.json with \
+                      transformers";
+        return Err(refuse(&added, reason.into()));
+    }
+    let pieces = PieceModel::read(&read_bytes(&model, MAX_TOKENIZER_BYTES)?)
+        .map_err(|reason| refuse(&model, reason))?;
+    pieces
+        .pieces()
+        .tokenizer_json()
+        .map_err(|reason| refuse(&model, format!("the tokenizer's {reason}; {AGAIN}")))
 }
 
 /// Every tensor of the folder's safetensors files under the name that the bundle gives it.
@@ -359,6 +381,10 @@ fn refuse(path: &Path, reason: String) -> ConvertError {
 }
 
 fn read_text(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read_bytes(path, limit)?).map_err(|_| refuse(path, format!("it is no text; {AGAIN}")))
+}
+
+fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(io(path))?;
     let found = file.metadata().map_err(io(path))?;
     if !found.is_file() {
@@ -367,9 +393,9 @@ fn read_text(path: &Path, limit: u64) -> Result<String> {
     if found.len() > limit {
         return Err(refuse(path, format!("it has {} bytes, at most {limit} are read; {AGAIN}", found.len())));
     }
-    let mut text = String::new();
-    file.take(limit).read_to_string(&mut text).map_err(io(path))?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).map_err(io(path))?;
+    Ok(bytes)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {

@@ -4,7 +4,7 @@
 pub(super) const IGNORED: [&str; 3] = ["rotary_emb.inv_freq", "position_ids", "num_batches_tracked"];
 
 /// Ours for theirs, inside a block.
-const BLOCK: [(&str, &str); 13] = [
+const BLOCK: [(&str, &str); 20] = [
     ("input_layernorm.weight", "attn_norm.weight"),
     ("self_attn.q_proj.weight", "attn.q.weight"),
     ("self_attn.k_proj.weight", "attn.k.weight"),
@@ -18,6 +18,13 @@ const BLOCK: [(&str, &str); 13] = [
     ("mlp.gate_proj.weight", "ffn.gate.weight"),
     ("mlp.up_proj.weight", "ffn.up.weight"),
     ("mlp.down_proj.weight", "ffn.down.weight"),
+    ("self_attn.q_proj.bias", "attn.q.bias"),
+    ("self_attn.k_proj.bias", "attn.k.bias"),
+    ("self_attn.v_proj.bias", "attn.v.bias"),
+    ("self_attn.o_proj.bias", "attn.o.bias"),
+    ("mlp.gate_proj.bias", "ffn.gate.bias"),
+    ("mlp.up_proj.bias", "ffn.up.bias"),
+    ("mlp.down_proj.bias", "ffn.down.bias"),
 ];
 
 /// Our name for a tensor of a decoder whose names stand behind `prefix` (`model.`).

@@ -157,7 +157,7 @@ fn emu3_is_planned_whole() {
     let special = ["<|image start|>", "<|image end|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>"];
     vocabulary.extend((151_843..).zip(special).map(|(id, name)| (name.into(), json!(id))));
     let config = json!({
-        "model_type": "emu3", "image_token_id": 184_621, "vocabulary_map": vocabulary,
+        "model_type": "emu3", "image_token_id": 151_851, "vocabulary_map": vocabulary,
         "text_config": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8, "vocab_size": 184_622, "max_position_embeddings": 9216, "rms_norm_eps": 1e-5,
             "rope_theta": 1e6, "bos_token_id": 151_849, "eos_token_id": 151_850},

@@ -122,6 +122,7 @@ impl Heading {
 fn usage(done: &Done) -> Value {
     json!({
         "prompt_tokens": done.prompt_tokens,
+        "prompt_tokens_details": {"cached_tokens": done.cached_tokens},
         "completion_tokens": done.completion_tokens,
         "total_tokens": done.prompt_tokens + done.completion_tokens,
     })

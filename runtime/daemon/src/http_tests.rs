@@ -99,7 +99,13 @@ fn status(answer: &str) -> u16 {
 
 fn done() -> Event {
     let timings = Timings { decode_ms: 2.5, ..Timings::default() };
-    Event::Done(Done { finish: Finish::Stop, prompt_tokens: 70, completion_tokens: 3, timings })
+    Event::Done(Done {
+        finish: Finish::Stop,
+        prompt_tokens: 70,
+        cached_tokens: 0,
+        completion_tokens: 3,
+        timings,
+    })
 }
 
 /// Answers the next job with these events.

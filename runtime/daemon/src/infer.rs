@@ -79,8 +79,10 @@ impl Answerer {
             }
             None => SessionOptions::default(),
         };
+        let mut session = Session::new(&model, &options)?;
+        session.reuse_prompts();
         Ok(Self {
-            session: Session::new(&model, &options)?,
+            session,
             images: model.unimodal().is_ok().then(|| ImageTokenizer::new(&model)).transpose()?,
             reader: PictureReader::new(&model)?,
             frame: Frame::default(),
@@ -177,10 +179,12 @@ impl Answerer {
         let finish = if stream.stopped() { Ended::StopString } else { finish.into() };
         let done = self.done(&question, finish, timings);
         metrics.prompt_tokens.inc_by(done.prompt_tokens as u64);
+        metrics.prompt_tokens_cached.inc_by(done.cached_tokens as u64);
         metrics.generated_tokens.inc_by(done.completion_tokens as u64);
         log::debug!(
-            "answered prompt_tokens={} completion_tokens={}",
+            "answered prompt_tokens={} cached_tokens={} completion_tokens={}",
             done.prompt_tokens,
+            done.cached_tokens,
             done.completion_tokens
         );
         Ok(Some(Event::Done(done)))
@@ -259,7 +263,8 @@ impl Answerer {
         timings.tokens_per_s =
             if timings.decode_ms > 0.0 { later_tokens / timings.decode_ms * 1e3 } else { 0.0 };
         let finish = if ended == Ended::Limit { Finish::Length } else { Finish::Stop };
-        Done { finish, prompt_tokens, completion_tokens, timings }
+        let cached_tokens = self.session.reused_tokens();
+        Done { finish, prompt_tokens, cached_tokens, completion_tokens, timings }
     }
 }
 

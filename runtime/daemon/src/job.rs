@@ -49,6 +49,8 @@ pub(crate) struct Done {
     pub(crate) finish: Finish,
     /// Tokens that the model read: task prefix, pictures, text.
     pub(crate) prompt_tokens: usize,
+    /// Those of them whose keys and values an earlier request had left.
+    pub(crate) cached_tokens: usize,
     /// Tokens that it wrote, the end token included.
     pub(crate) completion_tokens: usize,
     pub(crate) timings: Timings,

@@ -32,6 +32,7 @@ pub(crate) struct Metrics {
     requests: Family<StatusLabels, Counter>,
     device: Family<DeviceLabels, Gauge>,
     pub(crate) prompt_tokens: Counter,
+    pub(crate) prompt_tokens_cached: Counter,
     pub(crate) generated_tokens: Counter,
     pub(crate) pictures: Counter,
     pub(crate) cancelled: Counter,
@@ -54,6 +55,7 @@ impl Metrics {
             requests: Family::default(),
             device: Family::default(),
             prompt_tokens: Counter::default(),
+            prompt_tokens_cached: Counter::default(),
             generated_tokens: Counter::default(),
             pictures: Counter::default(),
             cancelled: Counter::default(),
@@ -70,6 +72,11 @@ impl Metrics {
         r.register("requests", "Requests for answers and pictures, by HTTP status", this.requests.clone());
         r.register("device", "What the model runs on, and why: always 1", this.device.clone());
         r.register("prompt_tokens", "Tokens read", this.prompt_tokens.clone());
+        r.register(
+            "prompt_tokens_cached",
+            "Tokens read whose keys and values an earlier request had left",
+            this.prompt_tokens_cached.clone(),
+        );
         r.register("generated_tokens", "Tokens written", this.generated_tokens.clone());
         r.register("pictures", "Pictures tokenized", this.pictures.clone());
         r.register("requests_cancelled", "Requests whose client left first", this.cancelled.clone());

@@ -373,6 +373,48 @@ fn a_language_model_takes_a_conversation() {
 }
 
 #[test]
+fn a_conversation_that_comes_back_is_read_on_from_where_it_was() {
+    let service = published("llama/tiny.gguf");
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let ask = |talk: &[Value]| service.completion(&json!({"messages": talk, "max_tokens": 8}));
+    let count = |answer: &Value, what: &str| answer["usage"].pointer(what).unwrap().as_u64().unwrap();
+    let (prompt, cached) = ("/prompt_tokens", "/prompt_tokens_details/cached_tokens");
+    let mut talk = vec![turn("system", "be brief"), turn("user", "the ring")];
+    let first = ask(&talk);
+    assert_eq!(count(&first, cached), 0);
+    talk.push(first["choices"][0]["message"].clone());
+    talk.push(turn("user", "and the door"));
+    let second = ask(&talk);
+    // All of the first prompt, at least: the model's tokens need not be those that its text has.
+    assert!(count(&second, cached) >= count(&first, prompt), "{second}");
+    assert!(count(&second, cached) < count(&second, prompt), "{second}");
+    assert_eq!(
+        count(&second, "/total_tokens"),
+        count(&second, prompt) + count(&second, "/completion_tokens")
+    );
+
+    // Another conversation shares its beginning alone, and a fresh service says the same as the one that has read before.
+    let other = [turn("system", "be brief"), turn("user", "a red ring")];
+    let third = ask(&other);
+    assert!((1..count(&first, prompt)).contains(&count(&third, cached)), "{third}");
+    let fresh = published("llama/tiny.gguf");
+    for (messages, said) in [(&talk[..], &second), (&other[..], &third)] {
+        let again = fresh.completion(&json!({"messages": messages, "max_tokens": 8}));
+        assert_eq!(again["choices"], said["choices"]);
+    }
+    let total = count(&second, cached) + count(&third, cached);
+    assert_eq!(
+        service.metric("saccade_prompt_tokens_cached_total"),
+        f64::from(u32::try_from(total).unwrap())
+    );
+
+    let body = json!({"messages": other, "max_tokens": 8, "stream": true, "stream_options": {"include_usage": true}});
+    let (_, chunks) = streamed(&service.chat(&body).1);
+    let usage = json!({"usage": chunks.last().unwrap()["usage"]});
+    assert_eq!(count(&usage, cached), count(&third, prompt) - 1, "the last token goes in again: {usage}");
+}
+
+#[test]
 fn published_models_are_shown_pictures() {
     // Tokens of a picture with what stands around it.
     for (family, tokens) in [("hf/chameleon", 64 + 2), ("hf/janus", 16 + 2)] {

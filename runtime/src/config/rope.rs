@@ -46,6 +46,12 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
+    /// What `YaRN` multiplies queries and keys by where a model does not say: `0.1 · ln(factor) + 1`.
+    #[must_use]
+    pub fn yarn_amplitude(factor: f32) -> f32 {
+        0.1 * factor.max(1.0).ln() + 1.0
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let positive = |x: f32| x > 0.0 && x.is_finite();
         let (factor, original_positions) = match *self {

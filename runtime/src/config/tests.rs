@@ -232,7 +232,7 @@ fn an_emu3_whose_parts_contradict_each_other_is_refused() {
         }),
         ("image.ids", |c| c.image.ids.truncate(63)),
         ("image.ids", |c| c.image.frame_end = 501),
-        ("row_end", |c| c.image.row_end = c.image.ids[5]),
+        ("image.ids", |c| c.image.row_end = c.image.ids[5]),
     ];
     for (field, change) in cases {
         let mut changed = fixture.clone();

@@ -27,7 +27,7 @@ pub enum Finish {
 
 /// An answer in the making.
 pub(super) struct Open {
-    /// Empty until the first step, which takes the whole question.
+    /// Until the first step, what was there of the question; the step takes the rest.
     segment: Segment,
     /// The token that goes in next; of the first step, nothing.
     next: u32,
@@ -35,6 +35,8 @@ pub(super) struct Open {
     grammar: Grammar,
     /// Tokens of the question in its frame: what lies behind them in the segment was chosen.
     asked: usize,
+    /// Whether the question went in.
+    went_in: bool,
 }
 
 impl Open {
@@ -62,12 +64,41 @@ impl Session {
         if question.is_empty() && self.frame().is_empty() {
             return Err(SessionError::NoText.into());
         }
-        self.question.clear();
-        self.question.extend_from_slice(question);
-        let segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
+        let chain = self.resume(if grammar == Grammar::Text { question } else { &[] });
+        self.branch.clear();
+        self.branch.extend_from_slice(question);
+        let segment = Segment { modality: Modality::Text, chain };
         let asked = self.frame().len() + question.len();
-        self.open = Some(Open { segment, next: 0, grammar, asked });
+        self.open = Some(Open { segment, next: 0, grammar, asked, went_in: false });
         Ok(())
+    }
+
+    /// From now on an answer leaves its keys and values, and the next question that begins with the same tokens takes them instead of
+    /// computing them again: what a conversation gains that comes back with one more turn. Only one answer's are kept, in memory that
+    /// the session has anyway, and only where answers hang on nothing, which is so in every family but Saccade's own.
+    ///
+    /// The next answer is the same, bit for bit, as if nothing had been kept: a row's arithmetic does not depend on the rows that are
+    /// computed with it.
+    pub fn reuse_prompts(&mut self) {
+        self.reuses = self.model.config().language().is_some();
+    }
+
+    /// How many tokens of the last question were not computed again.
+    #[must_use]
+    pub fn reused_tokens(&self) -> usize {
+        self.reused
+    }
+
+    /// The part of what the last answer left that `question` begins with; the rest is forgotten. The last token goes in again, since
+    /// its logits are wanted, and so does everything from the first picture on whose features stand in place of tokens.
+    fn resume(&mut self, question: &[u32]) -> Chain {
+        let mut chain = std::mem::replace(&mut self.kept, Chain::EMPTY);
+        let placeholder = placeholder(self.model.config());
+        let both = self.branch.iter().zip(question).take(chain.len);
+        let same = both.take_while(|(kept, asked)| kept == asked && Some(**asked) != placeholder).count();
+        self.reused = same.min(question.len().saturating_sub(1));
+        self.kv.truncate(&mut chain, self.reused);
+        chain
     }
 
     /// Gives the features of pictures, `[places, d_model] f32`, that stand in the next questions where these have placeholders.
@@ -96,9 +127,20 @@ impl Session {
         }
     }
 
-    /// Forgets the open answer, if there is one.
+    /// Ends the open answer, if there is one. Nothing is left of it, unless [`Self::reuse_prompts`] was called.
     pub fn close(&mut self) {
+        let Some(mut open) = self.open.take() else { return };
+        if self.reuses && open.grammar == Grammar::Text {
+            self.kept = open.segment.chain;
+        } else {
+            self.kv.release(&mut open.segment.chain);
+        }
+    }
+
+    /// Ends the open answer, if there is one, and leaves nothing of it in the arena.
+    fn discard(&mut self) {
         if let Some(mut open) = self.open.take() {
+            self.kv.clear(&open.segment.chain);
             self.kv.release(&mut open.segment.chain);
         }
     }
@@ -155,6 +197,7 @@ impl Session {
             let tokens = question.len() + answer.len();
             return Err(SessionError::TooLong { tokens, room: self.max_text_tokens }.into());
         }
+        self.kv.release(&mut self.kept);
         let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
         let frame = self.frame();
         let rows = framed(&frame, question).chain(answer);
@@ -176,19 +219,21 @@ impl Session {
         }
     }
 
-    /// The first step of an open answer: the question in its frame, in one pass.
+    /// The first step of an open answer: what is not there yet of the question in its frame, in one go.
     fn ask(&mut self, pick: &mut dyn FnMut(&[f32]) -> usize) -> Result<()> {
         let frame = self.frame();
-        let (question, open) = (std::mem::take(&mut self.question), self.open.take());
+        let (question, open) = (std::mem::take(&mut self.branch), self.open.take());
         let mut open = open.expect("a step checks that there is one");
-        let rows = framed(&frame, &question);
+        let there = open.segment.chain.len;
+        let rows = framed(&frame, &question).skip(there);
         let mut picked = 0;
         let mut choose = |_: usize, logits: &[f32]| picked = pick(logits);
-        let next = open.choice(self.model.config(), open.asked);
-        let score = Score { next, first: open.asked - 1, on_logits: &mut choose };
+        let next = open.choice(self.model.config(), open.asked - there);
+        let score = Score { next, first: open.asked - 1 - there, on_logits: &mut choose };
         let mut row = row_of(self.model.config());
         let computed = self.extend(&mut open.segment, rows.map(|&id| row(id)), Own::Causal, Some(score));
-        (self.question, self.open) = (question, Some(open));
+        open.went_in = true;
+        (self.branch, self.open) = (question, Some(open));
         computed?;
         self.choose(picked)
     }
@@ -206,7 +251,7 @@ impl Session {
     /// What the next step of the open answer chooses from.
     fn choice(&self) -> Option<Next> {
         let open = self.open.as_ref()?;
-        let more = if open.segment.chain.len == 0 { open.asked } else { 1 };
+        let more = if open.went_in { 1 } else { open.asked - open.segment.chain.len };
         Some(open.choice(self.model.config(), more))
     }
 
@@ -236,12 +281,7 @@ pub fn step(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
     check(leader, sessions)?;
     let stepped = step_all(sessions, pick);
     if stepped.is_err() {
-        for session in sessions {
-            if let Some(open) = &session.open {
-                session.kv.clear(&open.segment.chain);
-            }
-            session.close();
-        }
+        sessions.iter_mut().for_each(|session| session.discard());
     }
     stepped
 }
@@ -250,7 +290,7 @@ pub fn step(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
 fn step_all(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -> usize) -> Result<()> {
     let mut indices: ArrayVec<usize, MAX_SEQUENCES> = ArrayVec::new();
     for (i, session) in sessions.iter_mut().enumerate() {
-        if session.open.as_ref().is_some_and(|open| open.segment.chain.len > 0) {
+        if session.open.as_ref().is_some_and(|open| open.went_in) {
             indices.push(i);
         } else {
             session.ask(&mut |logits| pick(i, logits))?;
@@ -282,16 +322,21 @@ fn framed<'a>(frame: &'a [u32], question: &'a [u32]) -> impl Iterator<Item = &'a
 
 /// Tokens as they are, and features one after the other where a text has placeholders for them.
 fn row_of(config: &ModelConfig) -> impl FnMut(u32) -> Row + use<> {
-    let placeholder = match config {
-        ModelConfig::Janus(c) => Some(c.vision.placeholder),
-        _ => None,
-    };
+    let placeholder = placeholder(config);
     let mut features = 0..;
     move |id| {
         if Some(id) != placeholder {
             return Row::Token(id);
         }
         features.next().map_or(Row::Token(id), Row::Feature)
+    }
+}
+
+/// What stands in a text for a feature.
+fn placeholder(config: &ModelConfig) -> Option<u32> {
+    match config {
+        ModelConfig::Janus(c) => Some(c.vision.placeholder),
+        _ => None,
     }
 }
 
@@ -325,6 +370,9 @@ fn step_in(buffers: &mut Buffers, sessions: &mut [&mut Session], on_logits: OnLo
         session.look();
         let open = session.open.as_mut().expect("a step checks that there is one");
         session.kv.extend(&mut open.segment.chain, 1);
+        if open.grammar == Grammar::Text {
+            session.branch.push(open.next);
+        }
         let drawn = open.grammar != Grammar::Text && model.janus().is_ok();
         let next = if drawn { Row::Drawn(open.next) } else { Row::Token(open.next) };
         buffers.embed(&model, row, next, open.segment.modality);

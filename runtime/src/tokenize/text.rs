@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use tokenizers::Tokenizer as HfTokenizer;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
 use super::chat::{self, Message, Part, Style};
 use crate::config::{ChatTemplate, ModelConfig};
@@ -11,6 +13,8 @@ use crate::session::SessionError;
 /// The text tokenizer of a bundle. Special tokens are never made from text: what a user types stays text.
 pub struct TextTokenizer {
     inner: HfTokenizer,
+    /// The same for what stands behind a special token, where the rules put a space before a whole text alone.
+    later: Option<HfTokenizer>,
     /// Spelling and id of each special token.
     special: Vec<(String, u32)>,
     /// Put before every text.
@@ -53,7 +57,7 @@ impl TextTokenizer {
             ModelConfig::Emu3(c) => Style::Inline(inner.id_to_token(c.image.placeholder).unwrap_or_default()),
             _ => Style::Inline(String::new()),
         };
-        Ok(Self { inner, special, bos, chat, style })
+        Ok(Self { later: later(&inner), inner, special, bos, chat, style })
     }
 
     /// The token ids of `text`.
@@ -62,7 +66,7 @@ impl TextTokenizer {
     /// If the tokenizer's rules fail on the text, in its own words.
     pub fn encode(&self, text: &str) -> crate::Result<Vec<u32>> {
         let mut ids = Vec::new();
-        self.append(text, &mut ids)?;
+        append(&self.inner, text, &mut ids)?;
         Ok(ids)
     }
 
@@ -76,7 +80,7 @@ impl TextTokenizer {
             let mut ids: Vec<u32> = self.bos.into_iter().collect();
             for part in messages.last().into_iter().flat_map(|message| &message.content) {
                 if let Part::Text { text } = part {
-                    self.append(text, &mut ids)?;
+                    append(&self.inner, text, &mut ids)?;
                 }
             }
             return Ok(ids);
@@ -97,23 +101,17 @@ impl TextTokenizer {
         // The longest of those that begin in one place.
         marks.sort_by_key(|(at, _)| (at.start, usize::MAX - at.end));
         let (mut ids, mut from) = (Vec::new(), 0);
+        let rules = |from: usize| self.later.as_ref().filter(|_| from > 0).unwrap_or(&self.inner);
         for (at, id) in marks {
             if at.start < from {
                 continue;
             }
-            self.append(&text[from..at.start], &mut ids)?;
+            append(rules(from), &text[from..at.start], &mut ids)?;
             ids.push(id);
             from = at.end;
         }
-        self.append(&text[from..], &mut ids)?;
+        append(rules(from), &text[from..], &mut ids)?;
         Ok(ids)
-    }
-
-    fn append(&self, text: &str, ids: &mut Vec<u32>) -> crate::Result<()> {
-        let encoding =
-            self.inner.encode_fast(text, false).map_err(|error| SessionError::Text(error.to_string()))?;
-        ids.extend_from_slice(encoding.get_ids());
-        Ok(())
     }
 
     /// The text of `ids`, special tokens left out.
@@ -122,5 +120,57 @@ impl TextTokenizer {
     /// If the tokenizer's rules fail on the ids, in its own words.
     pub fn decode(&self, ids: &[u32]) -> crate::Result<String> {
         Ok(self.inner.decode(ids, true).map_err(|error| SessionError::Text(error.to_string()))?)
+    }
+}
+
+fn append(rules: &HfTokenizer, text: &str, ids: &mut Vec<u32>) -> crate::Result<()> {
+    let encoding = rules.encode_fast(text, false).map_err(|error| SessionError::Text(error.to_string()))?;
+    ids.extend_from_slice(encoding.get_ids());
+    Ok(())
+}
+
+/// The rules for what stands behind a special token, where they differ: a text is cut there, so that each part would begin one.
+fn later(rules: &HfTokenizer) -> Option<HfTokenizer> {
+    let Some(PreTokenizerWrapper::Metaspace(space)) = rules.get_pre_tokenizer() else { return None };
+    if space.prepend_scheme != PrependScheme::First {
+        return None;
+    }
+    let never = Metaspace::new(space.get_replacement(), PrependScheme::Never, space.get_split());
+    let mut later = rules.clone();
+    later.with_pre_tokenizer(Some(never));
+    Some(later)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::nano;
+
+    #[test]
+    fn a_space_goes_before_the_first_part_of_a_text_alone() {
+        let vocabulary = ["<s>", "\u{2581}", "a", "b", "\u{2581}a", "\u{2581}b"];
+        let vocab: serde_json::Map<_, _> =
+            vocabulary.iter().zip(0..).map(|(t, id)| ((*t).into(), json!(id))).collect();
+        let file = |scheme: &str| {
+            json!({
+                "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": true}],
+                "pre_tokenizer": {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme, "split": true},
+                "model": {"type": "BPE", "vocab": vocab, "merges": [["\u{2581}", "a"], ["\u{2581}", "b"]]},
+            })
+        };
+        // As tokenizers encodes `a<s>b a` and `<s>b a` in one go.
+        for (scheme, first, second) in [
+            ("first", &[4, 0, 3, 4][..], &[0, 3, 4][..]),
+            ("always", &[4, 0, 5, 4], &[0, 5, 4]),
+            ("never", &[2, 0, 3, 4], &[0, 3, 4]),
+        ] {
+            let text =
+                TextTokenizer::from_bytes(file(scheme).to_string().as_bytes(), &nano().into()).unwrap();
+            assert_eq!(text.encode_marked("a<s>b a", &[]).unwrap(), first, "{scheme}");
+            assert_eq!(text.encode_marked("<s>b a", &[]).unwrap(), second, "{scheme}");
+        }
     }
 }
