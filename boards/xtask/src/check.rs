@@ -28,7 +28,12 @@ pub(crate) fn run(_args: &[String]) -> Outcome {
 /// Lints and tests of what the runtime has on request.
 fn features(list: &str) -> Outcome {
     clippy(&format!("-p saccade --features {list}"))?;
-    test::run(&["-p", "saccade", "--features", list, "--lib"].map(str::to_owned))
+    test::run(&["-p", "saccade", "--features", list, "--lib"].map(str::to_owned))?;
+    if list.contains("cuda") {
+        clippy("-p saccade-convert -p saccaded --features saccade-convert/cuda,saccaded/cuda")?;
+        test::run(&["-p", "saccade-convert", "--features", "cuda", "--test", "cuda"].map(str::to_owned))?;
+    }
+    Ok(())
 }
 
 fn clippy(packages: &str) -> Outcome {
