@@ -8,6 +8,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::error::CudaError;
+use super::memory::{Graph, Memory};
 use super::sources::{ARCHITECTURES, Architecture, SOURCES};
 
 /// The oldest driver whose calls are used: JetPack 5.
@@ -26,7 +27,7 @@ pub struct CudaOptions {
 pub struct Device {
     device: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    pub(super) stream: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, sys::CUfunction>,
     name: String,
@@ -173,7 +174,7 @@ impl Device {
     }
 
     /// Makes the card's context that of this thread.
-    fn enter(&self) -> Result<(), CudaError> {
+    pub(super) fn enter(&self) -> Result<(), CudaError> {
         // SAFETY: the context is held until `Drop`.
         unsafe { result::ctx::set_current(self.context) }.map_err(CudaError::of("cuCtxSetCurrent"))
     }
@@ -185,7 +186,7 @@ impl Device {
         let short = || CudaError::OutOfMemory { what, needed: bytes, free };
         // SAFETY: `Memory` frees it.
         match unsafe { result::malloc_sync(bytes.max(1)) } {
-            Ok(at) => Ok(Memory { device: Arc::clone(self), at, bytes }),
+            Ok(at) => Ok(Memory::new(Arc::clone(self), at, bytes)),
             Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(short()),
             Err(error) => Err(CudaError::of("cuMemAlloc")(error)),
         }
@@ -252,7 +253,7 @@ impl Device {
         // SAFETY: as above. A graph that cannot be destroyed is lost with the context.
         let _ = unsafe { result::graph::destroy(graph) };
         made.map_err(CudaError::of("cuGraphInstantiate"))?;
-        Ok(Graph { device: Arc::clone(self), executable })
+        Ok(Graph::new(Arc::clone(self), executable))
     }
 
     /// Waits for everything in the stream.
@@ -279,242 +280,6 @@ impl Drop for Device {
         }
         // SAFETY: retained by `open`, and released once.
         let _ = unsafe { result::primary_ctx::release(self.device) };
-    }
-}
-
-/// Memory of a card.
-#[derive(Debug)]
-pub(crate) struct Memory {
-    device: Arc<Device>,
-    at: sys::CUdeviceptr,
-    bytes: usize,
-}
-
-impl Memory {
-    /// Its address on the card.
-    pub(crate) fn at(&self) -> u64 {
-        self.at
-    }
-
-    /// Copies `from` to `offset`, and waits: what tests put on a card.
-    ///
-    /// # Panics
-    /// If it does not fit.
-    #[cfg(test)]
-    pub(crate) fn write<T: bytemuck::Pod>(&self, offset: usize, from: &[T]) -> Result<(), CudaError> {
-        assert!(
-            offset + size_of_val(from) <= self.bytes,
-            "{} bytes at {offset} of {}",
-            size_of_val(from),
-            self.bytes
-        );
-        self.device.wait()?;
-        // SAFETY: checked above; the copy is over when the call returns.
-        unsafe { result::memcpy_htod_sync(self.at + offset as u64, from) }
-            .map_err(CudaError::of("cuMemcpyHtoD"))
-    }
-
-    /// Copies from `offset` to `to`, and waits.
-    ///
-    /// # Panics
-    /// If there is not as much.
-    #[cfg(test)]
-    pub(crate) fn read<T: bytemuck::Pod>(&self, offset: usize, to: &mut [T]) -> Result<(), CudaError> {
-        assert!(
-            offset + size_of_val(to) <= self.bytes,
-            "{} bytes at {offset} of {}",
-            size_of_val(to),
-            self.bytes
-        );
-        self.device.enter()?;
-        // SAFETY: checked above; `wait` returns when the copy is over.
-        unsafe { result::memcpy_dtoh_async(to, self.at + offset as u64, self.device.stream) }
-            .map_err(CudaError::of("cuMemcpyDtoH"))?;
-        self.device.wait()
-    }
-}
-
-impl Memory {
-    /// Puts a copy of the first `bytes` of `from` to `offset` into the stream.
-    ///
-    /// # Panics
-    /// If it does not fit.
-    pub(crate) fn write_from(&self, offset: usize, from: &mut Pinned, bytes: usize) -> Result<(), CudaError> {
-        assert!(
-            offset + bytes <= self.bytes && bytes <= from.bytes,
-            "{bytes} bytes at {offset} of {}",
-            self.bytes
-        );
-        self.device.enter()?;
-        let stream = self.device.stream;
-        // SAFETY: checked above; `Pinned` is not written to before the event that is recorded here has passed.
-        unsafe {
-            sys::cuMemcpyHtoDAsync_v2(self.at + offset as u64, from.at.cast_const().cast(), bytes, stream)
-        }
-        .result()
-        .map_err(CudaError::of("cuMemcpyHtoD"))?;
-        // SAFETY: both live.
-        unsafe { result::event::record(from.event, stream) }.map_err(CudaError::of("cuEventRecord"))?;
-        from.busy = true;
-        Ok(())
-    }
-
-    /// Puts a copy of `bytes` from `offset` to the place `to` of pinned memory into the stream.
-    ///
-    /// # Panics
-    /// If it does not fit.
-    pub(crate) fn read_into(
-        &self,
-        offset: usize,
-        to: &mut Pinned,
-        at: usize,
-        bytes: usize,
-    ) -> Result<(), CudaError> {
-        assert!(
-            offset + bytes <= self.bytes && at + bytes <= to.bytes,
-            "{bytes} bytes at {offset} of {}",
-            self.bytes
-        );
-        self.device.enter()?;
-        let stream = self.device.stream;
-        // SAFETY: checked above; `Pinned` is not read before the event that is recorded here has passed.
-        unsafe {
-            sys::cuMemcpyDtoHAsync_v2(to.at.wrapping_add(at).cast(), self.at + offset as u64, bytes, stream)
-        }
-        .result()
-        .map_err(CudaError::of("cuMemcpyDtoH"))?;
-        // SAFETY: both live.
-        unsafe { result::event::record(to.event, stream) }.map_err(CudaError::of("cuEventRecord"))?;
-        to.busy = true;
-        Ok(())
-    }
-
-    /// Puts a copy of the first `bytes` to `other` into the stream.
-    ///
-    /// # Panics
-    /// If one of the two is smaller.
-    pub(crate) fn copy_to(&self, other: &Self, bytes: usize) -> Result<(), CudaError> {
-        assert!(
-            bytes <= self.bytes && bytes <= other.bytes,
-            "{bytes} bytes of {} to {}",
-            self.bytes,
-            other.bytes
-        );
-        self.device.enter()?;
-        // SAFETY: checked above; the two do not overlap.
-        unsafe { result::memcpy_dtod_async(other.at, self.at, bytes, self.device.stream) }
-            .map_err(CudaError::of("cuMemcpyDtoD"))
-    }
-
-    /// Puts zeros into `bytes` from `offset` on, in the stream.
-    ///
-    /// # Panics
-    /// If there are not as many.
-    pub(crate) fn fill(&self, offset: usize, bytes: usize) -> Result<(), CudaError> {
-        assert!(offset + bytes <= self.bytes, "{bytes} bytes at {offset} of {}", self.bytes);
-        self.device.enter()?;
-        // SAFETY: checked above.
-        unsafe { result::memset_d8_async(self.at + offset as u64, 0, bytes, self.device.stream) }
-            .map_err(CudaError::of("cuMemsetD8"))
-    }
-}
-
-/// Memory of the host that a card copies from and to in the background.
-#[derive(Debug)]
-pub(crate) struct Pinned {
-    device: Arc<Device>,
-    at: *mut u8,
-    bytes: usize,
-    event: sys::CUevent,
-    /// Whether a copy may be under way.
-    busy: bool,
-}
-
-// SAFETY: plain memory, and an event that any thread may wait for.
-unsafe impl Send for Pinned {}
-// SAFETY: shared references only read, after the event has passed.
-unsafe impl Sync for Pinned {}
-
-impl Pinned {
-    /// Allocates zeroed memory.
-    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
-        device.enter()?;
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let event = result::event::create(flags).map_err(CudaError::of("cuEventCreate"))?;
-        // SAFETY: `Drop` frees it.
-        let at = unsafe { result::malloc_host(bytes.max(1), 0) }
-            .map_err(CudaError::of("cuMemHostAlloc"))?
-            .cast::<u8>();
-        // SAFETY: allocated above, as long.
-        unsafe { at.write_bytes(0, bytes) };
-        Ok(Self { device: Arc::clone(device), at, bytes, event, busy: false })
-    }
-
-    /// Waits until no copy is under way.
-    fn settle(&mut self) -> Result<(), CudaError> {
-        if std::mem::take(&mut self.busy) {
-            self.device.enter()?;
-            // SAFETY: the event lives until `Drop`.
-            unsafe { result::event::synchronize(self.event) }.map_err(CudaError::of("cuEventSynchronize"))?;
-        }
-        Ok(())
-    }
-
-    /// The memory, when no copy is under way any more.
-    pub(crate) fn get(&mut self) -> Result<&mut [u8], CudaError> {
-        self.settle()?;
-        // SAFETY: allocated and initialised by `new`, as long; nobody else refers to it now.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.at, self.bytes) })
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let _ = self.settle();
-        // SAFETY: created and allocated by `new`, destroyed and freed once. A lost card has nothing to free.
-        let _ = unsafe { result::event::destroy(self.event) };
-        // SAFETY: as above.
-        let _ = unsafe { result::free_host(self.at.cast()) };
-    }
-}
-
-/// Launches that were captured, to be put into the stream as one.
-#[derive(Debug)]
-pub(crate) struct Graph {
-    device: Arc<Device>,
-    executable: sys::CUgraphExec,
-}
-
-// SAFETY: a handle of the driver, which any thread may use whose context is current.
-unsafe impl Send for Graph {}
-// SAFETY: as above; launches of one graph are ordered by the stream.
-unsafe impl Sync for Graph {}
-
-impl Graph {
-    /// Puts the launches into the stream.
-    pub(crate) fn launch(&self) -> Result<(), CudaError> {
-        self.device.enter()?;
-        // SAFETY: both live.
-        unsafe { result::graph::launch(self.executable, self.device.stream) }
-            .map_err(CudaError::of("cuGraphLaunch"))
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        // Not before the last launch is over.
-        let _ = self.device.wait();
-        // SAFETY: made by `capture`, and destroyed once.
-        let _ = unsafe { result::graph::exec_destroy(self.executable) };
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if self.device.enter().is_ok() {
-            // SAFETY: allocated by `Device::allocate`, and freed once. A lost card has nothing to free.
-            let _ = unsafe { result::memory_free(self.at) };
-        }
     }
 }
 

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::driver::{Device, Memory};
+use super::driver::Device;
 use super::error::CudaError;
 use super::launch::{Layer, Layers};
+use super::memory::Memory;
 use crate::quant::{pad_k, pad_n};
 
 /// Runs of each measurement; the best counts, the others met a clock that was still rising.

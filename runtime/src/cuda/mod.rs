@@ -7,16 +7,18 @@
 //! Words here are CUDA's: a *grid* of *blocks* of threads runs a kernel, 32 threads are a *warp*, work waits in a *stream*.
 #![allow(unsafe_code)]
 
+mod arguments;
 mod driver;
 mod error;
 pub(crate) mod launch;
 mod limits;
+mod memory;
 mod sources;
 #[cfg(test)]
 mod tests;
 
 pub use driver::{CudaOptions, Device};
-pub(crate) use driver::{Graph, Memory, Pinned};
 pub use error::CudaError;
 pub use limits::CardLimits;
+pub(crate) use memory::{Graph, Memory, Pinned};
 pub use sources::{ARCHITECTURES, Architecture, HEADERS, KernelFile, SOURCES};

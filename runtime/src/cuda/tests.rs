@@ -1,9 +1,15 @@
 //! Every kernel on the emulated card against the scalar definition, bit for bit, on awkward sizes.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss
+)]
 
 use std::sync::Arc;
 
-use super::driver::Memory;
 use super::launch::{At, Layer, Layers};
+use super::memory::Memory;
 use super::{CudaOptions, Device};
 use crate::kernels::tests::compare::assert_same;
 use crate::kernels::tests::{Random, Weights, pad_rows};
@@ -29,11 +35,9 @@ pub(super) struct Card {
 /// Opens a card with matrix instructions (Orin), or one without (Xavier).
 fn card(major: &str, minor: &str) -> Card {
     let dir = emulator::plug_in();
-    // SAFETY: each test runs in a process of its own, and has no other threads here.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::env::set_var("EMULATOR_MAJOR", major);
-        std::env::set_var("EMULATOR_MINOR", minor);
+    for (name, value) in [("EMULATOR_MAJOR", major), ("EMULATOR_MINOR", minor)] {
+        // SAFETY: each test runs in a process of its own, and has no other threads here.
+        unsafe { std::env::set_var(name, value) };
     }
     let options = CudaOptions { ordinal: 0, kernels: dir.join("kernels") };
     Card { device: Device::open(&options).unwrap(), kept: Vec::new() }

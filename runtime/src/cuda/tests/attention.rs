@@ -1,4 +1,10 @@
 //! Heads, arena and attention on the card against the CPU engine, over sequences of several segments.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss
+)]
 
 use std::path::Path;
 
