@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use regex::Regex;
 use saccade::config::WeightDtype;
+use saccade::engine::DeviceChoice;
 use saccade::onnx::Provider;
 use saccade_convert::random::Shape;
 
@@ -82,6 +83,12 @@ pub(crate) enum Command {
         /// What runs the graph: cpu, cuda or tensorrt
         #[arg(long, value_name = "NAME")]
         provider: Option<Provider>,
+        /// What runs the model: cpu, or cuda (in a build with that feature)
+        #[arg(long, value_name = "NAME", default_value = "cpu")]
+        device: DeviceChoice,
+        /// The folder of compiled CUDA kernels
+        #[arg(long, value_name = "DIR")]
+        kernels: Option<PathBuf>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,

@@ -32,7 +32,6 @@ use std::sync::Arc;
 use saccade::config::{CONFIG_FILE, ModelConfig, WeightDtype};
 use saccade::engine::EngineOptions;
 use saccade::family::Model;
-use saccade::onnx::OnnxOptions;
 use saccade::sample::{Sampler, argmax};
 use saccade::session::{Session, SessionOptions};
 use serde::Serialize;
@@ -101,8 +100,8 @@ pub struct Subject<'a> {
     pub path: &'a Path,
     /// An ONNX graph to put to a checkpoint; bundles have theirs.
     pub graph: Option<&'a Path>,
-    /// How the graph is run.
-    pub onnx: OnnxOptions,
+    /// How the model and the graph are run.
+    pub engine: EngineOptions,
 }
 
 /// Runs what `golden` stores on a bundle, or on a checkpoint converted to `dtype` for the occasion.
@@ -110,15 +109,14 @@ pub struct Subject<'a> {
 /// # Errors
 /// [`ConvertError`]: a model or a golden file that cannot be used, a bundle of another type than `dtype`.
 pub fn golden(subject: &Subject<'_>, golden: &Path, dtype: WeightDtype) -> Result<Report> {
-    let Subject { path, graph, onnx } = subject;
-    let options = EngineOptions { onnx: onnx.clone(), ..EngineOptions::default() };
+    let Subject { path, graph, engine: options } = subject;
     let stored = Stored::open(golden)?;
     if path.join(CONFIG_FILE).exists() {
         if let Some(graph) = graph {
             let reason = "a graph is put to a checkpoint, and a bundle keeps its own; convert again with it, or leave it out";
             return Err(ConvertError::Refused { path: (*graph).into(), reason: reason.into() });
         }
-        let model = Model::open(path, &options)?;
+        let model = Model::open(path, options)?;
         if model.bundle().dtype != dtype {
             let reason =
                 format!("the bundle is {:?}, not {dtype:?}; name it with --precision", model.bundle().dtype);
@@ -133,7 +131,7 @@ pub fn golden(subject: &Subject<'_>, golden: &Path, dtype: WeightDtype) -> Resul
     let scratch = tempfile::tempdir().map_err(io(&std::env::temp_dir()))?;
     let bundle = scratch.path().join("bundle");
     bundle::convert(&mut checkpoint, &bundle, dtype, false, &mut Progress::silent())?;
-    run(&Model::open(&bundle, &options)?, &stored, dtype)
+    run(&Model::open(&bundle, options)?, &stored, dtype)
 }
 
 fn run(model: &Arc<Model>, stored: &Stored<'_>, dtype: WeightDtype) -> Result<Report> {

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use args::{Args, Command};
 use clap::Parser;
 use saccade::config::WeightDtype;
+use saccade::engine::{DeviceOptions, EngineOptions};
 use saccade::onnx::OnnxOptions;
 use saccade_convert::bundle::{self, Plan, Recipe, Report};
 use saccade_convert::checkpoint::Checkpoint;
@@ -69,9 +70,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             if json { print_json(&found) } else { print(&found.to_text()) }
         }
         Command::Verify { path } => print(&(verify(&path)? + "\n")),
-        Command::Golden { model, golden, precision, vision_graph, provider, json } => {
-            let onnx = OnnxOptions { provider, ..OnnxOptions::default() };
-            let subject = Subject { path: &model, graph: vision_graph.as_deref(), onnx };
+        Command::Golden { model, golden, precision, vision_graph, provider, device, kernels, json } => {
+            let engine = EngineOptions {
+                onnx: OnnxOptions { provider, ..OnnxOptions::default() },
+                device: DeviceOptions { choice: device, kernels, ..DeviceOptions::default() },
+                ..EngineOptions::default()
+            };
+            let subject = Subject { path: &model, graph: vision_graph.as_deref(), engine };
             let report = saccade_convert::golden::golden(&subject, &golden, precision.into())?;
             if json {
                 print_json(&report)?

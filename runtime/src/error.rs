@@ -48,6 +48,10 @@ pub enum Error {
         /// Bytes that it has.
         found: u64,
     },
+    /// A card cannot be used, or stopped working.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// A container of weights broke a rule of the format.
     #[error(transparent)]
     Format(#[from] crate::format::FormatError),

@@ -8,6 +8,8 @@ use std::mem::size_of;
 use bytemuck::allocation::zeroed_slice_box;
 
 use crate::config::MAX_HEAD_DIM;
+#[cfg(feature = "cuda")]
+use crate::cuda::{CudaError, Device, Memory};
 use crate::engine::{Engine, PARALLEL_VALUES};
 use crate::kernels::KV_BLOCK;
 use crate::kernels::attention::{KvPanels, PanelScales};
@@ -59,6 +61,9 @@ enum Store {
     I8 { tiles: Lines, scales: Box<[PanelScales]> },
     /// `[panels, 16, head_dim]` each.
     F32 { keys: Vec<f32>, values: Vec<f32> },
+    /// One of these on a card, its two arrays one after the other.
+    #[cfg(feature = "cuda")]
+    Card { memory: Memory, panels: usize },
 }
 
 /// A segment's tokens: a chain of blocks, the last one partly filled.
@@ -122,8 +127,41 @@ impl KvArena {
                 values: vec![0.0; tokens * shape.head_dim],
             },
         };
+        Self::of(shape, store)
+    }
+
+    /// The same on a card, whose kernels write it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_card(shape: ArenaShape, device: &std::sync::Arc<Device>) -> Result<Self, CudaError> {
+        let bytes = usize::try_from(shape.bytes()).unwrap_or(usize::MAX);
+        let memory = device.allocate("keys and values of a session", bytes)?;
+        memory.fill(0, bytes)?;
+        Ok(Self::of(
+            shape,
+            Store::Card { memory, panels: shape.n_layers * shape.n_blocks * shape.n_kv_heads },
+        ))
+    }
+
+    fn of(shape: ArenaShape, store: Store) -> Self {
         let n_blocks = BlockId::try_from(shape.n_blocks).unwrap_or(BlockId::MAX);
         Self { shape, store, next: vec![NONE; shape.n_blocks], free: (0..n_blocks).rev().collect() }
+    }
+
+    /// On a card: where the two arrays of the arena begin, and its blocks.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn at(&self) -> Option<([u64; 2], usize)> {
+        let Store::Card { memory, panels } = &self.store else { return None };
+        let first: usize = match self.shape.dtype {
+            KvDtype::I8 => KvPanels::panel_len(self.shape.head_dim).iter().sum(),
+            KvDtype::F32 => 4 * KV_BLOCK * self.shape.head_dim,
+        };
+        Some(([memory.at(), memory.at() + (panels * first) as u64], self.shape.n_blocks))
+    }
+
+    /// What it holds.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn dtype(&self) -> KvDtype {
+        self.shape.dtype
     }
 
     /// Bytes of a session's keys and values.
@@ -197,6 +235,11 @@ impl KvArena {
                             let len = KV_BLOCK * self.shape.head_dim;
                             keys[panel * len..][..len].fill(0.0);
                             values[panel * len..][..len].fill(0.0);
+                        }
+                        // Scales of zero hide the values beside them; what is lost with the card needs no zeros.
+                        #[cfg(feature = "cuda")]
+                        Store::Card { memory, panels } => {
+                            let _ = clear_panel(memory, &self.shape, *panels, panel);
                         }
                     }
                 }
@@ -278,6 +321,8 @@ impl KvArena {
                     }
                 }
             }
+            #[cfg(feature = "cuda")]
+            Store::Card { .. } => unreachable!("a pass on the CPU has an arena there"),
         }
     }
 
@@ -288,6 +333,24 @@ impl KvArena {
                 KvView::I8(KvPanels { tiles: tiles.get(), scales, which: &[], head_dim: self.shape.head_dim })
             }
             Store::F32 { keys, values } => KvView::F32 { keys, values },
+            #[cfg(feature = "cuda")]
+            Store::Card { .. } => unreachable!("a pass on the CPU has an arena there"),
+        }
+    }
+}
+
+/// Zeroes one panel of an arena on a card: of floats both arrays, of INT8 the scales.
+#[cfg(feature = "cuda")]
+fn clear_panel(memory: &Memory, shape: &ArenaShape, panels: usize, panel: usize) -> Result<(), CudaError> {
+    match shape.dtype {
+        KvDtype::I8 => {
+            let tiles = panels * KvPanels::panel_len(shape.head_dim).iter().sum::<usize>();
+            memory.fill(tiles + panel * size_of::<PanelScales>(), size_of::<PanelScales>())
+        }
+        KvDtype::F32 => {
+            let len = 4 * KV_BLOCK * shape.head_dim;
+            memory.fill(panel * len, len)?;
+            memory.fill((panels + panel) * len, len)
         }
     }
 }
@@ -334,6 +397,8 @@ mod tests {
             let allocated = match &arena.store {
                 Store::I8 { tiles, scales } => tiles.len + size_of_val(&scales[..]),
                 Store::F32 { keys, values } => 4 * (keys.len() + values.len()),
+                #[cfg(feature = "cuda")]
+                Store::Card { .. } => 0,
             };
             assert_eq!(arena.bytes(), allocated, "{dtype:?}");
         }

@@ -43,10 +43,11 @@
 //! # Ok::<(), saccade::Error>(())
 //! ```
 
-mod attention;
 mod block;
 pub mod config;
 mod conv;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod decoder;
 pub mod engine;
 pub mod error;

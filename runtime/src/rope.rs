@@ -44,6 +44,14 @@ impl Rope {
         }
     }
 
+    /// Cosines and sines of some positions, which [`Self::reach`] reached: `[positions, head_dim / 2]` each.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn angles(&self, positions: std::ops::Range<usize>) -> [&[f32]; 2] {
+        let half = self.frequency.len();
+        let at = positions.start * half..positions.end * half;
+        [&self.cos[at.clone()], &self.sin[at]]
+    }
+
     /// Rotates every head of `x [heads, head_dim]` to position `pos`.
     pub(crate) fn rotate(&self, e: &Engine, x: &mut [f32], pos: usize) {
         let half = self.frequency.len();

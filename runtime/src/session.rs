@@ -16,10 +16,13 @@ mod grammar;
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use crate::Error;
 use crate::Result;
-use crate::block::{BlockScratch, Most, Own, Visible};
 use crate::config::{Modality, ModelConfig, WeightDtype};
-use crate::engine::ActivationKinds;
+#[cfg(feature = "cuda")]
+use crate::engine::card::CardBuffers;
+use crate::engine::{ActivationKinds, CpuScratch, Most, Own, Visible};
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
@@ -110,6 +113,17 @@ impl Session {
             dtype,
         };
         memory::check("a session on this model", capacity.bytes(c, &shape, model.engine().threads()))?;
+        #[cfg(feature = "cuda")]
+        let (kv, card) = match model.card() {
+            None => (KvArena::new(shape), None),
+            Some(card) => {
+                let own = model.unimodal_net().ok().map(|(_, own)| own);
+                let buffers =
+                    CardBuffers::new(card, model.decoder(), own, capacity.most, capacity.logits, dtype)?;
+                (KvArena::on_card(shape, &card.device).map_err(Error::from)?, Some(buffers))
+            }
+        };
+        #[cfg(not(feature = "cuda"))]
         let kv = KvArena::new(shape);
         let own = model.unimodal().ok();
         let factors = model.decoder().rope_factors.as_ref().map(|factors| factors.get(model.weights()));
@@ -129,11 +143,13 @@ impl Session {
             buffers: Buffers {
                 x: vec![0.0; capacity.most.rows * c.d_model],
                 logits: vec![0.0; capacity.logits],
-                scratch: BlockScratch::new(c, capacity.most, kinds, model.engine()),
+                scratch: CpuScratch::new(c, capacity.most, kinds, model.engine()),
                 rope: Rope::new(c, factors, capacity.most.blocks * KV_BLOCK + 1),
                 features: Vec::new(),
                 drawing: [Vec::new(), Vec::new()],
                 row: vec![0.0; capacity.row],
+                #[cfg(feature = "cuda")]
+                card,
             },
             open: None,
             branch: Vec::with_capacity(options.max_text_tokens),

@@ -154,10 +154,29 @@ impl LinearRef {
         }
     }
 
+    /// Where its parts begin in the file: of tiles, what scales and INT8 rows a token belong to them.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn place(&self) -> (usize, LinearPlace) {
+        let place = match &self.kind {
+            LinearKind::I8 { scale, parts, .. } => LinearPlace::Tiles { scale: scale.start, parts: *parts },
+            LinearKind::F16 => LinearPlace::Rows { half: true },
+            LinearKind::F32 => LinearPlace::Rows { half: false },
+        };
+        (self.weight.start, place)
+    }
+
     /// Row `row` as floats: an embedding look-up. `out [k]`.
     pub(crate) fn read_row(&self, w: &Weights, row: usize, out: &mut [f32]) {
         self.get(w).row(row, out);
     }
+}
+
+/// What lies at the place of a linear layer.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LinearPlace {
+    Tiles { scale: usize, parts: usize },
+    Rows { half: bool },
 }
 
 /// The place in the file of a float matrix whose rows are added to others.
@@ -169,6 +188,12 @@ pub(crate) struct TableRef {
 }
 
 impl TableRef {
+    /// Where it begins in the file, and whether it is of half floats.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn place(&self) -> (usize, bool) {
+        (self.bytes.start, self.half)
+    }
+
     /// Adds row `row` to `x [cols]`.
     pub(crate) fn add_row(&self, w: &Weights, row: usize, x: &mut [f32]) {
         let bytes = &w.map[self.bytes.clone()];
@@ -190,6 +215,12 @@ pub(crate) struct VectorRef {
 }
 
 impl VectorRef {
+    /// Where it begins in the file.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn place(&self) -> usize {
+        self.bytes.start
+    }
+
     /// The values.
     pub(crate) fn get<'a>(&self, w: &'a Weights) -> &'a [f32] {
         bytemuck::cast_slice(&w.map[self.bytes.clone()])

@@ -14,15 +14,26 @@ pub(crate) fn run(_args: &[String]) -> Outcome {
     clippy("-p saccade-train --features flex")?;
     aarch64::lint()?;
     if machine::has_libclang() {
-        clippy("-p saccade --features v4l2")?;
-        test::run(&["-p", "saccade", "--features", "v4l2", "--lib"].map(str::to_owned))?;
+        features("v4l2,cuda")?;
     } else {
         eprintln!(
             "skipped: lints and tests of the `v4l2` feature, which needs libclang (sudo apt-get install -y libclang-dev)"
         );
+        features("cuda")?;
     }
     Step::cargo("doc --release --no-deps --quiet").env("RUSTDOCFLAGS", "-D warnings").run()?;
     Step::cargo("build --release -p saccade-examples --bins --examples").run()
+}
+
+/// Lints and tests of what the runtime has on request.
+fn features(list: &str) -> Outcome {
+    clippy(&format!("-p saccade --features {list}"))?;
+    test::run(&["-p", "saccade", "--features", list, "--lib"].map(str::to_owned))?;
+    if list.contains("cuda") {
+        clippy("-p saccade-convert -p saccaded --features saccade-convert/cuda,saccaded/cuda")?;
+        test::run(&["-p", "saccade-convert", "--features", "cuda", "--test", "cuda"].map(str::to_owned))?;
+    }
+    Ok(())
 }
 
 fn clippy(packages: &str) -> Outcome {

@@ -3,6 +3,7 @@
 //! Every way in (today HTTP) calls [`admit`] before a request is queued. What comes out has been bounded in every
 //! number and every length; what does not come out has cost no more than its own bytes.
 
+use saccade::engine::DeviceReport;
 use saccade::sample::{Sampler, SamplerOptions};
 use saccade::tokenize::Message;
 use serde_json::Number;
@@ -37,6 +38,8 @@ pub(crate) struct Served {
     pub(crate) caption: String,
     /// The kernel set in use.
     pub(crate) kernels: String,
+    /// What the decoder runs on, and why.
+    pub(crate) device: DeviceReport,
     /// Threads of the engine.
     pub(crate) threads: usize,
     /// When the model was ready, in seconds since 1970.

@@ -47,6 +47,7 @@ impl App {
 
     /// The model is there: requests are admitted from now on.
     pub(crate) fn ready(&self, served: Served) {
+        self.metrics.tell_device(&served.device);
         // A second model would be a bug of ours; the first one stays.
         let _ = self.served.set(served);
     }

@@ -1,8 +1,11 @@
 //! `saccaded bench`: the frame loop on a clip, one frame at a time, with its allocations counted; with `--engine` the engine
 //! beside the limits of the machine.
 
+#[cfg(feature = "cuda")]
+mod card;
 mod engine;
 mod first;
+mod forecast;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use saccade::engine::EngineOptions;
+#[cfg(feature = "cuda")]
+use saccade::engine::DeviceOptions;
+use saccade::engine::{DeviceChoice, EngineOptions};
 use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
@@ -47,6 +52,15 @@ pub(crate) struct Args {
     /// Measure prefill, decoding, batches and the first token instead, beside what memory and the INT8 instruction allow.
     #[arg(long, conflicts_with_all = ["source", "frames"])]
     engine: bool,
+    /// What the engine's bench runs on: cpu, or cuda (in a build with that feature).
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    device: DeviceChoice,
+    /// The folder of compiled CUDA kernels.
+    #[arg(long, value_name = "DIR")]
+    kernels: Option<PathBuf>,
+    /// Reckon what the card of a board would need for the model instead, from its profile.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["source", "frames", "engine"])]
+    board: Option<String>,
     /// What the engine's bench starts as a new process.
     #[arg(long, hide = true)]
     first_token: bool,
@@ -63,6 +77,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let dir = shipped::model(args.model.as_deref())?;
     if args.first_token {
         return print(&format!("{}\n", json!(First::measure(&dir, args.threads, args.small_pages)?)));
+    }
+    if let Some(board) = &args.board {
+        let report = forecast::run(board, &dir)?;
+        return print(&if args.json { format!("{report}\n") } else { forecast::to_table(&report) });
+    }
+    if args.engine && args.device != DeviceChoice::Cpu {
+        return print(&format!("{}\n", on_card(&dir, args)?));
     }
     if args.engine {
         let report = engine::run(&dir, args.threads)?;
@@ -82,6 +103,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         measured.to_table(&model, &dir, &uri)
     };
     print(&text)
+}
+
+#[cfg(feature = "cuda")]
+fn on_card(dir: &Path, args: &Args) -> anyhow::Result<Value> {
+    let device = DeviceOptions {
+        choice: DeviceChoice::Cuda,
+        kernels: args.kernels.clone(),
+        ..DeviceOptions::default()
+    };
+    card::run(dir, args.threads, device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_card(_: &Path, args: &Args) -> anyhow::Result<Value> {
+    bail!("this build has no CUDA engine to measure on {:?}; build it with `--features cuda`", args.device)
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

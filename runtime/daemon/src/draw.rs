@@ -228,6 +228,11 @@ mod tests {
             max_new_tokens: 16,
             caption: String::new(),
             kernels: "scalar".into(),
+            device: saccade::engine::DeviceReport {
+                name: "cpu",
+                what: "scalar".into(),
+                reason: "asked for".into(),
+            },
             threads: 1,
             created: 1,
         }

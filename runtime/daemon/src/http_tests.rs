@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
+use saccade::engine::DeviceReport;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -37,6 +38,7 @@ fn served() -> Served {
         max_new_tokens: 16,
         caption: "what is happening?".into(),
         kernels: "scalar".into(),
+        device: DeviceReport { name: "cpu", what: "scalar".into(), reason: "asked for".into() },
         threads: 1,
         created: 1,
     }
@@ -124,7 +126,14 @@ fn health_tells_loading_from_ready() {
     service.app.ready(served());
     let answer = exchange(service.address, request("/health").as_bytes());
     assert_eq!(status(&answer), 200);
-    for field in [r#""status":"ok""#, r#""kernels":"scalar""#, r#""threads":1"#, r#""model":"nano""#] {
+    for field in [
+        r#""status":"ok""#,
+        r#""kernels":"scalar""#,
+        r#""device":"cpu""#,
+        r#""device_reason":"asked for""#,
+        r#""threads":1"#,
+        r#""model":"nano""#,
+    ] {
         assert!(answer.contains(field), "no {field} in {answer}");
     }
 }

@@ -108,6 +108,7 @@ impl Answerer {
             max_new_tokens: config.generation().max_new_tokens,
             caption: looks.map_or_else(String::new, |c| c.chat.caption.clone()),
             kernels: self.model.engine().kernels().name.to_string(),
+            device: self.model.device().clone(),
             threads: self.model.engine().threads(),
             created: unix_s(),
         }

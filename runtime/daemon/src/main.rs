@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use saccade::engine::EngineOptions;
+use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions};
 use saccade::onnx::{OnnxOptions, Provider};
 
 /// The on-device service of Saccade.
@@ -57,6 +57,15 @@ enum Command {
         /// Tokens of a conversation with its answer that a language model has room for; at most those it was trained for.
         #[arg(long, value_name = "N", default_value_t = 2048)]
         context: usize,
+        /// What the model runs on: auto (a card where there is one), cpu or cuda.
+        #[arg(long, value_name = "NAME", default_value = "auto")]
+        device: DeviceChoice,
+        /// Do not start without a card.
+        #[arg(long)]
+        require_gpu: bool,
+        /// The folder of compiled CUDA kernels [default: `cuda` beside this program].
+        #[arg(long, value_name = "DIR")]
+        kernels: Option<PathBuf>,
         /// What runs the ONNX graph of a bundle that has one: cpu, cuda or tensorrt.
         #[arg(long, value_name = "NAME")]
         onnx_provider: Option<Provider>,
@@ -95,9 +104,21 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Serve { model, listen, threads, context, onnx_provider, onnx_library } => {
+        Command::Serve {
+            model,
+            listen,
+            threads,
+            context,
+            device,
+            require_gpu,
+            kernels,
+            onnx_provider,
+            onnx_library,
+        } => {
             let onnx = OnnxOptions { provider: onnx_provider, library: onnx_library };
-            let engine = EngineOptions { threads, onnx, ..EngineOptions::default() };
+            let choice = if require_gpu { DeviceChoice::Cuda } else { device };
+            let device = DeviceOptions { choice, kernels, ..DeviceOptions::default() };
+            let engine = EngineOptions { threads, onnx, device, ..EngineOptions::default() };
             serve::run(model, listen, engine, context)
         }
         Command::Doctor { json } => doctor::run(json),

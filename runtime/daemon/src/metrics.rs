@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use saccade::engine::DeviceReport;
 
 /// Labels of a finished request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -16,11 +17,20 @@ struct StatusLabels {
     status: u32,
 }
 
+/// What the model runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeviceLabels {
+    device: &'static str,
+    name: String,
+    reason: String,
+}
+
 /// Every figure of the service. Counting is a relaxed atomic addition; only reading formats anything.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<StatusLabels, Counter>,
+    device: Family<DeviceLabels, Gauge>,
     pub(crate) prompt_tokens: Counter,
     pub(crate) prompt_tokens_cached: Counter,
     pub(crate) generated_tokens: Counter,
@@ -43,6 +53,7 @@ impl Metrics {
         let mut this = Self {
             registry: Registry::with_prefix("saccade"),
             requests: Family::default(),
+            device: Family::default(),
             prompt_tokens: Counter::default(),
             prompt_tokens_cached: Counter::default(),
             generated_tokens: Counter::default(),
@@ -59,6 +70,7 @@ impl Metrics {
         };
         let r = &mut this.registry;
         r.register("requests", "Requests for answers and pictures, by HTTP status", this.requests.clone());
+        r.register("device", "What the model runs on, and why: always 1", this.device.clone());
         r.register("prompt_tokens", "Tokens read", this.prompt_tokens.clone());
         r.register(
             "prompt_tokens_cached",
@@ -90,6 +102,12 @@ impl Metrics {
         );
         r.register_with_unit("uptime", "Since the start", Unit::Seconds, this.uptime_s.clone());
         this
+    }
+
+    /// Says what the model runs on.
+    pub(crate) fn tell_device(&self, device: &DeviceReport) {
+        let DeviceReport { name, what, reason } = device.clone();
+        self.device.get_or_create(&DeviceLabels { device: name, name: what, reason }).set(1);
     }
 
     /// Counts a request for an answer or a picture that ended with `status`.
@@ -128,12 +146,15 @@ mod tests {
         metrics.count_request(200);
         metrics.count_request(200);
         metrics.count_request(429);
+        let (what, reason) = ("scalar".into(), "asked for".into());
+        metrics.tell_device(&DeviceReport { name: "cpu", what, reason });
         metrics.generated_tokens.inc_by(17);
         metrics.time_to_first_token_s.observe(0.05);
         let text = metrics.to_text();
         for line in [
             "saccade_requests_total{status=\"200\"} 2",
             "saccade_requests_total{status=\"429\"} 1",
+            "saccade_device{device=\"cpu\",name=\"scalar\",reason=\"asked for\"} 1",
             "saccade_generated_tokens_total 17",
             "saccade_time_to_first_token_seconds_count 1",
             "saccade_memory_anonymous_bytes ",

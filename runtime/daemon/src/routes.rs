@@ -56,7 +56,9 @@ async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     Ok(Json(json!({
         "status": "ok",
         "model": served.name,
-        "device": "cpu",
+        "device": served.device.name,
+        "device_name": served.device.what,
+        "device_reason": served.device.reason,
         "kernels": served.kernels,
         "threads": served.threads,
         "version": env!("CARGO_PKG_VERSION"),

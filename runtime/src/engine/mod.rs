@@ -12,13 +12,23 @@ use crate::onnx::OnnxOptions;
 pub use crate::threads::Idle;
 use crate::threads::Pool;
 
+pub(crate) mod attention;
+#[cfg(feature = "cuda")]
+pub(crate) mod card;
+pub(crate) mod cpu;
+mod device;
 mod linear;
+mod pass;
 
 /// Passes over fewer values stay on one thread.
 pub(crate) const PARALLEL_VALUES: usize = 4 << 10;
 /// Most rows that a thread takes at a time.
 const ROW_BLOCK: usize = 8;
 
+pub(crate) use cpu::{CpuPass, CpuScratch, Net};
+pub(crate) use pass::{Layer, Most, Own, Pass, QkNorms, Rows, Sequence, Visible};
+
+pub use device::{DeviceChoice, DeviceOptions, DeviceReport};
 pub use linear::{ActivationKinds, Activations, Biased, Linear};
 
 /// An engine that cannot be had on this machine.
@@ -33,6 +43,10 @@ pub enum EngineError {
         /// What there is.
         available: String,
     },
+    /// A card was asked for in a build that knows none.
+    #[cfg(not(feature = "cuda"))]
+    #[error("{}", device::NOT_BUILT)]
+    NoCuda,
     /// A worker thread could not be started.
     #[error("worker thread {index} of {threads} does not start; ask for fewer threads")]
     Threads {
@@ -56,6 +70,8 @@ pub struct EngineOptions {
     pub idle: Idle,
     /// How an imported graph is run, in bundles that have one.
     pub onnx: OnnxOptions,
+    /// Where the decoder runs.
+    pub device: DeviceOptions,
 }
 
 /// The CPU engine: one kernel set, one thread pool. Shared by every session.

@@ -19,7 +19,11 @@ use crate::config::{
     WeightDtype,
 };
 use crate::decoder::Decoder;
-use crate::engine::{Engine, EngineOptions};
+#[cfg(not(feature = "cuda"))]
+use crate::engine::EngineError;
+#[cfg(feature = "cuda")]
+use crate::engine::card::Card;
+use crate::engine::{DeviceChoice, DeviceReport, Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::movq::Movq;
 use crate::onnx::{Graph, OnnxError};
@@ -159,6 +163,10 @@ pub struct Model {
     /// What reads pictures in place of one of those.
     graph: Option<Graph>,
     engine: Engine,
+    /// Where the decoder runs, if not on the CPU.
+    #[cfg(feature = "cuda")]
+    card: Option<Card>,
+    device: DeviceReport,
     text: OnceLock<TextTokenizer>,
 }
 
@@ -182,7 +190,11 @@ impl Model {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_in(dir: impl AsRef<Path>, options: &EngineOptions, pages: Pages) -> Result<Arc<Self>> {
-        let weights = Weights::open(dir.as_ref(), pages)?;
+        Ok(Arc::new(Self::load(dir.as_ref(), options, pages)?))
+    }
+
+    fn load(dir: &Path, options: &EngineOptions, pages: Pages) -> Result<Self> {
+        let weights = Weights::open(dir, pages)?;
         let engine = Engine::new(options)?;
         let decoder = Decoder::resolve(&weights)?;
         let config = weights.config();
@@ -209,6 +221,30 @@ impl Model {
             }
             None => None,
         };
+        let cpu = |reason: &str| DeviceReport {
+            name: "cpu",
+            what: engine.kernels().name.into(),
+            reason: reason.into(),
+        };
+        #[cfg(feature = "cuda")]
+        let (card, device) = match options.device.choice {
+            DeviceChoice::Cpu => (None, cpu("asked for")),
+            choice => match Card::choose(&options.device, &weights) {
+                Ok(card) => {
+                    let what = card.device.name().into();
+                    (Some(card), DeviceReport { name: "cuda", what, reason: "a card is there".into() })
+                }
+                Err(error) if choice == DeviceChoice::Auto => (None, cpu(&error.to_string())),
+                Err(error) => return Err(error),
+            },
+        };
+        #[cfg(not(feature = "cuda"))]
+        let device = match options.device.choice {
+            DeviceChoice::Cpu => cpu("asked for"),
+            DeviceChoice::Cuda => return Err(EngineError::NoCuda.into()),
+            DeviceChoice::Auto => cpu(&EngineError::NoCuda.to_string()),
+        };
+        log::info!("device={} what=\"{}\" reason=\"{}\"", device.name, device.what, device.reason);
         log::info!(
             "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
             config.model.name(),
@@ -219,7 +255,7 @@ impl Model {
             engine.kernels().name,
             engine.threads(),
         );
-        Ok(Arc::new(Self {
+        Ok(Self {
             weights,
             decoder,
             unimodal,
@@ -229,8 +265,17 @@ impl Model {
             code_span,
             graph,
             engine,
+            #[cfg(feature = "cuda")]
+            card,
+            device,
             text: OnceLock::new(),
-        }))
+        })
+    }
+
+    /// The card that the decoder runs on.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn card(&self) -> Option<&Card> {
+        self.card.as_ref()
     }
 
     /// The whole `saccade.json`.
@@ -249,6 +294,19 @@ impl Model {
     #[must_use]
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// What the decoder runs on, and why.
+    #[must_use]
+    pub fn device(&self) -> &DeviceReport {
+        &self.device
+    }
+
+    /// The card that the decoder runs on, to measure what it can do.
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn card_device(&self) -> Option<&Arc<crate::cuda::Device>> {
+        self.card.as_ref().map(|card| &card.device)
     }
 
     /// The weights file as it is mapped.

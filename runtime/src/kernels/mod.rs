@@ -161,4 +161,4 @@ fn check_output(m: usize, n: usize, rows: &Range<usize>, epilogue: Epilogue, out
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

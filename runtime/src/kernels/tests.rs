@@ -6,26 +6,26 @@ use super::attention::{KvPanels, PanelScales, Queries, WEIGHT_MAX};
 use super::*;
 use crate::quant::{MAX_K, pack_n16k4, row_sums, tile_index};
 
-mod compare;
+pub(crate) mod compare;
 mod definition;
 mod sets;
 
 /// A seeded stream of test values.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u32 {
+    pub(crate) fn next(&mut self) -> u32 {
         // Knuth's MMIX generator; the high half is the good one.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 32) as u32
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         self.next() as usize % n
     }
 
     /// Within ±127, both ends often.
-    fn i8s(&mut self, len: usize) -> Vec<i8> {
+    pub(crate) fn i8s(&mut self, len: usize) -> Vec<i8> {
         (0..len)
             .map(|_| match self.below(8) {
                 0 => 127,
@@ -36,7 +36,7 @@ impl Random {
     }
 
     /// Within ±2, with a few zeros.
-    fn f32s(&mut self, len: usize) -> Vec<f32> {
+    pub(crate) fn f32s(&mut self, len: usize) -> Vec<f32> {
         (0..len)
             .map(|_| match self.below(16) {
                 0 => 0.0,
@@ -47,28 +47,28 @@ impl Random {
 }
 
 /// INT8 weights with everything a kernel wants of them.
-struct Weights {
+pub(crate) struct Weights {
     rows: Vec<i8>,
-    tiles: Vec<i8>,
-    scale: Vec<f32>,
+    pub(crate) tiles: Vec<i8>,
+    pub(crate) scale: Vec<f32>,
     sum: Vec<i32>,
-    n: usize,
-    k: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
 }
 
 impl Weights {
-    fn new(rows: Vec<i8>, scale: Vec<f32>, k: usize) -> Self {
+    pub(crate) fn new(rows: Vec<i8>, scale: Vec<f32>, k: usize) -> Self {
         let n = scale.len();
         Self { tiles: pack_n16k4(&rows, n, k), sum: row_sums(&rows, n, k), rows, scale, n, k }
     }
 
-    fn tiles(&self) -> TilesI8<'_> {
+    pub(crate) fn tiles(&self) -> TilesI8<'_> {
         TilesI8 { tiles: &self.tiles, scale: &self.scale, sum: &self.sum, n: self.n, k: self.k }
     }
 }
 
 /// Lays `[m, k]` activations out with padded rows.
-fn pad_rows(q: &[i8], k: usize) -> Vec<i8> {
+pub(crate) fn pad_rows(q: &[i8], k: usize) -> Vec<i8> {
     q.chunks(k).flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0, pad_k(k) - k))).collect()
 }
 

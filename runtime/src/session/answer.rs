@@ -8,8 +8,8 @@ use super::forward::{Buffers, OnLogits, Row, Score};
 use super::grammar::{Grammar, Next};
 use super::{Segment, Session, SessionError};
 use crate::Result;
-use crate::block::{Own, Sequence, Visible};
 use crate::config::{Modality, ModelConfig};
+use crate::engine::{Own, Sequence, Visible};
 use crate::kv::Chain;
 use crate::sample::Sampler;
 

@@ -1,9 +1,8 @@
 //! What a session allocates.
 
 use super::answer::MAX_SEQUENCES;
-use crate::block::Most;
 use crate::config::{DecoderConfig, Modality, ModelConfig};
-use crate::engine::ActivationKinds;
+use crate::engine::{ActivationKinds, Most};
 use crate::kernels::KV_BLOCK;
 use crate::kv::ArenaShape;
 
@@ -75,7 +74,7 @@ impl Capacity {
         let rows = pass_rows(&model.decoder(), parts + if mixed { size_of::<f32>() } else { 0 });
         Self {
             segments,
-            most: Most { rows, sequences, blocks: trunk + branch, parts },
+            most: Most { rows, sequences, segments: segments + 1, blocks: trunk + branch, parts },
             logits: (sequences * model.text_range().len()).max(ranges),
             row: if model.code_ids().is_empty() { 0 } else { model.text_range().len() },
             mixed,

@@ -5,8 +5,10 @@ use std::ops::Range;
 use super::grammar::Next;
 use super::{Segment, Session, SessionError};
 use crate::Result;
-use crate::block::{BlockScratch, Net, Own, Sequence, Visible};
 use crate::config::Modality;
+#[cfg(feature = "cuda")]
+use crate::engine::card::{self, CardBuffers};
+use crate::engine::{CpuPass, CpuScratch, Net, Own, Sequence, Visible};
 use crate::family::Model;
 use crate::kernels::Epilogue;
 use crate::rope::Rope;
@@ -49,7 +51,7 @@ pub(super) struct Buffers {
     pub(super) x: Vec<f32>,
     /// Of as many rows at a time as there is room for.
     pub(super) logits: Vec<f32>,
-    pub(super) scratch: BlockScratch,
+    pub(super) scratch: CpuScratch,
     pub(super) rope: Rope,
     /// `[features, d_model]`, of the question's pictures.
     pub(super) features: Vec<f32>,
@@ -57,11 +59,18 @@ pub(super) struct Buffers {
     pub(super) drawing: [Vec<f32>; 2],
     /// The logits of a row, where text and codes of pictures are told apart.
     pub(super) row: Vec<f32>,
+    /// What a step on a card works in.
+    #[cfg(feature = "cuda")]
+    pub(super) card: Option<CardBuffers>,
 }
 
 impl Buffers {
     /// Writes the input vector of a row into `x[n]`.
     pub(super) fn embed(&mut self, model: &Model, n: usize, row: Row, modality: Modality) {
+        #[cfg(feature = "cuda")]
+        if self.card.is_some() && self.embed_on_card(model, n, row, modality) {
+            return;
+        }
         let (w, decoder) = (model.weights(), model.decoder());
         let d = decoder.config.d_model;
         let x = &mut self.x[n * d..][..d];
@@ -92,7 +101,26 @@ impl Buffers {
         own.modality_embed.add_row(w, modality.index(), x);
     }
 
-    /// Every block over `x`, whose rows are those of the sequences.
+    /// Says on the card what row `n` begins with, and whether that is all: a vector that the host computes is still to come.
+    #[cfg(feature = "cuda")]
+    fn embed_on_card(&mut self, model: &Model, n: usize, row: Row, modality: Modality) -> bool {
+        let Some(card) = &mut self.card else { return false };
+        let own = model.unimodal().ok();
+        let modality = own.map(|_| modality);
+        let first_code = own.map_or(0, |c| c.tokens.image[0] as usize);
+        match row {
+            Row::Token(id) => card.input(n, card::EMBED, id as usize, None, modality),
+            Row::Code(code, place) => {
+                card.input(n, card::EMBED, first_code + usize::from(code), Some(place), modality);
+            }
+            Row::Prefix(at) => card.input(n, card::PREFIX, at, None, modality),
+            Row::Slot(at) => card.input(n, card::SLOTS, at, None, modality),
+            Row::Feature(_) | Row::Drawn(_) => card.input(n, card::GIVEN, n, None, None),
+        }
+        !matches!(row, Row::Feature(_) | Row::Drawn(_))
+    }
+
+    /// Every block over `x`, whose rows are those of the sequences. A card has it done when logits are read, or in [`Self::settle`].
     ///
     /// # Errors
     /// If a result is not a number.
@@ -103,11 +131,33 @@ impl Buffers {
         let net = Net { engine: model.engine(), weights: model.weights(), config, rope: &self.rope };
         let rows: usize = sequences.iter().map(|sequence| sequence.rows).sum();
         let x = &mut self.x[..rows * config.d_model];
+        #[cfg(feature = "cuda")]
+        if let (Some(card), Some(buffers)) = (model.card(), &mut self.card) {
+            return buffers.decode(card, model.decoder(), &self.rope, sequences, x);
+        }
+        let mut pass = CpuPass::new(net, sequences, x, &mut self.scratch);
         for (layer, block) in model.decoder().blocks.iter().enumerate() {
-            block.forward(net, layer, sequences, x, &mut self.scratch);
+            block.forward(&mut pass, layer)?;
         }
         // A row sees its own key and value, so whatever of them is not finite has reached its output.
         check_finite(x)
+    }
+
+    /// Waits for what [`Self::decode`] began where no logits are read.
+    ///
+    /// # Errors
+    /// If a result is not a number.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "a card's")
+    )]
+    pub(super) fn settle(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &mut self.card {
+            let (_, finite) = card.read_logits(0)?;
+            return numbers(finite);
+        }
+        Ok(())
     }
 
     /// Gives the logits of some rows of `x` over what may come next to `on_logits`, in order.
@@ -123,7 +173,7 @@ impl Buffers {
     ) -> Result<()> {
         let (span, ids) = (model.code_span(), model.config().code_ids());
         match next {
-            Next::Only(_) => Ok(()),
+            Next::Only(_) => self.settle(),
             Next::Code if ids.is_empty() => self.score_own_codes(model, rows, on_logits),
             Next::Code => {
                 let mut row = std::mem::take(&mut self.row);
@@ -179,7 +229,14 @@ impl Buffers {
         let (c, (_, net)) = (&decoder.config, model.janus()?);
         let [x, spare] = &mut self.drawing;
         x.clear();
-        x.extend_from_slice(&self.x[rows.start * c.d_model..rows.end * c.d_model]);
+        let values = rows.start * c.d_model..rows.end * c.d_model;
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &mut self.card {
+            let (found, finite) = card.read_x(values.start, values.len())?;
+            numbers(finite)?;
+            self.x[values.clone()].copy_from_slice(found);
+        }
+        x.extend_from_slice(&self.x[values]);
         e.rms_norm_inplace(x, decoder.norm.get(w), c.norm_eps);
         vit::through(&net.drawing.head, (e, w), x, spare, &mut self.scratch.activations);
         check_finite(x)?;
@@ -206,12 +263,35 @@ impl Buffers {
         let together = (self.logits.len() / (widths[0] + widths[1])).max(1);
         for first in rows.clone().step_by(together) {
             let rows = first..rows.end.min(first + together);
-            let x = &self.x[rows.start * c.d_model..rows.end * c.d_model];
-            e.load_normed(x, decoder.norm.get(w), c.norm_eps, head, a);
             let out = &mut self.logits[..rows.len() * (widths[0] + widths[1])];
+            #[cfg(feature = "cuda")]
+            let on_card = match (model.card(), &mut self.card) {
+                (Some(card), Some(buffers)) => {
+                    let mut offset = 0;
+                    for part in parts.iter().filter(|part| !part.is_empty()) {
+                        let outputs = part.start as usize..part.end as usize;
+                        buffers.score(card, decoder, rows.clone(), outputs, offset)?;
+                        offset += rows.len() * part.len();
+                    }
+                    let (found, finite) = buffers.read_logits(out.len())?;
+                    numbers(finite)?;
+                    check_finite(found)?;
+                    out.copy_from_slice(found);
+                    true
+                }
+                _ => false,
+            };
+            #[cfg(not(feature = "cuda"))]
+            let on_card = false;
+            let x = &self.x[rows.start * c.d_model..rows.end * c.d_model];
+            if !on_card {
+                e.load_normed(x, decoder.norm.get(w), c.norm_eps, head, a);
+            }
             let (before, behind) = out.split_at_mut(rows.len() * widths[0]);
-            for (part, out) in
-                parts.iter().zip([&mut *before, &mut *behind]).filter(|(part, _)| !part.is_empty())
+            for (part, out) in parts
+                .iter()
+                .zip([&mut *before, &mut *behind])
+                .filter(|(part, _)| !on_card && !part.is_empty())
             {
                 e.product(a, head, part.start as usize..part.end as usize, Epilogue::default(), out);
                 check_finite(out)?;
@@ -277,6 +357,8 @@ impl Session {
                 let wanted = first.saturating_sub(done).min(n)..n;
                 let mut counted = |row: usize, logits: &[f32]| on_logits(done + row - *first, logits);
                 buffers.score(model, wanted, next, &mut counted)?;
+            } else {
+                buffers.settle()?;
             }
             done += n;
         }
@@ -295,5 +377,9 @@ impl Session {
 }
 
 fn check_finite(x: &[f32]) -> Result<()> {
-    if x.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(SessionError::NumericFault.into()) }
+    numbers(x.iter().all(|x| x.is_finite()))
+}
+
+fn numbers(finite: bool) -> Result<()> {
+    if finite { Ok(()) } else { Err(SessionError::NumericFault.into()) }
 }

@@ -2,7 +2,7 @@
 //!
 //! `--peer SCRIPT` runs a program that measures another engine on the same shape first and prints one JSON object
 //! (`models.M-q8_0.prefill.576.tok_s` and so on), then prints how many times as fast this engine is. `--record` adds what was measured to
-//! `boards/bench/BOARD/DATE.jsonl`.
+//! `boards/bench/BOARD/DATE.jsonl`. `--board NAME` reckons what the card of a board would need instead.
 
 use std::io::Write as _;
 
@@ -25,14 +25,19 @@ pub(super) fn run(args: &[String]) -> Outcome {
     let mut rest = args.to_vec();
     let shape = value(&mut rest, "--shape")?.ok_or("--shape needs a name: S, M or L")?;
     let peer = value(&mut rest, "--peer")?;
+    let board = value(&mut rest, "--board")?;
     let threads = value(&mut rest, "--threads")?.unwrap_or_else(|| "0".into());
     let [json, record] = ["--json", "--record"].map(|flag| take(&mut rest, flag));
     if let Some(other) = rest.first() {
         return Err(format!(
-            "the engine's bench does not take `{other}`; it takes --shape, --threads, --peer, --json and --record"
+            "the engine's bench does not take `{other}`; it takes --shape, --threads, --peer, --board, --json and --record"
         ));
     }
     let bundle = bundle(&shape)?;
+    if let Some(board) = board {
+        let step = Step::cargo(BENCH).args(["--board", &board, "--model", &bundle]);
+        return if json { step.args(["--json"]) } else { step }.run();
+    }
     let bench = || Step::cargo(BENCH).args(["--engine", "--threads", &threads, "--model", &bundle]);
     if peer.is_none() && !record {
         return if json { bench().args(["--json"]) } else { bench() }.run();

@@ -41,19 +41,19 @@ const PASSES: usize = 3;
 const MOVED: f64 = 1.15;
 
 /// What a model asks of a machine for one token.
-struct Work {
+pub(super) struct Work {
     /// Weights of the linear layers: multiply-accumulates a token of a prompt (second parts of activations are extra work that does
     /// not count).
-    macs: f64,
+    pub(super) macs: f64,
     /// The same with the head over text.
     macs_decoded: f64,
     /// Bytes read to decode a token.
-    bytes: f64,
+    pub(super) bytes: f64,
 }
 
 impl Work {
     #[allow(clippy::cast_precision_loss, reason = "sizes far below 2⁵²")]
-    fn of(model: &Model) -> Self {
+    pub(super) fn of(model: &Model) -> Self {
         let c = model.config().decoder();
         let (heads, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let layer =

@@ -3,7 +3,7 @@
 /// Asserts that two results have the same bits; any NaN equals any NaN, because which payload survives an operation is
 /// the machine's choice.
 #[track_caller]
-pub(super) fn assert_same(got: &[f32], want: &[f32], what: &str) {
+pub(crate) fn assert_same(got: &[f32], want: &[f32], what: &str) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         let same = g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan();

@@ -8,7 +8,8 @@
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use crate::block::{Net, Own, Sequence};
+use super::cpu::Net;
+use super::pass::{Own, Sequence};
 use crate::config::{DecoderConfig, Modality};
 use crate::kernels::KV_BLOCK;
 use crate::kernels::attention::{KvPanels, Queries, WEIGHT_MAX};

@@ -1,0 +1,207 @@
+//! What kernels take: the structures of the `.cuh` files, field by field, and sizes that follow from them. Addresses are the card's.
+
+#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
+
+use crate::quant::TILE_N;
+
+/// An address on the card; 0 where there is nothing.
+pub(crate) type At = u64;
+
+/// Most layers that share their activations in one launch.
+pub(crate) const MAX_LAYERS: usize = 3;
+/// Queries that a block of attention takes.
+pub(crate) const UNIT_QUERIES: usize = 16;
+
+/// A layer's weights in tiles, and where its outputs go: `Layer` of `linear.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Layer {
+    /// `[pad_n(n)/16, pad_k(k)/4, 16, 4] i8`
+    pub(crate) tiles: At,
+    /// `[n] f32`
+    pub(crate) scale: At,
+    /// `[n] f32`, or nothing.
+    pub(crate) bias: At,
+    /// `[m, end − first] f32`
+    pub(crate) out: At,
+    /// The outputs that are wanted: from `first` to below `end`.
+    pub(crate) first: i32,
+    pub(crate) end: i32,
+}
+
+impl Layer {
+    pub(super) fn groups(&self) -> usize {
+        let (first, end) = (self.first as usize, self.end as usize);
+        end.div_ceil(TILE_N) - first / TILE_N
+    }
+}
+
+/// Layers over the same activations: `Layers` of `linear.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Layers {
+    pub(crate) layer: [Layer; MAX_LAYERS],
+    pub(crate) count: i32,
+    pub(crate) k: i32,
+    /// INT8 rows a token.
+    pub(crate) parts: i32,
+    pub(crate) residual: i32,
+    pub(crate) gated: i32,
+}
+
+impl Layers {
+    /// Groups of 16 outputs that blocks are made for.
+    pub(super) fn groups(&self, per_block: usize) -> usize {
+        let of = |layer: &Layer| layer.groups().div_ceil(per_block);
+        match self.gated != 0 {
+            true => of(&self.layer[0]),
+            false => self.layer[..self.count as usize].iter().map(of).sum(),
+        }
+    }
+}
+
+/// `Sequence` of `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(crate) struct SequenceAt {
+    pub(crate) tiles: At,
+    pub(crate) scales: At,
+    pub(crate) keys: At,
+    pub(crate) values: At,
+    pub(crate) n_blocks: i32,
+    pub(crate) first_segment: i32,
+    pub(crate) segments: i32,
+    pub(crate) causal: i32,
+}
+
+/// `Segment` of `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(crate) struct SegmentAt {
+    pub(crate) base: i32,
+    pub(crate) modality: i32,
+    pub(crate) len: i32,
+    pub(crate) first_block: i32,
+}
+
+/// `Row` of `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(crate) struct RowAt {
+    pub(crate) sequence: i32,
+    pub(crate) offset: i32,
+    pub(crate) position: i32,
+    pub(crate) pad: i32,
+}
+
+/// `Unit` of `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(crate) struct UnitAt {
+    pub(crate) first: i32,
+    pub(crate) rows: i32,
+}
+
+/// What the rows of a step are: lists on the card, as `step.cuh` has them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StepAt {
+    pub(crate) rows: At,
+    pub(crate) sequences: At,
+    pub(crate) segments: At,
+    pub(crate) blocks: At,
+    /// `[positions, head_dim / 2] f32`
+    pub(crate) cosines: At,
+    pub(crate) sines: At,
+}
+
+/// `HeadShape` of `heads.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HeadShape {
+    pub(crate) rows: i32,
+    pub(crate) n_heads: i32,
+    pub(crate) n_kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) layer: i32,
+}
+
+/// `HeadNorms` of `heads.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HeadNorms {
+    pub(crate) q: At,
+    pub(crate) k: At,
+    pub(crate) q_bias: At,
+    pub(crate) k_bias: At,
+    pub(crate) eps: f32,
+}
+
+/// `AttentionShape` of `attention_i8.cu` and `attention_f32.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AttentionShape {
+    pub(crate) n_heads: i32,
+    pub(crate) n_kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) layer: i32,
+    pub(crate) modalities: i32,
+    pub(crate) max_keys: i32,
+    pub(crate) factor: f32,
+}
+
+impl AttentionShape {
+    pub(super) fn group(&self) -> usize {
+        (self.n_heads / self.n_kv_heads) as usize
+    }
+
+    /// Most rows of a unit.
+    pub(crate) fn unit_rows(&self) -> usize {
+        (UNIT_QUERIES / self.group()).max(1)
+    }
+
+    /// Bytes of scores and weights of one query.
+    pub(super) fn query_bytes(&self) -> usize {
+        4 * self.max_keys as usize + 2 * (self.max_keys as usize + 16)
+    }
+
+    /// Bytes that `attention_i8` wants for so many units where they do not fit a block.
+    pub(crate) fn scratch_i8(&self, units: usize) -> usize {
+        let blocks = units * self.n_kv_heads as usize * self.group().div_ceil(UNIT_QUERIES);
+        blocks * UNIT_QUERIES * self.query_bytes()
+    }
+
+    /// Bytes that `attention_f32` wants.
+    pub(crate) fn scratch_f32(&self, rows: usize) -> usize {
+        4 * rows * (self.n_heads * self.max_keys) as usize
+    }
+}
+
+/// `Table` of `embed.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TableAt {
+    pub(crate) rows: At,
+    pub(crate) scale: At,
+    /// 0: tiles, 1: F16, 2: F32.
+    pub(crate) kind: i32,
+}
+
+/// `Tables` of `embed.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tables {
+    pub(crate) table: [TableAt; 4],
+    pub(crate) grid: TableAt,
+    pub(crate) modality: TableAt,
+    pub(crate) d: i32,
+}
+
+/// `Input` of `embed.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
+pub(crate) struct InputAt {
+    pub(crate) table: i32,
+    pub(crate) row: i32,
+    pub(crate) place: i32,
+    pub(crate) modality: i32,
+}

@@ -1,0 +1,86 @@
+//! What can be wrong with a card.
+
+use std::path::PathBuf;
+
+use cudarc::driver::DriverError;
+
+/// A card that cannot be used, or stopped working.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// libcuda is not there.
+    #[error(
+        "this machine has no CUDA driver (libcuda.so.1); on a Jetson install nvidia-l4t-cuda, or run on the CPU"
+    )]
+    NoDriver,
+    /// A driver that is older than every kernel.
+    #[error(
+        "the CUDA driver is of version {}.{}, and {}.{} is needed (JetPack 5); update the board's software",
+        found / 1000, found % 1000 / 10, needed / 1000, needed % 1000 / 10
+    )]
+    OldDriver {
+        /// Its version, as the driver counts: 11040 is 11.4.
+        found: i32,
+        /// The oldest that works.
+        needed: i32,
+    },
+    /// A driver without a card.
+    #[error("there is no CUDA device number {ordinal}: the driver knows {count}")]
+    NoDevice {
+        /// The one that was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A card that no kernel was compiled for.
+    #[error("no kernels are compiled for `{device}` (compute capability {}.{}); Saccade knows {known}", sm / 10, sm % 10)]
+    UnknownArchitecture {
+        /// Its name.
+        device: String,
+        /// Its compute capability.
+        sm: u32,
+        /// Those that there are.
+        known: String,
+    },
+    /// The compiled kernels are not where they should be.
+    #[error("no compiled kernel `{}`; `cargo xtask cubin` makes them, and `--kernels` says where they are", path.display())]
+    NoKernels {
+        /// Where they should be.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The card's memory does not suffice.
+    #[error(
+        "{what} needs {needed} bytes of the card's memory, and {free} are free; use a smaller model or context, or end other programs"
+    )]
+    OutOfMemory {
+        /// For what.
+        what: &'static str,
+        /// Bytes that were asked for.
+        needed: usize,
+        /// Bytes that are free.
+        free: usize,
+    },
+    /// The driver refused something.
+    #[error("the CUDA driver failed in {call}: {message}; the card must be opened again")]
+    Call {
+        /// What was asked of it.
+        call: &'static str,
+        /// What it said.
+        message: String,
+    },
+}
+
+impl CudaError {
+    /// What the driver said of `call`.
+    pub(super) fn of(call: &'static str) -> impl Fn(DriverError) -> Self {
+        move |error| {
+            let text = |found: Result<&std::ffi::CStr, DriverError>| {
+                found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
+            };
+            let message = format!("{} ({})", text(error.error_name()), text(error.error_string()));
+            Self::Call { call, message }
+        }
+    }
+}

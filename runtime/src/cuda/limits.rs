@@ -1,0 +1,172 @@
+//! What a card can do at most, and what the two products that a model consists of reach of it: measured on the card, beside every
+//! figure that is compared with them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::driver::Device;
+use super::error::CudaError;
+use super::launch::{Layer, Layers};
+use super::memory::Memory;
+use crate::quant::{pad_k, pad_n};
+
+/// Runs of each measurement; the best counts, the others met a clock that was still rising.
+const RUNS: usize = 5;
+/// Launches of a run.
+const LAUNCHES: usize = 10;
+
+/// What is measured with.
+struct Sizes {
+    /// Bytes that bandwidth is measured with.
+    bytes: usize,
+    /// Inputs of the layer that streams them.
+    stream_k: usize,
+    /// Outputs and inputs of the layer whose products are timed.
+    layer: [usize; 2],
+    /// Tokens of the prompts.
+    tokens: [usize; 2],
+    rounds: usize,
+}
+
+/// More bytes than any cache of a card; the layer is one of the largest shape that engines are compared at.
+const SIZES: Sizes =
+    Sizes { bytes: 256 << 20, stream_k: 4096, layer: [5632, 2048], tokens: [576, 2048], rounds: 2000 };
+
+/// Figures of a card.
+#[derive(Clone, Copy, Debug)]
+pub struct CardLimits {
+    /// Bytes read and written by a copy inside the card's memory.
+    ///
+    /// Units: GB/s.
+    pub copy_gbps: f64,
+    /// Bytes of weights that a linear layer of one token streams.
+    ///
+    /// Units: GB/s.
+    pub gemv_gbps: f64,
+    /// The same of eight tokens together.
+    ///
+    /// Units: GB/s.
+    pub gemv8_gbps: f64,
+    /// INT8 operations of the instruction alone, everything in registers.
+    ///
+    /// Units: 10¹² a second.
+    pub peak_tops: f64,
+    /// INT8 operations of a linear layer of 576 and of 2,048 tokens.
+    ///
+    /// Units: 10¹² a second.
+    pub gemm_tops: [f64; 2],
+}
+
+impl CardLimits {
+    /// Measures; takes about a second, and 600 MB of the card's memory.
+    ///
+    /// # Errors
+    /// If the card has not as much memory, or fails.
+    pub fn measure(device: &Arc<Device>) -> Result<Self, CudaError> {
+        Self::measure_with(device, &SIZES)
+    }
+
+    fn measure_with(device: &Arc<Device>, sizes: &Sizes) -> Result<Self, CudaError> {
+        let Sizes { bytes, stream_k, layer: [wide, deep], tokens, rounds } = *sizes;
+        let [from, to] = [device.allocate("a measurement", bytes)?, device.allocate("a measurement", bytes)?];
+        from.fill(0, bytes)?;
+        let copy = seconds(device, || from.copy_to(&to, bytes))?;
+
+        let n = bytes / stream_k;
+        let scratch = Scratch::new(device, n, sizes)?;
+        let stream = scratch.layers(from.at(), n, stream_k);
+        let one = seconds(device, || device.linear_i8_of_floats(&stream, scratch.x.at(), 0, 0.0))?;
+        let eight = seconds(device, || device.linear_i8(&stream, scratch.q.at(), scratch.scale.at(), 8))?;
+
+        let layer = scratch.layers(from.at(), wide, deep);
+        let mut gemm_tops = [0.0; 2];
+        for (tops, tokens) in gemm_tops.iter_mut().zip(tokens) {
+            let time =
+                seconds(device, || device.linear_i8(&layer, scratch.q.at(), scratch.scale.at(), tokens))?;
+            *tops = 2.0 * as_f64(tokens * wide * deep) / time / 1e12;
+        }
+        // Enough blocks for every multiprocessor to be full.
+        let blocks = 8 * device.multiprocessors();
+        let peak = seconds(device, || device.peak_int8(blocks, rounds, scratch.scale.at()))?;
+        let operations = 2.0 * as_f64(blocks * 8 * rounds * 8) * as_f64(16 * 8 * 32);
+        Ok(Self {
+            copy_gbps: 2.0 * as_f64(bytes) / copy / 1e9,
+            gemv_gbps: as_f64(bytes) / one / 1e9,
+            gemv8_gbps: as_f64(bytes) / eight / 1e9,
+            peak_tops: operations / peak / 1e12,
+            gemm_tops,
+        })
+    }
+}
+
+/// What the layers read and write beside their weights.
+struct Scratch {
+    x: Memory,
+    q: Memory,
+    scale: Memory,
+    out: Memory,
+}
+
+impl Scratch {
+    fn new(device: &Arc<Device>, n: usize, sizes: &Sizes) -> Result<Self, CudaError> {
+        let Sizes { stream_k: k, layer: [wide, deep], tokens: [_, rows], .. } = *sizes;
+        let of = |bytes: usize| {
+            let memory = device.allocate("a measurement", bytes)?;
+            memory.fill(0, bytes)?;
+            Ok::<_, CudaError>(memory)
+        };
+        Ok(Self {
+            x: of(4 * k)?,
+            q: of(rows * pad_k(deep.max(k)))?,
+            scale: of(4 * n.max(rows).max(wide))?,
+            out: of(4 * (8 * n).max(rows * wide))?,
+        })
+    }
+
+    /// A layer whose weights lie at `tiles`.
+    fn layers(&self, tiles: u64, n: usize, k: usize) -> Layers {
+        debug_assert_eq!(pad_n(n), n);
+        let narrow = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        let mut layers = Layers { count: 1, k: narrow(k), parts: 1, ..Layers::default() };
+        let (scale, out) = (self.scale.at(), self.out.at());
+        layers.layer[0] = Layer { tiles, scale, bias: 0, out, first: 0, end: narrow(n) };
+        layers
+    }
+}
+
+/// Seconds of one launch.
+fn seconds(device: &Device, work: impl Fn() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+    let mut best = f64::INFINITY;
+    for _ in 0..RUNS {
+        device.wait()?;
+        let start = Instant::now();
+        for _ in 0..LAUNCHES {
+            work()?;
+        }
+        device.wait()?;
+        best = best.min(start.elapsed().as_secs_f64() / as_f64(LAUNCHES));
+    }
+    Ok(best)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "sizes far below 2⁵²")]
+fn as_f64(n: usize) -> f64 {
+    n as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::tests::orin;
+
+    #[test]
+    fn every_figure_is_measured() {
+        let sizes = Sizes { bytes: 1 << 18, stream_k: 256, layer: [64, 128], tokens: [20, 40], rounds: 2 };
+        let card = orin();
+        let limits = CardLimits::measure_with(&card.device, &sizes).unwrap();
+        let CardLimits { copy_gbps, gemv_gbps, gemv8_gbps, peak_tops, gemm_tops: [some, many] } = limits;
+        for figure in [copy_gbps, gemv_gbps, gemv8_gbps, peak_tops, some, many] {
+            assert!(figure.is_finite() && figure > 0.0, "{limits:?}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What is not there, too old, too small or lost is a sentence.
+
+use super::emulator;
+use crate::cuda::{CudaError, CudaOptions, Device};
+
+/// Opens an emulated card that is told to be so.
+fn open(settings: &[(&str, &str)]) -> Result<std::sync::Arc<Device>, CudaError> {
+    let dir = emulator::plug_in();
+    for (name, value) in settings {
+        // SAFETY: each test runs in a process of its own, and has no other threads here.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var(name, value);
+        }
+    }
+    Device::open(&CudaOptions { ordinal: 0, kernels: dir.join("kernels") })
+}
+
+#[test]
+fn without_a_driver() {
+    // Nothing is plugged in here; a machine with a driver has nothing to show.
+    let options = CudaOptions { ordinal: 0, kernels: "nowhere".into() };
+    match Device::open(&options) {
+        Err(CudaError::NoDriver) => {}
+        other => assert!(std::path::Path::new("/proc/driver/nvidia").exists(), "{other:?}"),
+    }
+}
+
+#[test]
+fn an_old_driver() {
+    let error = open(&[("EMULATOR_DRIVER", "10020")]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the CUDA driver is of version 10.2, and 11.4 is needed (JetPack 5); update the board's software"
+    );
+}
+
+#[test]
+fn no_card() {
+    let error = open(&[("EMULATOR_DEVICES", "0")]).unwrap_err();
+    assert_eq!(error.to_string(), "there is no CUDA device number 0: the driver knows 0");
+}
+
+#[test]
+fn a_card_that_no_kernel_is_for() {
+    let error = open(&[("EMULATOR_MAJOR", "5"), ("EMULATOR_MINOR", "3")]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "no kernels are compiled for `emulated card` (compute capability 5.3); Saccade knows 7.2, 8.7, 9.0, 11.0"
+    );
+}
+
+#[test]
+fn kernels_that_are_missing_or_of_another_kind() {
+    emulator::plug_in();
+    let error = Device::open(&CudaOptions { ordinal: 0, kernels: "nowhere".into() }).unwrap_err();
+    assert!(
+        error.to_string().starts_with("no compiled kernel `nowhere/sm_87/attention_f32.cubin`"),
+        "{error}"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("sm_87")).unwrap();
+    std::fs::write(dir.path().join("sm_87/attention_f32.cubin"), "no kernel").unwrap();
+    let error = Device::open(&CudaOptions { ordinal: 0, kernels: dir.path().into() }).unwrap_err();
+    assert!(error.to_string().contains("cuModuleLoadData"), "{error}");
+}
+
+#[test]
+fn memory_that_does_not_suffice() {
+    let device = open(&[("EMULATOR_MEMORY_MB", "1")]).unwrap();
+    let kept = device.allocate("a test", 1 << 19).unwrap();
+    let error = device.allocate("the weights", 1 << 20).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("the weights needs 1048576 bytes of the card's memory, and 524288 are free"),
+        "{error}"
+    );
+    drop(kept);
+    device.allocate("the weights", 1 << 20).unwrap();
+}
+
+#[test]
+fn a_card_that_is_lost() {
+    let device = open(&[("EMULATOR_FAIL", "cuStreamSynchronize:719:0")]).unwrap();
+    let error = device.wait().unwrap_err();
+    assert!(matches!(&error, CudaError::Call { call: "cuStreamSynchronize", .. }), "{error}");
+}

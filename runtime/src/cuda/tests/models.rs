@@ -1,0 +1,95 @@
+//! Whole models on the emulated card against the CPU engine: the same bits.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::emulator;
+use crate::engine::{DeviceChoice, DeviceOptions, EngineOptions};
+use crate::family::Model;
+use crate::kernels::tests::compare::assert_same;
+use crate::sample::argmax;
+use crate::session::{ActionChunk, Session, SessionOptions, step};
+
+fn nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/nano")
+}
+
+/// The same bundle on the CPU and on a card.
+fn both(dir: &Path) -> [Arc<Model>; 2] {
+    let kernels = Some(emulator::plug_in().join("kernels"));
+    let cpu = EngineOptions { threads: 1, ..EngineOptions::default() };
+    let device = DeviceOptions { choice: DeviceChoice::Cuda, kernels, ordinal: 0 };
+    let card = EngineOptions { device, ..cpu.clone() };
+    let both = [cpu, card].map(|options| Model::open(dir, &options).unwrap());
+    assert_eq!(both.each_ref().map(|model| model.device().name), ["cpu", "cuda"]);
+    both
+}
+
+/// What a session says of everything that it can be asked, bit by bit.
+fn transcript(model: &Arc<Model>) -> Vec<f32> {
+    let options = SessionOptions { max_text_tokens: 64, max_sequences: 3 };
+    let mut s = Session::new(model, &options).unwrap();
+    let mut said = Vec::new();
+    let words: Vec<u32> = (300..320).collect();
+    s.score_begin("robot", &words, &mut |logits| said.extend_from_slice(logits)).unwrap();
+    let codes = |seed: u16| -> Vec<u16> { (0..64).map(|i| (i * 37 + seed * 101) % 1024).collect() };
+    let mut chunk = ActionChunk::default();
+    // More frames than the window holds, so that blocks come back.
+    for frame in 0..5 {
+        s.push_image(&codes(frame)).unwrap();
+        s.push_state(&[0.1 * f32::from(frame); 4]).unwrap();
+        s.score_act(&mut chunk, &mut |_, logits| said.extend_from_slice(logits)).unwrap();
+        said.extend_from_slice(&chunk.values);
+        s.push_action(&chunk.values[..4]).unwrap();
+    }
+    s.score_image(&codes(5), &mut |_, logits| said.extend_from_slice(logits)).unwrap();
+    s.score_answer(&words[..3], &words[3..9], &mut |_, logits| said.extend_from_slice(logits)).unwrap();
+
+    // Three sessions answer together; the steps after the first are one graph.
+    let mut others: Vec<_> = (0..2).map(|_| Session::new(model, &options).unwrap()).collect();
+    for (i, other) in others.iter_mut().enumerate() {
+        other.begin("vqa", &words[..2 + i]).unwrap();
+        other.push_image(&codes(9)).unwrap();
+    }
+    let [a, b] = &mut others[..] else { unreachable!() };
+    for (s, question) in [(&mut s, 4), (&mut *a, 1), (&mut *b, 7)] {
+        s.open(&words[..question]).unwrap();
+    }
+    for _ in 0..5 {
+        step(&mut [&mut s, a, b], &mut |_, logits| {
+            said.extend_from_slice(logits);
+            argmax(logits).unwrap()
+        })
+        .unwrap();
+    }
+    for _ in 0..3 {
+        step(&mut [&mut s], &mut |_, logits| {
+            said.extend_from_slice(logits);
+            argmax(logits).unwrap()
+        })
+        .unwrap();
+    }
+    said
+}
+
+#[test]
+fn the_shipped_model_has_the_bits_of_the_cpu() {
+    let [cpu, card] = both(&nano());
+    let want = transcript(&cpu);
+    assert!(want.len() > 100_000, "{}", want.len());
+    assert_same(&transcript(&card), &want, "nano");
+}
+
+#[test]
+fn what_cannot_be_had_is_refused_or_said() {
+    let kernels = Some(PathBuf::from("nowhere"));
+    let open = |choice| {
+        let device = DeviceOptions { choice, kernels: kernels.clone(), ordinal: 0 };
+        Model::open(nano(), &EngineOptions { threads: 1, device, ..EngineOptions::default() })
+    };
+    emulator::plug_in();
+    let error = open(DeviceChoice::Cuda).unwrap_err().to_string();
+    assert!(error.starts_with("no compiled kernel `nowhere/sm_87/"), "{error}");
+    let model = open(DeviceChoice::Auto).unwrap();
+    assert_eq!((model.device().name, &model.device().reason), ("cpu", &error));
+}

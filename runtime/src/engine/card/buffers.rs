@@ -1,0 +1,414 @@
+//! What a step on a card works in.
+
+use super::super::pass::{Most, Own, Sequence};
+use super::{CHUNK, Card, CardPass, EMBED, GIVEN, Loaded, PREFIX, SLOTS};
+use crate::Result;
+use crate::config::Modality;
+use crate::cuda::launch::{
+    At, AttentionShape, InputAt, Layer as LayerAt, Layers, RowAt, SegmentAt, SequenceAt, TableAt, Tables,
+    UnitAt,
+};
+use crate::cuda::{Device, Graph, Memory, Pinned};
+use crate::decoder::Decoder;
+use crate::family::unimodal::Unimodal;
+use crate::kernels::KV_BLOCK;
+use crate::kv::KvDtype;
+use crate::quant::pad_k;
+use crate::rope::Rope;
+use crate::weights::{LinearPlace, TableRef};
+
+/// Every array begins at a multiple of this.
+const ALIGN: usize = 256;
+
+/// Arrays one after the other, each aligned.
+#[derive(Default)]
+struct Arrays {
+    bytes: usize,
+}
+
+impl Arrays {
+    fn add(&mut self, bytes: usize) -> usize {
+        let at = self.bytes;
+        self.bytes = (at + bytes).next_multiple_of(ALIGN);
+        at
+    }
+}
+
+/// Offsets of what a step's rows are, in one array that the host writes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lists {
+    pub(super) inputs: usize,
+    pub(super) rows: usize,
+    pub(super) units: usize,
+    pub(super) sequences: usize,
+    pub(super) segments: usize,
+    pub(super) blocks: usize,
+    pub(super) bytes: usize,
+}
+
+/// What a step on a card works in, allocated once.
+pub(crate) struct CardBuffers {
+    pub(super) memory: Memory,
+    pub(super) shape: AttentionShape,
+    pub(super) head_dim: usize,
+    pub(super) tables: Tables,
+    /// Of the rows of the next step.
+    pub(super) inputs: Vec<InputAt>,
+    pub(super) x: usize,
+    pub(super) q: usize,
+    pub(super) k: usize,
+    pub(super) v: usize,
+    pub(super) attended: usize,
+    pub(super) hidden: usize,
+    /// `[rows, d_ff]`, the other half of a gate of float layers.
+    pub(super) up: usize,
+    /// `[rows, widest]`, rows that were normed.
+    pub(super) normed: usize,
+    pub(super) quantised: usize,
+    pub(super) scale: usize,
+    pub(super) cosines: usize,
+    pub(super) sines: usize,
+    pub(super) scratch: Option<usize>,
+    pub(super) logits: usize,
+    pub(super) flag: usize,
+    pub(super) lists_at: usize,
+    pub(super) lists: Lists,
+    /// Positions whose angles are on the card.
+    pub(super) positions: usize,
+    /// In turn, so that one is written while the other is copied.
+    pub(super) staging: [Pinned; 2],
+    pub(super) turn: usize,
+    pub(super) results: Pinned,
+    /// Of steps of one row a sequence, by the number of sequences.
+    pub(super) graphs: Vec<Option<Graph>>,
+}
+
+impl CardBuffers {
+    /// For steps of at most so much, and so many logits at a time; `own`: what Saccade's own family has beside the decoder.
+    pub(crate) fn new(
+        card: &Card,
+        decoder: &Decoder,
+        own: Option<&Unimodal>,
+        most: Most,
+        logits: usize,
+        dtype: KvDtype,
+    ) -> Result<Self> {
+        let c = &decoder.config;
+        let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+        let widest = c.d_model.max(c.d_ff).max(heads);
+        let narrow = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        let root = root(c.head_dim);
+        let shape = AttentionShape {
+            n_heads: narrow(c.n_heads),
+            n_kv_heads: narrow(c.n_kv_heads),
+            head_dim: narrow(c.head_dim),
+            layer: 0,
+            modalities: narrow(Modality::ALL.len()),
+            max_keys: narrow((most.blocks * KV_BLOCK).next_multiple_of(2 * KV_BLOCK)),
+            factor: if dtype == KvDtype::I8 { root * std::f32::consts::LOG2_E } else { root },
+        };
+        let scratch = match dtype {
+            KvDtype::I8 if Device::fits_block(&shape) => None,
+            KvDtype::I8 => Some(shape.scratch_i8(most.rows)),
+            KvDtype::F32 => Some(shape.scratch_f32(most.rows)),
+        };
+        let mut arrays = Arrays::default();
+        let mut floats = |n: usize| arrays.add(4 * n);
+        let rows = most.rows;
+        let (x, q, k, v) =
+            (floats(rows * c.d_model), floats(rows * heads), floats(rows * kvs), floats(rows * kvs));
+        let (attended, hidden, up) = (floats(rows * heads), floats(rows * c.d_ff), floats(rows * c.d_ff));
+        let normed = floats(rows * widest);
+        let angles = (most.blocks * KV_BLOCK + 1) * c.head_dim / 2;
+        let (cosines, sines, logits_at, scale) =
+            (floats(angles), floats(angles), floats(logits), floats(rows * most.parts));
+        let flag = arrays.add(4);
+        let quantised = arrays.add(rows * most.parts * pad_k(widest));
+        let scratch = scratch.map(|bytes| arrays.add(bytes));
+        let mut lists = Arrays::default();
+        let lists = Lists {
+            inputs: lists.add(rows * size_of::<InputAt>()),
+            rows: lists.add(rows * size_of::<RowAt>()),
+            units: lists.add(rows * size_of::<UnitAt>()),
+            sequences: lists.add(most.sequences * size_of::<SequenceAt>()),
+            segments: lists.add(most.sequences * most.segments * size_of::<SegmentAt>()),
+            blocks: lists.add(most.sequences * most.blocks * 4),
+            bytes: lists.bytes,
+        };
+        let lists_at = arrays.add(lists.bytes);
+        let memory = card.device.allocate("the buffers of a session", arrays.bytes)?;
+        let mut tables = Tables { d: narrow(c.d_model), ..Tables::default() };
+        tables.table[EMBED as usize] = card.rows_of(&decoder.embed);
+        tables.table[GIVEN as usize] = TableAt { rows: memory.at() + normed as u64, scale: 0, kind: 2 };
+        if let Some(own) = own {
+            tables.table[PREFIX as usize] = card.rows_of(&own.task_prefix);
+            tables.table[SLOTS as usize] = card.rows_of(&own.action_slots);
+            let [grid, modality] = [&own.image_grid, &own.modality_embed].map(TableRef::place);
+            (tables.grid, tables.modality) = (card.table(grid.0, grid.1), card.table(modality.0, modality.1));
+        }
+        memory.fill(0, arrays.bytes)?;
+        if dtype == KvDtype::I8 && scratch.is_none() {
+            card.device.allow_block_memory("attention_i8")?;
+        }
+        let staged = lists.bytes.max(4 * rows * c.d_model).max(8 * angles.min(CHUNK / 8));
+        let staging = [Pinned::new(&card.device, staged)?, Pinned::new(&card.device, staged)?];
+        let results = Pinned::new(&card.device, 4 * (logits.max(rows * c.d_model) + 1))?;
+        Ok(Self {
+            memory,
+            head_dim: c.head_dim,
+            tables,
+            inputs: vec![InputAt::default(); rows],
+            shape,
+            x,
+            q,
+            k,
+            v,
+            attended,
+            hidden,
+            up,
+            normed,
+            quantised,
+            scale,
+            cosines,
+            sines,
+            scratch,
+            logits: logits_at,
+            flag,
+            lists_at,
+            lists,
+            positions: 0,
+            staging,
+            turn: 0,
+            results,
+            graphs: (0..=most.sequences).map(|_| None).collect(),
+        })
+    }
+
+    pub(super) fn at(&self, offset: usize) -> At {
+        self.memory.at() + offset as u64
+    }
+
+    /// Puts bytes that `write` makes to `offset`, in the stream.
+    fn stage(&mut self, offset: usize, bytes: usize, write: impl FnOnce(&mut [u8])) -> Result<()> {
+        self.turn = 1 - self.turn;
+        let room = &mut self.staging[self.turn];
+        write(&mut room.get()?[..bytes]);
+        Ok(self.memory.write_from(offset, room, bytes)?)
+    }
+
+    /// The angles of every position below `end`.
+    fn reach(&mut self, rope: &Rope, end: usize) -> Result<()> {
+        let half = self.head_dim / 2;
+        let at_once = (self.staging_bytes() / (4 * half)).max(1);
+        while self.positions < end {
+            let first = self.positions;
+            let last = end.min(first + at_once);
+            let [cos, sin] = rope.angles(first..last);
+            for (offset, values) in [(self.cosines, cos), (self.sines, sin)] {
+                let bytes = bytemuck::cast_slice::<f32, u8>(values);
+                self.stage(offset + 4 * first * half, bytes.len(), |room| room.copy_from_slice(bytes))?;
+            }
+            self.positions = last;
+        }
+        Ok(())
+    }
+
+    fn staging_bytes(&self) -> usize {
+        self.lists.bytes.max(4 * KV_BLOCK * self.head_dim)
+    }
+
+    /// What row `n` of the next step begins with.
+    pub(crate) fn input(
+        &mut self,
+        n: usize,
+        table: i32,
+        row: usize,
+        place: Option<usize>,
+        modality: Option<Modality>,
+    ) {
+        let or_none = |at: Option<usize>| at.map_or(-1, narrow);
+        let modality = or_none(modality.map(Modality::index));
+        self.inputs[n] = InputAt { table, row: narrow(row), place: or_none(place), modality };
+    }
+
+    /// Writes what the rows are.
+    fn describe(&mut self, sequences: &[Sequence<'_>]) -> Result<usize> {
+        let (lists, unit_rows) = (self.lists, self.shape.unit_rows());
+        let mut units = 0;
+        let inputs = std::mem::take(&mut self.inputs);
+        let staged = self.stage(self.lists_at, lists.bytes, |room| {
+            let mut row = 0;
+            let (mut segment, mut block) = (0, 0);
+            for (i, s) in sequences.iter().enumerate() {
+                let first_segment = segment;
+                for visible in s.context.iter().chain([&s.own]) {
+                    let at = SegmentAt {
+                        base: narrow(visible.base),
+                        modality: narrow(visible.modality.index()),
+                        len: narrow(visible.chain.len),
+                        first_block: narrow(block),
+                    };
+                    put(room, lists.segments, segment, at);
+                    segment += 1;
+                    for id in s.kv.blocks(&visible.chain) {
+                        put(room, lists.blocks, block, id);
+                        block += 1;
+                    }
+                }
+                let ([first, second], n_blocks) = s.kv.at().expect("a session on a card has its arena there");
+                let int8 = s.kv.dtype() == KvDtype::I8;
+                let of = |wanted: bool, at: At| if wanted { at } else { 0 };
+                let at = SequenceAt {
+                    tiles: of(int8, first),
+                    scales: of(int8, second),
+                    keys: of(!int8, first),
+                    values: of(!int8, second),
+                    n_blocks: narrow(n_blocks),
+                    first_segment: narrow(first_segment),
+                    segments: narrow(segment - first_segment),
+                    causal: i32::from(s.own_rule == Own::Causal),
+                };
+                put(room, lists.sequences, i, at);
+                for first in (0..s.rows).step_by(unit_rows) {
+                    let rows = narrow(unit_rows.min(s.rows - first));
+                    put(room, lists.units, units, UnitAt { first: narrow(row + first), rows });
+                    units += 1;
+                }
+                for n in 0..s.rows {
+                    let offset = s.offset + n;
+                    let position = narrow(s.own.base + offset);
+                    put(
+                        room,
+                        lists.rows,
+                        row + n,
+                        RowAt { sequence: narrow(i), offset: narrow(offset), position, pad: 0 },
+                    );
+                }
+                row += s.rows;
+            }
+            inputs[..row].iter().enumerate().for_each(|(n, &input)| put(room, lists.inputs, n, input));
+        });
+        self.inputs = inputs;
+        staged.map(|()| units)
+    }
+
+    /// Every block over the rows of the sequences, which begin with what [`Self::input`] said; `x [rows, d_model]` has those that are
+    /// given as vectors. Puts it all into the stream; [`Self::check`] tells whether the
+    /// results are numbers.
+    pub(crate) fn decode(
+        &mut self,
+        card: &Card,
+        decoder: &Decoder,
+        rope: &Rope,
+        sequences: &[Sequence<'_>],
+        x: &[f32],
+    ) -> Result<()> {
+        let c = &decoder.config;
+        let rows = x.len() / c.d_model;
+        let end = sequences.iter().map(|s| s.own.base + s.offset + s.rows).max().unwrap_or(0);
+        self.reach(rope, end)?;
+        let units = self.describe(sequences)?;
+        if self.inputs[..rows].iter().any(|input| input.table == GIVEN) {
+            let bytes = bytemuck::cast_slice::<f32, u8>(x);
+            self.stage(self.normed, bytes.len(), |room| room.copy_from_slice(bytes))?;
+        }
+
+        let single = sequences.iter().all(|s| s.rows == 1);
+        if single && let Some(graph) = self.graphs.get(rows).and_then(Option::as_ref) {
+            return Ok(graph.launch()?);
+        }
+        let int8 = sequences.iter().all(|s| s.kv.dtype() == KvDtype::I8);
+        let forward = || -> Result<()> {
+            let inputs = self.at(self.lists_at + self.lists.inputs);
+            card.device.embed(&self.tables, inputs, rows, self.at(self.x))?;
+            let mut pass = CardPass { card, c, b: self, rows, units, int8, loaded: Loaded::default() };
+            for (layer, block) in decoder.blocks.iter().enumerate() {
+                block.forward(&mut pass, layer)?;
+            }
+            Ok(card.device.check_finite(self.at(self.x), rows * c.d_model, self.at(self.flag))?)
+        };
+        if !single {
+            return forward();
+        }
+        let graph = card.device.capture(forward)?;
+        graph.launch()?;
+        self.graphs[rows] = Some(graph);
+        Ok(())
+    }
+
+    /// The logits of the rows from `first` to below `end` over outputs `range` of the head, in the stream; [`Self::read_logits`]
+    /// waits for them.
+    pub(crate) fn score(
+        &mut self,
+        card: &Card,
+        decoder: &Decoder,
+        rows: std::ops::Range<usize>,
+        range: std::ops::Range<usize>,
+        offset: usize,
+    ) -> Result<()> {
+        let c = &decoder.config;
+        let n = rows.len();
+        let x = self.at(self.x) + (4 * rows.start * c.d_model) as u64;
+        let out = self.at(self.logits) + 4 * offset as u64;
+        let (device, norm) = (&card.device, (card.at(decoder.norm.place()), c.norm_eps));
+        let (at, place) = decoder.head.place();
+        match place {
+            LinearPlace::Tiles { scale, parts } => {
+                let (q, x_scale) = (self.at(self.quantised), self.at(self.scale));
+                let mut layers =
+                    Layers { count: 1, k: narrow(c.d_model), parts: narrow(parts), ..Layers::default() };
+                layers.layer[0] = LayerAt {
+                    tiles: card.at(at),
+                    scale: card.at(scale),
+                    bias: 0,
+                    out,
+                    first: narrow(range.start),
+                    end: narrow(range.end),
+                };
+                device.quantise_rows(x, norm, [n, c.d_model, parts], q, x_scale)?;
+                device.linear_i8(&layers, q, x_scale, n * parts)?;
+            }
+            LinearPlace::Rows { half } => {
+                let normed = self.at(self.normed);
+                device.rms_norm_rows(x, norm, [n, c.d_model], normed, false)?;
+                let w = (card.at(at), half);
+                device.linear_float(normed, w, 0, out, [n, c.d_model], [range.start, range.end], false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for `n` logits, and says whether everything since the last time was a number.
+    pub(crate) fn read_logits(&mut self, n: usize) -> Result<(&[f32], bool)> {
+        self.read(self.logits, n)
+    }
+
+    /// The same of the rows of `x` from `first` on: `n` values.
+    pub(crate) fn read_x(&mut self, first: usize, n: usize) -> Result<(&[f32], bool)> {
+        self.read(self.x + 4 * first, n)
+    }
+
+    fn read(&mut self, offset: usize, n: usize) -> Result<(&[f32], bool)> {
+        let Self { memory, results, flag, .. } = self;
+        memory.read_into(*flag, results, 0, 4)?;
+        memory.fill(*flag, 4)?;
+        memory.read_into(offset, results, 4, 4 * n)?;
+        let words: &[u32] = bytemuck::cast_slice(&results.get()?[..4 * (n + 1)]);
+        Ok((bytemuck::cast_slice(&words[1..]), words[0] == 0))
+    }
+}
+
+pub(super) fn narrow(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+/// `1/√head_dim`.
+#[allow(clippy::cast_precision_loss)] // head_dim ≤ 1024
+fn root(head_dim: usize) -> f32 {
+    1.0 / (head_dim as f32).sqrt()
+}
+
+/// Writes entry `i` of a list.
+fn put<T: bytemuck::Pod>(room: &mut [u8], list: usize, i: usize, value: T) {
+    room[list + i * size_of::<T>()..][..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&value));
+}

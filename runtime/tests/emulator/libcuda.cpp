@@ -1,0 +1,347 @@
+// A driver for the emulated card: the part of libcuda that Saccade calls, so that its host code runs unchanged where there is no card.
+//
+// What a real card punishes at random is punished here for certain: device memory ends at a page that nobody may touch, host memory given
+// to a background copy is read only when the stream is waited for, launches run then and in order, and kernels are run with a new
+// seed each. Environment: EMULATOR_MAJOR, EMULATOR_MINOR (compute capability, 8.7), EMULATOR_MEMORY_MB (1024), EMULATOR_DRIVER (11040),
+// EMULATOR_DEVICES (1), EMULATOR_FAIL=call:code:after (the call fails with the code after so many successes), EMULATOR_SEED.
+#include "emulator.h"
+#include "launch.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <sys/mman.h>
+#include <vector>
+
+namespace emulator {
+extern const Kernel KERNELS[];
+}
+
+namespace {
+
+using Result = int;
+constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALISED = 3, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
+                 LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900;
+constexpr std::size_t PAGE = 4096;
+
+int setting(const char *name, int otherwise) {
+    const char *text = std::getenv(name);
+    return text ? std::atoi(text) : otherwise;
+}
+
+// Whether this call is the one that is to fail.
+Result injected(const char *call) {
+    static std::string name;
+    static int code, left;
+    static bool read = false;
+    if (!read) {
+        read = true;
+        if (const char *text = std::getenv("EMULATOR_FAIL")) {
+            std::string all = text;
+            std::size_t one = all.find(':'), two = all.find(':', one + 1);
+            name = all.substr(0, one);
+            code = std::atoi(all.c_str() + one + 1);
+            left = std::atoi(all.c_str() + two + 1);
+        }
+    }
+    if (name != call) return SUCCESS;
+    return left-- > 0 ? SUCCESS : code;
+}
+#define MAY_FAIL(call)                                                                                                                     \
+    if (Result code = injected(call)) return code
+
+struct Allocation {
+    unsigned char *map;
+    std::size_t mapped, bytes;
+};
+std::map<unsigned long long, Allocation> allocations;
+std::size_t used;
+Result lost = SUCCESS;
+
+using Work = std::function<Result()>;
+struct Graph {
+    std::vector<Work> work;
+};
+struct Stream {
+    std::vector<Work> queue;
+    std::unique_ptr<Graph> capture;
+};
+struct Function {
+    const emulator::Kernel *kernel;
+    std::vector<std::size_t> sizes;
+};
+
+Stream default_stream;
+Stream &of(void *stream) { return stream ? *static_cast<Stream *>(stream) : default_stream; }
+
+Result enqueue(void *stream, Work work) {
+    if (lost) return lost;
+    Stream &s = of(stream);
+    (s.capture ? s.capture->work : s.queue).push_back(std::move(work));
+    return SUCCESS;
+}
+
+Result drain(Stream &s) {
+    if (lost) return lost;
+    for (Work &work : s.queue)
+        if (Result code = work()) {
+            lost = code;
+            break;
+        }
+    s.queue.clear();
+    return lost;
+}
+
+bool inside(unsigned long long at, std::size_t bytes) {
+    auto next = allocations.upper_bound(at);
+    if (next == allocations.begin()) return false;
+    --next;
+    return at + bytes <= next->first + next->second.bytes;
+}
+
+unsigned seed() {
+    static unsigned next = (unsigned)setting("EMULATOR_SEED", 1);
+    return next++;
+}
+
+} // namespace
+
+#define API extern "C" __attribute__((visibility("default"))) Result
+
+API cuInit(unsigned) {
+    MAY_FAIL("cuInit");
+    return setting("EMULATOR_DEVICES", 1) > 0 ? SUCCESS : NO_DEVICE;
+}
+API cuDriverGetVersion(int *version) {
+    *version = setting("EMULATOR_DRIVER", 13000);
+    return SUCCESS;
+}
+API cuDeviceGetCount(int *count) {
+    *count = setting("EMULATOR_DEVICES", 1);
+    return SUCCESS;
+}
+API cuDeviceGet(int *device, int ordinal) {
+    *device = ordinal;
+    return ordinal < setting("EMULATOR_DEVICES", 1) ? SUCCESS : 101;
+}
+API cuDeviceGetName(char *name, int length, int) {
+    std::snprintf(name, (std::size_t)length, "emulated card");
+    return SUCCESS;
+}
+API cuDeviceTotalMem_v2(std::size_t *bytes, int) {
+    *bytes = (std::size_t)setting("EMULATOR_MEMORY_MB", 1024) << 20;
+    return SUCCESS;
+}
+API cuDeviceGetAttribute(int *value, int attribute, int) {
+    switch (attribute) {
+    case 75: *value = setting("EMULATOR_MAJOR", 8); break; // compute capability
+    case 76: *value = setting("EMULATOR_MINOR", 7); break;
+    case 16: *value = 8; break;                            // multiprocessors
+    case 97: *value = 163 << 10; break;                    // shared memory of a block, on request
+    case 18: *value = 1; break;                            // integrated
+    default: *value = 0;
+    }
+    emulator::has_mma = setting("EMULATOR_MAJOR", 8) >= 8;
+    return SUCCESS;
+}
+API cuDevicePrimaryCtxRetain(void **context, int) {
+    MAY_FAIL("cuDevicePrimaryCtxRetain");
+    static int one;
+    *context = &one;
+    return SUCCESS;
+}
+API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+API cuCtxSetCurrent(void *) { return SUCCESS; }
+API cuMemGetInfo_v2(std::size_t *available, std::size_t *total) {
+    *total = (std::size_t)setting("EMULATOR_MEMORY_MB", 1024) << 20;
+    *available = *total - used;
+    return SUCCESS;
+}
+API cuModuleLoadData(void **module, const void *image) {
+    MAY_FAIL("cuModuleLoadData");
+    if (!image || std::memcmp(image, "\177ELF", 4) != 0) return INVALID_IMAGE;
+    static int one;
+    *module = &one;
+    return SUCCESS;
+}
+API cuModuleUnload(void *) { return SUCCESS; }
+API cuModuleGetFunction(void **function, void *, const char *name) {
+    for (const emulator::Kernel *kernel = emulator::KERNELS; kernel->name; kernel++)
+        if (std::strcmp(kernel->name, name) == 0) {
+            *function = const_cast<emulator::Kernel *>(kernel);
+            return SUCCESS;
+        }
+    return NOT_FOUND;
+}
+API cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
+API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
+    MAY_FAIL("cuMemAlloc_v2");
+    if (lost) return lost;
+    if (bytes == 0) return INVALID_VALUE;
+    if (used + bytes > (std::size_t)setting("EMULATOR_MEMORY_MB", 1024) << 20) return OUT_OF_MEMORY;
+    // The end, rounded up to what the driver aligns to, meets a page without access; the beginning is filled with rubbish.
+    std::size_t rounded = (bytes + 255) / 256 * 256, pages = (rounded + PAGE - 1) / PAGE * PAGE;
+    void *map = mmap(nullptr, pages + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) return OUT_OF_MEMORY;
+    mprotect(static_cast<char *>(map) + pages, PAGE, PROT_NONE);
+    unsigned char *start = static_cast<unsigned char *>(map) + pages - rounded;
+    std::memset(start, 0xcb, rounded);
+    *at = reinterpret_cast<unsigned long long>(start);
+    allocations[*at] = {static_cast<unsigned char *>(map), pages + PAGE, bytes};
+    used += bytes;
+    return SUCCESS;
+}
+API cuMemFree_v2(unsigned long long at) {
+    auto found = allocations.find(at);
+    if (found == allocations.end()) return INVALID_VALUE;
+    const Allocation &a = found->second;
+    const unsigned char *end = reinterpret_cast<const unsigned char *>(at) + a.bytes;
+    for (std::size_t i = 0; i < (a.bytes + 255) / 256 * 256 - a.bytes; i++)
+        if (end[i] != 0xcb) {
+            std::fprintf(stderr, "emulator: something was written behind an allocation of %zu bytes\n", a.bytes);
+            std::abort();
+        }
+    used -= a.bytes;
+    munmap(a.map, a.mapped);
+    allocations.erase(found);
+    return SUCCESS;
+}
+API cuMemHostAlloc(void **at, std::size_t bytes, unsigned) {
+    MAY_FAIL("cuMemHostAlloc");
+    *at = std::malloc(bytes);
+    return SUCCESS;
+}
+API cuMemFreeHost(void *at) {
+    std::free(at);
+    return SUCCESS;
+}
+API cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, std::size_t bytes, void *stream) {
+    if (!inside(to, bytes)) return INVALID_VALUE;
+    return enqueue(stream, [=] {
+        std::memcpy(reinterpret_cast<void *>(to), from, bytes);
+        return SUCCESS;
+    });
+}
+API cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, std::size_t bytes, void *stream) {
+    if (!inside(from, bytes)) return INVALID_VALUE;
+    return enqueue(stream, [=] {
+        std::memcpy(to, reinterpret_cast<const void *>(from), bytes);
+        return SUCCESS;
+    });
+}
+API cuMemcpyHtoD_v2(unsigned long long to, const void *from, std::size_t bytes) {
+    if (lost) return lost;
+    if (!inside(to, bytes)) return INVALID_VALUE;
+    std::memcpy(reinterpret_cast<void *>(to), from, bytes);
+    return SUCCESS;
+}
+API cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, std::size_t bytes, void *stream) {
+    if (!inside(to, bytes) || !inside(from, bytes)) return INVALID_VALUE;
+    return enqueue(stream, [=] {
+        std::memmove(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes);
+        return SUCCESS;
+    });
+}
+API cuMemsetD8Async(unsigned long long at, unsigned char value, std::size_t bytes, void *stream) {
+    if (!inside(at, bytes)) return INVALID_VALUE;
+    return enqueue(stream, [=] {
+        std::memset(reinterpret_cast<void *>(at), value, bytes);
+        return SUCCESS;
+    });
+}
+API cuStreamCreate(void **stream, unsigned) {
+    *stream = new Stream;
+    return SUCCESS;
+}
+API cuStreamDestroy_v2(void *stream) {
+    delete static_cast<Stream *>(stream);
+    return SUCCESS;
+}
+API cuStreamSynchronize(void *stream) {
+    MAY_FAIL("cuStreamSynchronize");
+    return drain(of(stream));
+}
+API cuStreamBeginCapture_v2(void *stream, int) {
+    MAY_FAIL("cuStreamBeginCapture_v2");
+    if (!stream || of(stream).capture) return CAPTURE_UNSUPPORTED;
+    of(stream).capture = std::make_unique<Graph>();
+    return SUCCESS;
+}
+API cuStreamEndCapture(void *stream, void **graph) {
+    if (!of(stream).capture) return CAPTURE_UNSUPPORTED;
+    *graph = of(stream).capture.release();
+    return SUCCESS;
+}
+API cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
+    *executable = new Graph(*static_cast<Graph *>(graph));
+    return SUCCESS;
+}
+API cuGraphDestroy(void *graph) {
+    delete static_cast<Graph *>(graph);
+    return SUCCESS;
+}
+API cuGraphExecDestroy(void *graph) {
+    delete static_cast<Graph *>(graph);
+    return SUCCESS;
+}
+API cuGraphLaunch(void *graph, void *stream) {
+    MAY_FAIL("cuGraphLaunch");
+    const Graph *g = static_cast<Graph *>(graph);
+    return enqueue(stream, [g] {
+        for (const Work &work : g->work)
+            if (Result code = work()) return code;
+        return SUCCESS;
+    });
+}
+// An event is the stream that it was recorded in.
+API cuEventCreate(void **event, unsigned) {
+    *event = new void *(nullptr);
+    return SUCCESS;
+}
+API cuEventDestroy_v2(void *event) {
+    delete static_cast<void **>(event);
+    return SUCCESS;
+}
+API cuEventRecord(void *event, void *stream) {
+    *static_cast<void **>(event) = stream;
+    return SUCCESS;
+}
+API cuEventSynchronize(void *event) {
+    MAY_FAIL("cuStreamSynchronize");
+    return drain(of(*static_cast<void **>(event)));
+}
+API cuEventElapsedTime(float *ms, void *, void *) {
+    *ms = 1.0f;
+    return SUCCESS;
+}
+API cuGetErrorName(int, const char **name) {
+    *name = "EMULATED_ERROR";
+    return SUCCESS;
+}
+API cuGetErrorString(int, const char **text) {
+    *text = "an error of the emulated card";
+    return SUCCESS;
+}
+API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned dynamic, void *stream,
+                   void **arguments, void **) {
+    MAY_FAIL("cuLaunchKernel");
+    const emulator::Kernel *kernel = static_cast<const emulator::Kernel *>(function);
+    // Arguments are copied now, as the driver does.
+    std::vector<std::vector<unsigned char>> copies;
+    for (std::size_t i = 0; i < kernel->arguments; i++) {
+        const unsigned char *at = static_cast<const unsigned char *>(arguments[i]);
+        copies.emplace_back(at, at + kernel->sizes[i]);
+    }
+    return enqueue(stream, [=]() mutable {
+        std::vector<void *> pointers;
+        for (auto &copy : copies) pointers.push_back(copy.data());
+        std::string fault = emulator::launch(*kernel, {gx, gy, gz}, {bx, by, bz}, dynamic, pointers.data(), seed());
+        if (fault.empty()) return SUCCESS;
+        std::fprintf(stderr, "emulator: kernel `%s`: %s\n", kernel->name, fault.c_str());
+        return LAUNCH_FAILED;
+    });
+}
