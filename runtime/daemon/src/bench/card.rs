@@ -3,6 +3,7 @@
 //! Targets of a data-centre card, where gaps between launches outweigh bytes, stand beside the figures.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -25,6 +26,8 @@ const DECODE_PROMPT: usize = 64;
 const STEPS: [usize; 2] = [100, 20];
 /// Sequences that are decoded together.
 const BATCHES: [usize; 4] = [1, 2, 4, 8];
+/// Greedy steps that are compared with the CPU's.
+const PARITY_STEPS: usize = 16;
 /// Prompts that are timed.
 const REPEATS: usize = 7;
 
@@ -52,6 +55,9 @@ pub(super) fn run(dir: &Path, threads: usize, options: DeviceOptions) -> anyhow:
     ask(&mut first, &[token])?;
     let first_token_ms = start.elapsed().as_secs_f64() * 1e3;
     drop(first);
+    let on_cpu = Model::open(dir, &EngineOptions { threads, ..EngineOptions::default() })?;
+    let parity = parity(&on_cpu, &model, token)?;
+    drop(on_cpu);
 
     let mut prefill = Map::new();
     for tokens in PROMPTS {
@@ -93,6 +99,7 @@ pub(super) fn run(dir: &Path, threads: usize, options: DeviceOptions) -> anyhow:
             "peak_tops": rounded(limits.peak_tops), "gemm_tops_576": rounded(limits.gemm_tops[0]),
             "gemm_tops_2048": rounded(limits.gemm_tops[1]), "gemm_share": rounded(limits.gemm_tops[1] / limits.peak_tops),
         },
+        "parity": parity,
         "prefill": prefill,
         "decode": {"tokens_per_s": rounded(1.0 / alone), "step_us": rounded(alone * 1e6),
             "copy_share": rounded(work.bytes / alone / (limits.copy_gbps * 1e9))},
@@ -102,6 +109,46 @@ pub(super) fn run(dir: &Path, threads: usize, options: DeviceOptions) -> anyhow:
         "targets": {"gemv_share": 0.8, "gemm_share": 0.6, "gemm_share_576": 0.35, "copy_share_L": 0.5, "step_us_M": 350, "step_us_nano": 150,
             "speedup_8": 6, "first_token_ms_M": 100, "first_token_ms_L": 250},
     }))
+}
+
+/// The logits of a prompt and of some greedy steps on both: whether they are the same bits, and how far apart they are.
+fn parity(cpu: &Arc<Model>, card: &Arc<Model>, token: u32) -> anyhow::Result<Value> {
+    let said = |model: &Arc<Model>| -> anyhow::Result<Vec<Vec<f32>>> {
+        let mut session = Session::new(model, &SessionOptions { max_text_tokens: 64, max_sequences: 1 })?;
+        ask(&mut session, &(0..24).map(|i| token + i % 7).collect::<Vec<_>>())?;
+        let mut said = Vec::new();
+        for _ in 0..PARITY_STEPS {
+            step(&mut [&mut session], &mut |_, logits| {
+                said.push(logits.to_vec());
+                argmax(logits).unwrap_or(0)
+            })?;
+        }
+        Ok(said)
+    };
+    let (want, got) = (said(cpu)?, said(card)?);
+    let pairs = || want.iter().zip(&got);
+    let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let same_bits = pairs().filter(|(want, got)| bits(want) == bits(got)).count();
+    let same_top = pairs().filter(|(want, got)| argmax(want) == argmax(got)).count();
+    let kl = pairs().map(|(want, got)| divergence(want, got)).fold(0.0, f64::max);
+    Ok(
+        json!({"steps": PARITY_STEPS, "same_bits": same_bits, "same_top": same_top, "kl_max": kl, "kl_target": 1e-4}),
+    )
+}
+
+/// Kullback-Leibler divergence of what `got` says from what `want` says.
+fn divergence(want: &[f32], got: &[f32]) -> f64 {
+    let log_softmax = |logits: &[f32]| {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+        logits.iter().map(|&x| f64::from(x - max) - sum.ln()).collect::<Vec<_>>()
+    };
+    let (want, got) = (log_softmax(want), log_softmax(got));
+    want.iter()
+        .zip(&got)
+        .filter(|(want, _)| want.is_finite())
+        .map(|(want, got)| want.exp() * (want - got))
+        .sum()
 }
 
 /// The first token after a prompt.
