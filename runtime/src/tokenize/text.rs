@@ -21,6 +21,8 @@ pub struct TextTokenizer {
     bos: Option<u32>,
     chat: Option<ChatTemplate>,
     style: Style,
+    /// Whether a processor of several modalities is what makes text of a conversation.
+    processed: bool,
 }
 
 impl std::fmt::Debug for TextTokenizer {
@@ -57,7 +59,8 @@ impl TextTokenizer {
             ModelConfig::Emu3(c) => Style::Inline(inner.id_to_token(c.image.placeholder).unwrap_or_default()),
             _ => Style::Inline(String::new()),
         };
-        Ok(Self { later: later(&inner), inner, special, bos, chat, style })
+        let processed = matches!(config, ModelConfig::Janus(_) | ModelConfig::Emu3(_));
+        Ok(Self { later: later(&inner), inner, special, bos, chat, style, processed })
     }
 
     /// The token ids of `text`.
@@ -86,7 +89,13 @@ impl TextTokenizer {
             return Ok(ids);
         };
         let text = chat::render(chat, &self.style, messages).map_err(SessionError::Text)?;
-        self.encode_marked(&text, &chat::words(&text, messages))
+        let mut ids = self.encode_marked(&text, &chat::words(&text, messages))?;
+        // Source: the processors of transformers, which put it before the text of a template that does not begin with it, where tokenizers
+        // alone leave the template to it.
+        if let Some(bos) = self.bos.filter(|bos| self.processed && ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
     }
 
     /// The token ids of a text in which special tokens are meant, but for some places.
