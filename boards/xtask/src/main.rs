@@ -13,6 +13,7 @@ mod aarch64;
 mod bench;
 mod check;
 mod demo;
+mod fuzz;
 mod golden;
 mod machine;
 mod onnx;
@@ -28,7 +29,7 @@ type Outcome = Result<(), String>;
 /// One line of the list: the name, what it does, the function.
 type Verb = (&'static str, &'static str, fn(&[String]) -> Outcome);
 
-const VERBS: [Verb; 7] = [
+const VERBS: [Verb; 8] = [
     ("demo", "the camera demo: first camera, or the bundled clip; arguments go to `camera`", demo::run),
     ("test", "every test of the default members; arguments go to the test runner", test::run),
     ("check", "formatting, lints, documentation, examples: all warnings are errors", check::run),
@@ -38,6 +39,7 @@ const VERBS: [Verb; 7] = [
         bench::run,
     ),
     ("golden", "make the stored outputs that tests compare with", golden::run),
+    ("fuzz", "the readers of files on whatever bytes come; `[TARGET] [--seconds N]`", fuzz::run),
     ("train", "saccade-train on libtorch, which is installed first; arguments go to it", train::run),
     ("aarch64", "the kernel tests for Arm boards, under emulation", aarch64::run),
 ];
