@@ -181,7 +181,7 @@ fn preprocessors() -> Result<Vec<Vec<u8>>, String> {
             text.split_once("\"image_processor\":").ok_or("a fixture has no `image_processor`")?;
         let end = object.find("\n  }").ok_or("a fixture's `image_processor` has no end")? + "\n  }".len();
         let which = u8::try_from(at).unwrap_or(0);
-        found.push([&[which, 64, 0, 48, 0], object[..end].as_bytes()].concat());
+        found.push([&[which, 64, 0, 48, 0], &object.as_bytes()[..end]].concat());
     }
     Ok(found)
 }

@@ -9,33 +9,26 @@
 //! (Janus), so that what its eye loses counts. Janus draws, too: the float model draws what the first text begins with, and both say how
 //! likely each code was.
 
+mod shown;
+mod side;
+
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
 
 use saccade::config::ModelConfig;
-use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{self, Session, SessionError, SessionOptions};
-use saccade::source::{Frame, decode_picture};
-use saccade::tokenize::{Features, Picture, PictureReader};
+use saccade::source::Frame;
+use saccade::tokenize::Picture;
 use serde::Serialize;
 
 use super::stats::{Positions, Rows};
-use super::{Fault, Given, Models};
-use crate::error::{ConvertError, Result, io};
+use super::{Fault, Models};
+use crate::error::Result;
 use crate::inspect::ratio;
 use crate::progress::Progress;
+pub(super) use shown::Shown;
+use side::{Scored, Side, score};
 
-/// Tokens of a window, where the user does not say and the model takes so many: llama-perplexity's.
-const WINDOW: usize = 512;
-/// Fewest tokens of a window.
-const MIN_WINDOW: usize = 8;
-/// Largest file of text or of a picture.
-const MAX_BYTES: u64 = 64 << 20;
-/// Positions that the float model may be ahead, each with its logits.
-const AHEAD: usize = 4;
 /// Most tokens of a text that is drawn.
 const DRAWN_TOKENS: usize = 64;
 /// What the drawing is guided with.
@@ -74,67 +67,6 @@ pub struct Comparison {
     pub image: Option<Rows>,
     /// Codes of a drawing.
     pub drawing: Option<Rows>,
-}
-
-/// What both models are shown.
-pub(super) struct Shown {
-    texts: Vec<(PathBuf, Vec<u32>)>,
-    pictures: Vec<(PathBuf, Frame)>,
-    window: usize,
-}
-
-impl Shown {
-    /// Reads every file, so that what is wrong with one is said before a model is converted.
-    pub(super) fn read(bundle: &Path, model: &Model, given: &Given) -> Result<Self> {
-        let most = model.config().language().map_or(WINDOW, |c| c.max_positions);
-        let window = given.window.unwrap_or_else(|| WINDOW.min(most));
-        if !(MIN_WINDOW..=most).contains(&window) {
-            let reason =
-                format!("a window has {MIN_WINDOW} to {most} tokens here, not {window}; change --window");
-            return Err(refuse(bundle, reason));
-        }
-        let texts = given.texts.iter().map(|path| Ok((path.clone(), text(model, path, window)?)));
-        let pictures = given.images.iter().map(|path| Ok((path.clone(), picture(path)?)));
-        Ok(Self { texts: texts.collect::<Result<_>>()?, pictures: pictures.collect::<Result<_>>()?, window })
-    }
-}
-
-fn refuse(path: &Path, reason: String) -> ConvertError {
-    ConvertError::Refused { path: path.into(), reason }
-}
-
-fn bytes(path: &Path) -> Result<Vec<u8>> {
-    let found = std::fs::metadata(path).map_err(io(path))?.len();
-    if found > MAX_BYTES {
-        return Err(refuse(
-            path,
-            format!("it has {found} bytes, at most {MAX_BYTES} are read; give a part of it"),
-        ));
-    }
-    std::fs::read(path).map_err(io(path))
-}
-
-/// The tokens of a file, the begin token in front where the model has one.
-fn text(model: &Model, path: &Path, window: usize) -> Result<Vec<u32>> {
-    let text = String::from_utf8(bytes(path)?)
-        .map_err(|_| refuse(path, "it is not UTF-8; --text takes plain text".into()))?;
-    let mut ids: Vec<u32> = model.config().language().and_then(|c| c.bos).into_iter().collect();
-    ids.extend(model.text()?.encode(&text)?);
-    if ids.len() < window {
-        let reason = format!(
-            "it has {} tokens, fewer than one window of {window}; give a longer text or a smaller --window",
-            ids.len()
-        );
-        return Err(refuse(path, reason));
-    }
-    Ok(ids)
-}
-
-fn picture(path: &Path) -> Result<Frame> {
-    let mut frame = Frame::default();
-    decode_picture(&bytes(path)?, &mut frame)
-        .map_err(|error| refuse(path, format!("{error}; --image takes PNG and JPEG files")))?;
-    Ok(frame)
 }
 
 /// Compares both models on what is shown.
@@ -182,106 +114,6 @@ pub(super) fn compare(models: &Models, shown: &Shown) -> Result<Comparison> {
         image: some(&pair.image),
         drawing: some(&pair.drawing),
     })
-}
-
-/// One of the two models at work.
-struct Side {
-    /// Its name in a sentence.
-    name: &'static str,
-    model: Arc<Model>,
-    eye: Option<Eye>,
-    session: Session,
-    /// Tokens that the session takes.
-    room: usize,
-}
-
-/// How a model reads pictures.
-enum Eye {
-    Codes(PictureReader),
-    Features(Features),
-}
-
-impl Side {
-    fn new(name: &'static str, model: &Arc<Model>) -> saccade::Result<Self> {
-        let eye = match model.config() {
-            ModelConfig::Janus(_) => Some(Eye::Features(Features::new(model)?)),
-            _ => PictureReader::new(model)?.map(Eye::Codes),
-        };
-        let options = SessionOptions::default();
-        let session = Session::new(model, &options)?;
-        Ok(Self { name, model: Arc::clone(model), eye, session, room: options.max_text_tokens })
-    }
-
-    /// Sees to a session of so many tokens.
-    fn reach(&mut self, tokens: usize) -> std::result::Result<(), Fault> {
-        if tokens > self.room {
-            let options = SessionOptions { max_text_tokens: tokens, ..SessionOptions::default() };
-            self.session = Session::new(&self.model, &options)?;
-            self.room = tokens;
-        }
-        Ok(())
-    }
-
-    /// The tokens of a picture with what stands around them; nothing of a model that reads features.
-    fn codes(&mut self, placeholder: u32, picture: Picture<'_>) -> std::result::Result<Vec<u32>, Fault> {
-        match &mut self.eye {
-            Some(Eye::Codes(reader)) => reader
-                .read(&[placeholder], &[picture], &mut self.session)
-                .map_err(|error| Fault::of(self.name, error)),
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    /// The features of a picture, `[patches, d_model]`; nothing of a model that reads codes.
-    fn features(&mut self, picture: Picture<'_>) -> std::result::Result<Vec<f32>, Fault> {
-        match &mut self.eye {
-            Some(Eye::Features(eye)) => {
-                Ok(eye.of(picture).map_err(|error| Fault::of(self.name, error))?.to_vec())
-            }
-            _ => Ok(Vec::new()),
-        }
-    }
-}
-
-/// What is scored: a text behind its row `first`, or the codes of a drawing.
-#[derive(Clone, Copy)]
-enum Scored<'a> {
-    Text { ids: &'a [u32], first: usize },
-    Drawing { prompt: &'a [u32], codes: &'a [u16] },
-}
-
-impl Scored<'_> {
-    fn run(
-        self,
-        side: &mut Side,
-        on_logits: &mut dyn FnMut(usize, &[f32]),
-    ) -> std::result::Result<(), Fault> {
-        let session = &mut side.session;
-        let scored = match self {
-            Self::Text { ids, first } => {
-                let (question, answer) = ids.split_at(first + 1);
-                session.score_answer(question, answer, on_logits)
-            }
-            Self::Drawing { prompt, codes } => session.score_drawing(prompt, codes, on_logits),
-        };
-        scored.map_err(|error| Fault::of(side.name, error))
-    }
-
-    /// How many there are.
-    fn tokens(self) -> usize {
-        match self {
-            Self::Text { ids, .. } => ids.len(),
-            Self::Drawing { prompt, codes } => prompt.len() + codes.len(),
-        }
-    }
-
-    /// What truly follows the `at`th row that is scored.
-    fn target(self, at: usize) -> Option<usize> {
-        match self {
-            Self::Text { ids, first } => ids.get(first + 1 + at).map(|&id| id as usize),
-            Self::Drawing { codes, .. } => codes.get(at).map(|&code| code.into()),
-        }
-    }
 }
 
 /// Both models, and what was seen of them.
@@ -416,36 +248,6 @@ impl Pair {
         let scored = Scored::Drawing { prompt: &prompt, codes: &codes };
         score(base, candidate, scored, &mut |target, expected, found| add(drawing, expected, found, target))
     }
-}
-
-/// Runs both models and gives `see` the true token and the logits of both at each position. The float model runs a few positions ahead, so
-/// that no window's logits have to be kept.
-fn score(
-    base: &mut Side,
-    candidate: &mut Side,
-    scored: Scored<'_>,
-    see: &mut dyn FnMut(usize, &[f32], &[f32]),
-) -> std::result::Result<(), Fault> {
-    base.reach(scored.tokens())?;
-    candidate.reach(scored.tokens())?;
-    let (sender, receiver) = sync_channel::<Vec<f32>>(AHEAD);
-    std::thread::scope(|scope| {
-        let ahead = scope.spawn(move || {
-            scored.run(base, &mut |_, row| {
-                // Refused only when the other one has failed, which is said.
-                let _ = sender.send(row.to_vec());
-            })
-        });
-        let followed = scored.run(candidate, &mut |at, found| {
-            // None only when the float model has failed, which is said.
-            let Ok(expected) = receiver.recv() else { return };
-            if let Some(target) = scored.target(at) {
-                see(target, &expected, found);
-            }
-        });
-        drop(receiver);
-        ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).and(followed)
-    })
 }
 
 /// Adds a position without what neither model ever says; nothing where the true token is such.

@@ -163,7 +163,7 @@ fn token(folder: &Folder<'_>, vocabulary: &Vocabulary, name: &str) -> Result<u32
 /// Ours for theirs, inside a block of the eye.
 const VISION_BLOCK: [(&str, &str); 6] = [
     ("norm1", "norm1"),
-    ("attn.qkv", super::QKV),
+    ("attn.qkv", super::layout::QKV),
     ("attn.proj", "attn.o"),
     ("norm2", "norm2"),
     ("mlp.fc1", "fc1"),

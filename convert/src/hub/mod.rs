@@ -7,6 +7,7 @@ mod chameleon;
 mod deepseek;
 mod emu3;
 mod janus;
+mod layout;
 mod llama;
 mod names;
 mod pixels;
@@ -19,16 +20,15 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use saccade::config::{ChatTemplate, ModelConfig};
-use saccade::format::{Rules, read_file_header};
 use saccade::tokenize::TextTokenizer;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{Checkpoint, config_reason, origin};
+use crate::checkpoint::{Checkpoint, config_reason};
 use crate::error::{ConvertError, Result, io};
 use crate::pieces::PieceModel;
-use crate::values::{Origin, Values};
+use layout::Layout;
 
 /// Longest accepted JSON file beside the weights: an index of the largest models has half a megabyte.
 const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -204,7 +204,7 @@ pub(crate) fn open(path: &Path, whole: bool) -> Result<Checkpoint> {
     let tokenizer = tokenizer(path)?;
     TextTokenizer::from_bytes(tokenizer.as_bytes(), &model)
         .map_err(|reason| refuse(&path.join("tokenizer.json"), reason))?;
-    let values = weights(path, &model, layout)?;
+    let values = layout.weights(&shards(path)?, &model)?;
     let mut provenance = Map::new();
     provenance.insert("source".into(), json!("hub folder"));
     provenance.insert("model_type".into(), json!(kind));
@@ -229,80 +229,6 @@ fn tokenizer(path: &Path) -> Result<String> {
         .pieces()
         .tokenizer_json()
         .map_err(|reason| refuse(&model, format!("the tokenizer's {reason}; {AGAIN}")))
-}
-
-/// Every tensor of the folder's safetensors files under the name that the bundle gives it.
-fn weights(path: &Path, model: &ModelConfig, layout: Layout) -> Result<Values> {
-    let mut values = Values::default();
-    for shard in shards(path)? {
-        let header = read_file_header(&shard, Rules::Foreign)?;
-        let file = values.add_file(&shard);
-        for tensor in &header.tensors {
-            let ours = layout.ours(tensor.name.clone(), model);
-            let parts = ours.len();
-            for (at, ours) in ours.into_iter().enumerate() {
-                values.add(ours, part(origin(file, tensor), at, parts))?;
-            }
-        }
-    }
-    Ok(values)
-}
-
-/// The names that a layout has for tensors.
-#[derive(Clone, Copy)]
-struct Layout {
-    /// Ours for theirs.
-    name: fn(&str) -> Option<String>,
-    /// How names begin of what is not converted.
-    left_out: &'static [&'static str],
-}
-
-/// In our names, stands for queries, keys and values in one tensor, one below the other.
-const QKV: &str = "attn.qkv";
-
-impl Layout {
-    fn of(name: fn(&str) -> Option<String>) -> Self {
-        Self { name, left_out: &[] }
-    }
-
-    /// The names that a bundle gives a tensor, its own if it is not known; none for what is not converted.
-    fn ours(self, theirs: String, model: &ModelConfig) -> Vec<String> {
-        if names::IGNORED.iter().any(|ignored| theirs.ends_with(ignored))
-            || self.left_out.iter().any(|left_out| theirs.starts_with(left_out))
-        {
-            return Vec::new();
-        }
-        let ours = (self.name)(&theirs).unwrap_or(theirs);
-        let ours = match model {
-            ModelConfig::Chameleon(c) => chameleon::from_the_grid(c, ours),
-            _ => ours,
-        };
-        // A tied head is stored by some as well.
-        if ours == "head.weight" && model.decoder().tied {
-            return Vec::new();
-        }
-        if ours.contains(QKV) {
-            return ["attn.q", "attn.k", "attn.v"].map(|part| ours.replace(QKV, part)).into();
-        }
-        vec![ours]
-    }
-}
-
-/// Rows `at`, of so many `parts` of a tensor one below the other; all of it where it cannot be cut so, which its shape tells. A batch of
-/// one in front of positions goes.
-fn part(mut origin: Origin, at: usize, parts: usize) -> Origin {
-    if let [1, _, _] = origin.shape[..] {
-        origin.shape.remove(0);
-    }
-    match origin.shape.first_mut() {
-        Some(rows) if parts > 1 && rows.is_multiple_of(parts) => {
-            *rows /= parts;
-            origin.bytes /= parts as u64;
-            origin.offset += at as u64 * origin.bytes;
-        }
-        _ => {}
-    }
-    origin
 }
 
 /// `model.safetensors.index.json`, as far as it is used.
