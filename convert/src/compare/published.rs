@@ -5,20 +5,20 @@
 //! that fills no window is left out. Each picture is put before the beginning of a text, as the family's processor does, and every token
 //! of text behind it is scored; several texts take turns.
 //!
-//! Codes of pictures are the float model's on both sides and are scored where the family says such (Emu3); features are each model's own
+//! Codes of pictures are the float model's on both sides and are scored where the model says such (Emu3, Anole), without guidance; features are each model's own
 //! (Janus), so that what its eye loses counts. Janus draws, too: the float model draws what the first text begins with, and both say how
 //! likely each code was.
 
 mod shown;
 mod side;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use saccade::config::ModelConfig;
-use saccade::sample::Sampler;
+use saccade::sample::SamplerOptions;
 use saccade::session::{self, Session, SessionError, SessionOptions};
 use saccade::source::Frame;
-use saccade::tokenize::Picture;
+use saccade::tokenize::{DrawPrompt, Picture};
 use serde::Serialize;
 
 use super::stats::{Positions, Rows};
@@ -31,8 +31,6 @@ use side::{Scored, Side, score};
 
 /// Most tokens of a text that is drawn.
 const DRAWN_TOKENS: usize = 64;
-/// What the drawing is guided with.
-const GUIDANCE: f32 = 5.0;
 
 /// The report. Divergences in nats, shares as fractions of one; a part that the family or the input has not is null.
 #[derive(Debug, Clone, Serialize)]
@@ -121,8 +119,10 @@ struct Pair {
     config: ModelConfig,
     base: Side,
     candidate: Side,
-    /// Tokens that are codes of pictures.
-    code_ids: HashSet<u32>,
+    /// Tokens that are codes of pictures, and which.
+    code_ids: HashMap<u32, u16>,
+    /// Whether it says such.
+    draws: bool,
     text: Positions,
     behind_picture: Positions,
     image: Positions,
@@ -136,13 +136,14 @@ struct Pair {
 impl Pair {
     fn new(models: &Models) -> saccade::Result<Self> {
         let config = models.base.config().clone();
-        let code_ids: &[u32] = match &config {
-            ModelConfig::Chameleon(c) => &c.image.ids,
-            ModelConfig::Emu3(c) => &c.image.ids,
-            _ => &[],
+        let draws = match &config {
+            ModelConfig::Chameleon(c) => c.image.vq.decoder,
+            ModelConfig::Emu3(_) => true,
+            _ => false,
         };
         Ok(Self {
-            code_ids: code_ids.iter().copied().collect(),
+            code_ids: config.code_ids().iter().copied().zip(0..=u16::MAX).collect(),
+            draws,
             base: Side::new("float model", &models.base)?,
             candidate: Side::new("bundle", &models.candidate)?,
             text: Positions::default(),
@@ -190,26 +191,30 @@ impl Pair {
         }
         self.features(picture, ids.len())?;
 
-        let Self { base, candidate, behind_picture, image, code_ids, config, .. } = self;
-        // Without a prompt, nothing says what the first token behind the begin token is; from the picture's first code on there is.
-        let says = !code_ids.is_empty() && config.unsaid().is_empty();
-        let first = if says { 0 } else { before - 1 };
-        let mut at = first;
-        score(base, candidate, Scored::Text { ids: &ids, first }, &mut |target, expected, found| {
-            at += 1;
-            if at >= before {
-                add(behind_picture, expected, found, target);
-            } else if u32::try_from(target).is_ok_and(|id| code_ids.contains(&id)) {
-                add(image, expected, found, target);
-            }
-        })
+        let Self { base, candidate, behind_picture, .. } = self;
+        let scored = Scored::Text { ids: &ids, first: before - 1 };
+        score(base, candidate, scored, &mut |target, expected, found| {
+            add(behind_picture, expected, found, target);
+        })?;
+        if self.draws { self.image_codes(&ids[..before]) } else { Ok(()) }
+    }
+
+    /// Scores the codes of a picture in a text.
+    fn image_codes(&mut self, ids: &[u32]) -> std::result::Result<(), Fault> {
+        let Self { base, candidate, image, code_ids, .. } = self;
+        let codes: Vec<u16> = ids.iter().filter_map(|id| code_ids.get(id)).copied().collect();
+        let Some(begin) = ids.iter().position(|id| code_ids.contains_key(id)) else { return Ok(()) };
+        // A row ends where something else stands between the codes.
+        let columns = ids[begin..].iter().take_while(|id| code_ids.contains_key(id)).count();
+        let scored = Scored::Drawing { prompt: &ids[..begin], codes: &codes, columns };
+        score(base, candidate, scored, &mut |target, expected, found| add(image, expected, found, target))
     }
 
     /// The float model's tokens of a picture; counts those of its codes that the bundle has otherwise.
     fn codes(&mut self, placeholder: u32, picture: Picture<'_>) -> std::result::Result<Vec<u32>, Fault> {
         let expected = self.base.codes(placeholder, picture)?;
         let found = self.candidate.codes(placeholder, picture)?;
-        let codes = expected.iter().zip(&found).filter(|(expected, _)| self.code_ids.contains(expected));
+        let codes = expected.iter().zip(&found).filter(|(expected, _)| self.code_ids.contains_key(expected));
         for (expected, found) in codes {
             self.codes += 1;
             self.flipped += u64::from(expected != found);
@@ -236,16 +241,18 @@ impl Pair {
     /// Lets the float model draw what a text begins with, and scores its codes; nothing in families that do not draw.
     fn draw(&mut self, text: &[u32]) -> std::result::Result<(), Fault> {
         let ModelConfig::Janus(c) = &self.config else { return Ok(()) };
-        let [rows, columns] = c.drawing.grid;
-        let prompt: Vec<u32> = text.iter().take(DRAWN_TOKENS).copied().chain([c.vision.begin]).collect();
+        let ids: Vec<u32> = text.iter().take(DRAWN_TOKENS).copied().chain([c.vision.begin]).collect();
         let Self { base, candidate, drawing, .. } = self;
-        let options = SessionOptions { max_text_tokens: prompt.len() + rows * columns, max_sequences: 2 };
+        let mut prompt = DrawPrompt::of_tokens(&base.model, &ids, None)?;
+        // The likeliest code each time, so that two runs draw the same.
+        prompt.sampling = SamplerOptions::default();
+        let options = SessionOptions { max_text_tokens: prompt.tokens(), max_sequences: 2 };
         let (mut guided, mut free) =
             (Session::new(&base.model, &options)?, Session::new(&base.model, &options)?);
         let mut codes = Vec::new();
-        session::draw(&mut guided, &mut free, &prompt, GUIDANCE, &mut Sampler::greedy(), &mut codes)
+        session::draw(&mut guided, &mut free, &prompt, &mut codes, &mut |_| true)
             .map_err(|error| Fault::of(base.name, error))?;
-        let scored = Scored::Drawing { prompt: &prompt, codes: &codes };
+        let scored = Scored::Drawing { prompt: &prompt.guided, codes: &codes, columns: prompt.grid[1] };
         score(base, candidate, scored, &mut |target, expected, found| add(drawing, expected, found, target))
     }
 }

@@ -20,6 +20,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use saccade::config::{ChatTemplate, ModelConfig};
+use saccade::format::{Rules, read_file_header};
 use saccade::tokenize::TextTokenizer;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

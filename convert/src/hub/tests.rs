@@ -5,7 +5,6 @@ mod deepseek;
 use std::collections::{BTreeMap, BTreeSet};
 
 use saccade::family::tensors;
-use saccade::format::{Rules, read_file_header};
 
 use super::*;
 

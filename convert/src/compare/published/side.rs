@@ -76,11 +76,11 @@ impl Side {
     }
 }
 
-/// What is scored: a text behind its row `first`, or the codes of a drawing.
+/// What is scored: a text behind its row `first`, or the codes of a picture, so many a row, behind what announces it.
 #[derive(Clone, Copy)]
 pub(super) enum Scored<'a> {
     Text { ids: &'a [u32], first: usize },
-    Drawing { prompt: &'a [u32], codes: &'a [u16] },
+    Drawing { prompt: &'a [u32], codes: &'a [u16], columns: usize },
 }
 
 impl Scored<'_> {
@@ -95,7 +95,9 @@ impl Scored<'_> {
                 let (question, answer) = ids.split_at(first + 1);
                 session.score_answer(question, answer, on_logits)
             }
-            Self::Drawing { prompt, codes } => session.score_drawing(prompt, codes, on_logits),
+            Self::Drawing { prompt, codes, columns } => {
+                session.score_drawing(prompt, codes, columns, on_logits)
+            }
         };
         scored.map_err(|error| Fault::of(side.name, error))
     }
@@ -104,7 +106,10 @@ impl Scored<'_> {
     fn tokens(self) -> usize {
         match self {
             Self::Text { ids, .. } => ids.len(),
-            Self::Drawing { prompt, codes } => prompt.len() + codes.len(),
+            // Each row may have an end behind it.
+            Self::Drawing { prompt, codes, columns } => {
+                prompt.len() + codes.len() + codes.len().div_ceil(columns.max(1))
+            }
         }
     }
 
