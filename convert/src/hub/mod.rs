@@ -38,8 +38,7 @@ const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// What `max_new_tokens` is where a checkpoint does not say, as far as its positions allow.
 pub(crate) const MAX_NEW_TOKENS: usize = 1024;
 /// What can be converted, by `model_type`.
-const KNOWN: &str =
-    "anole, chameleon, emu3, janus, llama, mistral, multi_modality (DeepSeek's own layout of Janus), qwen2, qwen3";
+const KNOWN: &str = "anole, chameleon, emu3, janus, llama, mistral, multi_modality (DeepSeek's own layout of Janus), qwen2, qwen3";
 
 /// The file of SentencePiece, which folders of models of its time have, some of them alone.
 const PIECES: &str = "tokenizer.model";
