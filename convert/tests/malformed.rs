@@ -128,19 +128,29 @@ fn change(shop: &Workshop, name: &str, change: impl FnOnce(&mut Value)) {
 
 #[test]
 fn vocabularies_that_are_none_are_refused() {
-    // A byte token that is no byte: such stand in vocabularies of SentencePiece, which are not read as byte-level BPE.
     let tokenizer = |model: &str, tokens: &[&str], types: &[i32]| {
         let types: Vec<u8> = types.iter().flat_map(|ty| ty.to_le_bytes()).collect();
+        let scores = vec![0; types.len()];
         let file = Builder::default()
             .entry("tokenizer.ggml.model", 8, &gguf::string(model))
             .strings("tokenizer.ggml.tokens", tokens)
             .array("tokenizer.ggml.token_type", 5, types.len() as u64 / 4, &types)
+            .array("tokenizer.ggml.scores", 6, scores.len() as u64 / 4, &scores)
             .strings("tokenizer.ggml.merges", &[])
             .header();
         let gguf = read(&*file, file.len() as u64).unwrap();
         tokenizer_json(&gguf.metadata)
     };
-    assert!(tokenizer("llama", &["<0x-1>"], &[6]).unwrap_err().contains("gpt2"));
+    // A byte piece of SentencePiece that is no byte stands for none, beside the 256 it is a piece that no text becomes.
+    let bytes: Vec<String> = (0..=255).map(|byte| format!("<0x{byte:02X}>")).collect();
+    let mut pieces: Vec<&str> = bytes.iter().map(String::as_str).collect();
+    pieces.push("<0x-1>");
+    let mut few = pieces.clone();
+    few.remove(0x41);
+    assert!(tokenizer("llama", &few, &[6; 256]).unwrap_err().contains("byte 0x41 is missing"));
+    let json = tokenizer("llama", &pieces, &[6; 257]).unwrap();
+    let text = TextTokenizer::from_bytes(json.as_bytes(), &nano().into()).unwrap();
+    assert!(text.encode("<0x-1> \u{1}").unwrap().iter().all(|&id| id < 256));
     assert!(tokenizer("gpt2", &["a", "b"], &[1]).unwrap_err().contains("token_type"));
     assert!(tokenizer("gpt2", &["a"], &[i32::MIN]).unwrap_err().contains("known are 1 to 6"));
     // A token of the type "byte", or of any length, is a token like others, and text does not become it by its spelling's value.

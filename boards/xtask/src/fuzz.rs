@@ -18,7 +18,7 @@ const TARGETS: [Target; 7] = [
     ("runtime", "header", || files(&["hf/janus/golden.safetensors", "llama/golden.safetensors"])),
     ("runtime", "saccade_json", descriptions),
     ("runtime", "tokenizer", || files(&TOKENIZERS)),
-    ("convert", "gguf", || files(&["llama/tiny.gguf"])),
+    ("convert", "gguf", || files(&["llama/tiny.gguf", "kin/mistral.gguf"])),
     ("convert", "gguf_tokenizer", gguf_metadata),
     ("convert", "hub", hub),
     ("convert", "preprocessor", preprocessors),
@@ -33,7 +33,7 @@ const LIMITS: [&str; 2] = ["-timeout=10", "-rss_limit_mb=1536"];
 const SECONDS: &str = "60";
 
 const FIXTURES: &str = "convert/tests/fixtures";
-const FAMILIES: [&str; 4] = ["llama/tiny", "hf/chameleon", "hf/janus", "hf/emu3"];
+const FAMILIES: [&str; 5] = ["llama/tiny", "hf/chameleon", "hf/janus", "hf/emu3", "kin/mistral"];
 const TOKENIZERS: [&str; 4] = [
     "llama/tiny/tokenizer.json",
     "hf/chameleon/tokenizer.json",
@@ -41,7 +41,7 @@ const TOKENIZERS: [&str; 4] = [
     "hf/emu3/tokenizer.json",
 ];
 /// The files of `convert/fuzz/fuzz_targets/hub.rs`, in its order; the third is a weights file, of which the header counts.
-const HUB: [&str; 7] = [
+const HUB: [&str; 8] = [
     "config.json",
     "model.safetensors.index.json",
     "model.safetensors",
@@ -49,6 +49,7 @@ const HUB: [&str; 7] = [
     "generation_config.json",
     "processor_config.json",
     "tokenizer.json",
+    "tokenizer.model",
 ];
 
 pub(crate) fn run(args: &[String]) -> Outcome {
@@ -134,13 +135,16 @@ fn descriptions() -> Result<Vec<Vec<u8>>, String> {
 /// The metadata of a GGUF file alone: no tensors are counted, and the file ends where their list began.
 fn gguf_metadata() -> Result<Vec<Vec<u8>>, String> {
     const FIRST: &[u8] = b"token_embd.weight";
-    let mut file = read(&fixture("llama/tiny.gguf"))?;
-    let at = file.windows(FIRST.len()).position(|window| window == FIRST);
-    // Its length stands before a name; counts follow magic and version.
-    let at = at.and_then(|at| at.checked_sub(8)).ok_or("tiny.gguf does not list its embedding first")?;
-    file.truncate(at);
-    file[8..16].fill(0);
-    Ok(vec![file])
+    let alone = |name| {
+        let mut file = read(&fixture(name))?;
+        let at = file.windows(FIRST.len()).position(|window| window == FIRST);
+        // Its length stands before a name; counts follow magic and version.
+        let at = at.and_then(|at| at.checked_sub(8)).ok_or("a fixture does not list its embedding first")?;
+        file.truncate(at);
+        file[8..16].fill(0);
+        Ok(file)
+    };
+    ["llama/tiny.gguf", "kin/mistral.gguf"].into_iter().map(alone).collect()
 }
 
 /// Every file of every folder, with the byte before it that says which it is.
@@ -173,7 +177,7 @@ fn hub() -> Result<Vec<Vec<u8>>, String> {
 /// The image processor of every folder as a file of its own, with the bytes before it that say which folder and picture it is for.
 fn preprocessors() -> Result<Vec<Vec<u8>>, String> {
     let mut found = Vec::new();
-    for (at, family) in FAMILIES[1..].iter().enumerate() {
+    for (at, family) in FAMILIES[1..4].iter().enumerate() {
         let text = read(&fixture(family).join("processor_config.json"))?;
         let text = String::from_utf8_lossy(&text).into_owned();
         // The object behind the key, to its own end: nothing in it nests deeper than two.

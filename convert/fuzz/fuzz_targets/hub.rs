@@ -12,8 +12,8 @@ use libfuzzer_sys::fuzz_target;
 use saccade_convert::checkpoint::Checkpoint;
 use tempfile::TempDir;
 
-const FAMILIES: [&str; 4] = ["llama/tiny", "hf/chameleon", "hf/janus", "hf/emu3"];
-const FILES: [&str; 7] = [
+const FAMILIES: [&str; 5] = ["llama/tiny", "hf/chameleon", "hf/janus", "hf/emu3", "kin/mistral"];
+const FILES: [&str; 8] = [
     "config.json",
     "model.safetensors.index.json",
     "model.safetensors",
@@ -21,12 +21,13 @@ const FILES: [&str; 7] = [
     "generation_config.json",
     "processor_config.json",
     "tokenizer.json",
+    "tokenizer.model",
 ];
 /// Where `model.safetensors` of an input goes in a folder of two shards.
 const SHARD: &str = "model-00001-of-00002.safetensors";
 
 /// The fixtures where they can be written to: in memory, where there is such a place.
-static FOLDERS: LazyLock<(TempDir, [PathBuf; 4])> = LazyLock::new(|| {
+static FOLDERS: LazyLock<(TempDir, [PathBuf; 5])> = LazyLock::new(|| {
     let shm = Path::new("/dev/shm");
     let dir = if shm.is_dir() { TempDir::new_in(shm) } else { TempDir::new() }.expect("a temporary folder");
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
