@@ -93,16 +93,25 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Measures how far a bundle is from its float checkpoint on held-out episodes
+    /// Measures how far a bundle is from its float checkpoint, on held-out episodes or on text and pictures of yours
     Compare {
         /// The bundle folder
         bundle: PathBuf,
-        /// The checkpoint that the bundle was converted from
+        /// The checkpoint that the bundle was converted from, or an F32 bundle of it
         #[arg(long)]
         reference: PathBuf,
-        /// The folder of held-out episodes
+        /// The folder of held-out episodes (for Saccade's own family)
         #[arg(long, default_value = "examples/heldout")]
         data: PathBuf,
+        /// A file of plain text (for published families); may be given several times
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        text: Vec<PathBuf>,
+        /// A PNG or JPEG file, put before the beginning of a text; may be given several times
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        image: Vec<PathBuf>,
+        /// Tokens of text that are seen together, of which the second half is scored [default: 512, or what the model takes]
+        #[arg(long, value_name = "TOKENS")]
+        window: Option<usize>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,

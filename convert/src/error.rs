@@ -112,10 +112,10 @@ pub enum ConvertError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
-    /// A held-out episode that the model cannot be given.
+    /// A held-out episode, text or picture that the model cannot be given.
     #[error("{path} does not fit the model")]
     Episode {
-        /// The episode's file.
+        /// The file.
         path: PathBuf,
         /// What the runtime refused.
         source: saccade::Error,
@@ -126,7 +126,7 @@ pub enum ConvertError {
          the float model does this, train again"
     )]
     NotANumber {
-        /// The episode's file.
+        /// The file.
         path: PathBuf,
         /// Which of the two.
         model: &'static str,

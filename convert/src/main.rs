@@ -14,7 +14,7 @@ use saccade::engine::{DeviceOptions, EngineOptions};
 use saccade::onnx::OnnxOptions;
 use saccade_convert::bundle::{self, Plan, Recipe, Report};
 use saccade_convert::checkpoint::Checkpoint;
-use saccade_convert::compare::compare;
+use saccade_convert::compare::{Given, compare};
 use saccade_convert::golden::Subject;
 use saccade_convert::inspect::inspect;
 use saccade_convert::place::Place;
@@ -88,8 +88,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Command::Compare { bundle, reference, data, json } => {
-            let report = compare(&bundle, &reference, &data)?;
+        Command::Compare { bundle, reference, data, text, image, window, json } => {
+            let report = compare(&bundle, &reference, &Given { data, texts: text, images: image, window })?;
             if json { print_json(&report) } else { print(&report.to_text()) }
         }
     }

@@ -13,6 +13,7 @@ mod draw;
 mod error;
 mod forward;
 mod grammar;
+mod score;
 
 use std::sync::Arc;
 

@@ -14,6 +14,7 @@ mod bench;
 mod check;
 mod cubin;
 mod demo;
+mod fuzz;
 mod golden;
 mod machine;
 mod onnx;
@@ -40,6 +41,7 @@ const VERBS: [Verb; 8] = [
     ),
     ("cubin", "the CUDA kernels for every board, compiled without a card, with what each uses", cubin::run),
     ("golden", "make the stored outputs that tests compare with", golden::run),
+    ("fuzz", "the readers of files on whatever bytes come; `[TARGET] [--seconds N]`", fuzz::run),
     ("train", "saccade-train on libtorch, which is installed first; arguments go to it", train::run),
     ("aarch64", "the kernel tests for Arm boards, under emulation", aarch64::run),
 ];

@@ -4,8 +4,10 @@
 //! [`saccade::family::tensors`] lists.
 
 mod chameleon;
+mod deepseek;
 mod emu3;
 mod janus;
+mod layout;
 mod llama;
 mod names;
 mod pixels;
@@ -24,10 +26,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{Checkpoint, config_reason, origin};
+use crate::checkpoint::{Checkpoint, config_reason};
 use crate::error::{ConvertError, Result, io};
 use crate::pieces::PieceModel;
-use crate::values::Values;
+use layout::Layout;
 
 /// Longest accepted JSON file beside the weights: an index of the largest models has half a megabyte.
 const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -36,7 +38,7 @@ const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// What `max_new_tokens` is where a checkpoint does not say, as far as its positions allow.
 pub(crate) const MAX_NEW_TOKENS: usize = 1024;
 /// What can be converted, by `model_type`.
-const KNOWN: &str = "anole, chameleon, emu3, janus, llama, mistral, qwen2, qwen3";
+const KNOWN: &str = "anole, chameleon, emu3, janus, llama, mistral, multi_modality (DeepSeek's own layout of Janus), qwen2, qwen3";
 
 /// The file of SentencePiece, which folders of models of its time have, some of them alone.
 const PIECES: &str = "tokenizer.model";
@@ -68,6 +70,7 @@ struct Generation {
 struct Words {
     bos_token: Option<Word>,
     eos_token: Option<Word>,
+    pad_token: Option<Word>,
     chat_template: Option<String>,
     add_bos_token: Option<bool>,
     boi_token: Option<Word>,
@@ -169,13 +172,21 @@ pub(crate) fn open(path: &Path, whole: bool) -> Result<Checkpoint> {
         generation: read_json_if_there(&path.join("generation_config.json"))?,
         words: read_json_if_there(&path.join("tokenizer_config.json"))?,
     };
-    let (model, name) = match kind.as_str() {
+    let (model, layout): (_, Layout) = match kind.as_str() {
         "llama" | "mistral" | "qwen2" | "qwen3" => {
-            (ModelConfig::Llama(llama::kin(&folder, &kind)?), llama::name as fn(&str) -> Option<String>)
+            (ModelConfig::Llama(llama::kin(&folder, &kind)?), Layout::of(llama::name))
         }
-        "chameleon" | "anole" => (chameleon::model(&folder)?, chameleon::name as fn(&str) -> Option<String>),
-        "emu3" => (emu3::model(&folder)?, emu3::name as fn(&str) -> Option<String>),
-        "janus" => (janus::model(&folder)?, janus::name as fn(&str) -> Option<String>),
+        "chameleon" | "anole" => (chameleon::model(&folder)?, Layout::of(chameleon::name)),
+        "emu3" => (emu3::model(&folder)?, Layout::of(emu3::name)),
+        "janus" => (janus::model(&folder)?, Layout::of(janus::name)),
+        "multi_modality" => {
+            (deepseek::model(folder)?, Layout { name: deepseek::name, left_out: &deepseek::LEFT_OUT })
+        }
+        "Emu3" | "Emu3VisionVQ" => {
+            let reason = "it is of BAAI's own layout, which has language model, code book and tokenizer in separate forms; take the folder \
+                          that transformers reads (`model_type` emu3, on the hub with -hf behind its name)";
+            return Err(folder.refused(reason.into()));
+        }
         other => {
             let reason = format!(
                 "its model_type is `{}`, which cannot be converted; these can: {KNOWN}",
@@ -187,13 +198,13 @@ pub(crate) fn open(path: &Path, whole: bool) -> Result<Checkpoint> {
     model.check().map_err(|error| refuse(&path.join("config.json"), config_reason(&error)))?;
     if !whole && shards(path).is_err() {
         let Index { weight_map } = read_json(&path.join(INDEX))?;
-        let names = weight_map.into_keys().filter_map(|theirs| ours(theirs, &model, name)).collect();
+        let names = weight_map.into_keys().flat_map(|theirs| layout.ours(theirs, &model)).collect();
         return Checkpoint::planned(path, &names, model, AGAIN);
     }
     let tokenizer = tokenizer(path)?;
     TextTokenizer::from_bytes(tokenizer.as_bytes(), &model)
         .map_err(|reason| refuse(&path.join("tokenizer.json"), reason))?;
-    let values = weights(path, &model, name)?;
+    let values = layout.weights(&shards(path)?, &model)?;
     let mut provenance = Map::new();
     provenance.insert("source".into(), json!("hub folder"));
     provenance.insert("model_type".into(), json!(kind));
@@ -218,35 +229,6 @@ fn tokenizer(path: &Path) -> Result<String> {
         .pieces()
         .tokenizer_json()
         .map_err(|reason| refuse(&model, format!("the tokenizer's {reason}; {AGAIN}")))
-}
-
-/// Every tensor of the folder's safetensors files under the name that the bundle gives it.
-fn weights(path: &Path, model: &ModelConfig, name: fn(&str) -> Option<String>) -> Result<Values> {
-    let mut values = Values::default();
-    for shard in shards(path)? {
-        let header = read_file_header(&shard, Rules::Foreign)?;
-        let file = values.add_file(&shard);
-        for tensor in &header.tensors {
-            if let Some(ours) = ours(tensor.name.clone(), model, name) {
-                values.add(ours, origin(file, tensor))?;
-            }
-        }
-    }
-    Ok(values)
-}
-
-/// The name that a bundle gives a tensor, its own if it is not known; nothing for what is not converted.
-fn ours(theirs: String, model: &ModelConfig, name: fn(&str) -> Option<String>) -> Option<String> {
-    if names::IGNORED.iter().any(|ignored| theirs.ends_with(ignored)) {
-        return None;
-    }
-    let ours = name(&theirs).unwrap_or(theirs);
-    let ours = match model {
-        ModelConfig::Chameleon(c) => chameleon::from_the_grid(c, ours),
-        _ => ours,
-    };
-    // A tied head is stored by some as well.
-    (ours != "head.weight" || !model.decoder().tied).then_some(ours)
 }
 
 /// `model.safetensors.index.json`, as far as it is used.

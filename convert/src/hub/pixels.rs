@@ -16,6 +16,8 @@ struct Processor {
     image_processor_type: Option<String>,
     #[serde(default)]
     size: Size,
+    /// Of DeepSeek's own processor.
+    image_size: Option<usize>,
     crop_size: Option<Size>,
     resample: Option<u32>,
     rescale_factor: Option<f64>,
@@ -60,10 +62,11 @@ pub(super) fn config(folder: &Folder<'_>) -> Result<PixelConfig> {
         ("ChameleonImageProcessor", Some(px), Some((width, height))) => {
             (ResizeRule::ShortestEdge { px }, Fit::CentreCrop { width, height })
         }
-        ("JanusImageProcessor", None, None) if found.size.width == found.size.height => {
-            let px = found
-                .size
-                .height
+        // DeepSeek's own rounds the shorter side down, where transformers' rounds it to the nearest: a pixel at most.
+        ("JanusImageProcessor" | "VLMImageProcessor", None, None)
+            if found.size.width == found.size.height =>
+        {
+            let px = (found.image_size.or(found.size.height))
                 .ok_or_else(|| refuse(&path, format!("`size` is missing; {}", super::AGAIN)))?;
             // Whatever the file says, transformers takes the mean for the background.
             #[allow(
@@ -89,7 +92,7 @@ pub(super) fn config(folder: &Folder<'_>) -> Result<PixelConfig> {
     };
     // What an older file leaves out is what the processor has without it.
     let (resample, mean, std) = match kind {
-        "Emu3ImageProcessor" => (3, CLIP_MEAN, CLIP_STD),
+        "Emu3ImageProcessor" | "VLMImageProcessor" => (3, CLIP_MEAN, CLIP_STD),
         _ => (1, [0.0; 3], [1.0; 3]),
     };
     let filter = match found.resample.unwrap_or(resample) {

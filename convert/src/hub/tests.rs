@@ -1,5 +1,7 @@
 //! Plans of full-size models against the known names, shapes and totals of their tensors.
 
+mod deepseek;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use saccade::family::tensors;

@@ -117,7 +117,7 @@ impl Session {
     }
 
     /// Whether a text has as many places for features as there are features.
-    fn check_places(&self, text: &[u32]) -> Result<()> {
+    pub(super) fn check_places(&self, text: &[u32]) -> Result<()> {
         let Ok((c, _)) = self.model.janus() else { return Ok(()) };
         let features = self.buffers.features.len() / c.language.decoder.d_model;
         match text.iter().filter(|&&id| id == c.vision.placeholder).count() {
@@ -321,7 +321,7 @@ fn framed<'a>(frame: &'a [u32], question: &'a [u32]) -> impl Iterator<Item = &'a
 }
 
 /// Tokens as they are, and features one after the other where a text has placeholders for them.
-fn row_of(config: &ModelConfig) -> impl FnMut(u32) -> Row + use<> {
+pub(super) fn row_of(config: &ModelConfig) -> impl FnMut(u32) -> Row + use<> {
     let placeholder = placeholder(config);
     let mut features = 0..;
     move |id| {

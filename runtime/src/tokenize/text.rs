@@ -1,7 +1,9 @@
 //! Text into token ids and back, from a Hugging Face `tokenizer.json`.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use serde::de::IgnoredAny;
 use tokenizers::Tokenizer as HfTokenizer;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
@@ -21,6 +23,8 @@ pub struct TextTokenizer {
     bos: Option<u32>,
     chat: Option<ChatTemplate>,
     style: Style,
+    /// Whether a processor of several modalities is what makes text of a conversation.
+    processed: bool,
 }
 
 impl std::fmt::Debug for TextTokenizer {
@@ -37,10 +41,17 @@ impl TextTokenizer {
     pub fn from_bytes(bytes: &[u8], config: &ModelConfig) -> Result<Self, String> {
         // Through `FromStr`, which tokenizers has compiled already: `from_bytes` would compile its whole parser again here.
         let text = std::str::from_utf8(bytes).map_err(|error| format!("no tokenizer: {error}"))?;
-        let mut inner: HfTokenizer = text.parse().map_err(|error| format!("no tokenizer: {error}"))?;
-        inner.set_encode_special_tokens(true);
-        // A text is as long as it is: padding to a length that a file asks for could take all memory.
-        inner.with_padding(None).with_truncation(None).map_err(|error| format!("no tokenizer: {error}"))?;
+        // tokenizers panics on some of what is no JSON.
+        serde_json::from_str::<IgnoredAny>(text).map_err(|error| format!("no tokenizer: {error}"))?;
+        let inner = guarded(|| {
+            let mut inner: HfTokenizer =
+                text.parse().map_err(|error: tokenizers::Error| error.to_string())?;
+            inner.set_encode_special_tokens(true);
+            // A text is as long as it is: padding to a length that a file asks for could take all memory.
+            inner.with_padding(None).with_truncation(None).map_err(|error| error.to_string())?;
+            Ok(inner)
+        });
+        let inner = inner.map_err(|error| format!("no tokenizer: {error}"))?;
         let limit = config.text_range().end;
         if let Some((token, id)) = inner.get_vocab(true).iter().find(|(_, id)| **id >= limit) {
             return Err(format!("token {token:?} has id {id}, but text tokens end at {limit}"));
@@ -57,7 +68,8 @@ impl TextTokenizer {
             ModelConfig::Emu3(c) => Style::Inline(inner.id_to_token(c.image.placeholder).unwrap_or_default()),
             _ => Style::Inline(String::new()),
         };
-        Ok(Self { later: later(&inner), inner, special, bos, chat, style })
+        let processed = matches!(config, ModelConfig::Janus(_) | ModelConfig::Emu3(_));
+        Ok(Self { later: later(&inner), inner, special, bos, chat, style, processed })
     }
 
     /// The token ids of `text`.
@@ -86,7 +98,13 @@ impl TextTokenizer {
             return Ok(ids);
         };
         let text = chat::render(chat, &self.style, messages).map_err(SessionError::Text)?;
-        self.encode_marked(&text, &chat::words(&text, messages))
+        let mut ids = self.encode_marked(&text, &chat::words(&text, messages))?;
+        // Source: the processors of transformers, which put it before the text of a template that does not begin with it, where tokenizers
+        // alone leave the template to it.
+        if let Some(bos) = self.bos.filter(|bos| self.processed && ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
     }
 
     /// The token ids of a text in which special tokens are meant, but for some places.
@@ -119,13 +137,14 @@ impl TextTokenizer {
     /// # Errors
     /// If the tokenizer's rules fail on the ids, in its own words.
     pub fn decode(&self, ids: &[u32]) -> crate::Result<String> {
-        Ok(self.inner.decode(ids, true).map_err(|error| SessionError::Text(error.to_string()))?)
+        let decoded = || self.inner.decode(ids, true).map_err(|error| error.to_string());
+        Ok(guarded(decoded).map_err(SessionError::Text)?)
     }
 }
 
 fn append(rules: &HfTokenizer, text: &str, ids: &mut Vec<u32>) -> crate::Result<()> {
-    let encoding = rules.encode_fast(text, false).map_err(|error| SessionError::Text(error.to_string()))?;
-    ids.extend_from_slice(encoding.get_ids());
+    let encoded = || rules.encode_fast(text, false).map_err(|error| error.to_string());
+    ids.extend_from_slice(guarded(encoded).map_err(SessionError::Text)?.get_ids());
     Ok(())
 }
 
@@ -139,6 +158,12 @@ fn later(rules: &HfTokenizer) -> Option<HfTokenizer> {
     let mut later = rules.clone();
     later.with_pre_tokenizer(Some(never));
     Some(later)
+}
+
+/// A bug in the tokenizer's library may cost one call, not the program.
+fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err("the tokenizer's own rules made it panic".into()))
 }
 
 #[cfg(test)]
