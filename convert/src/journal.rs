@@ -7,7 +7,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use saccade::config::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use saccade::config::{CONFIG_FILE, GRAPH_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use saccade::format::Mark;
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +79,7 @@ impl Journal {
         let first = lines.next().unwrap_or_default();
         let start = serde_json::from_slice::<Start>(first).ok();
         // Both are written again, whatever is resumed.
-        for name in [TOKENIZER_FILE, CONFIG_FILE] {
+        for name in [TOKENIZER_FILE, GRAPH_FILE, CONFIG_FILE] {
             remove(&part.join(name))?;
         }
         let (weights, weights_part) = (part.join(WEIGHTS_FILE), part.join(format!("{WEIGHTS_FILE}.part")));
