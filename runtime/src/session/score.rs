@@ -5,8 +5,8 @@ use super::forward::{OnLogits, Row, Score};
 use super::grammar::{Grammar, Next};
 use super::{Segment, Session, SessionError};
 use crate::Result;
-use crate::block::Own;
 use crate::config::{Modality, ModelConfig};
+use crate::engine::Own;
 use crate::kv::Chain;
 
 impl Session {
