@@ -166,7 +166,7 @@ fn what_a_folder_lacks_or_has_wrong_is_a_sentence() {
     type Change = fn(&Workshop);
     let cases: [(&str, Change); 14] = [
         ("no config.json", |shop| fs::remove_file(shop.path("tiny/config.json")).unwrap()),
-        ("model_type is `gpt_oss`, which cannot be converted; these can: chameleon", |shop| {
+        ("model_type is `gpt_oss`, which cannot be converted; these can: anole, chameleon", |shop| {
             change_json(shop, "tiny/config.json", |c| c["model_type"] = json!("gpt_oss"));
         }),
         ("field `hidden_size` is missing", |shop| {
