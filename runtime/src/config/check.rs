@@ -159,7 +159,8 @@ fn check_levels(base_channels: usize, channel_multiplier: &[usize]) -> Result<()
     channel_multiplier.iter().try_for_each(|&m| within("model.image channel_multiplier", m, 1, 64))
 }
 
-/// A token for each code, all of them and the special ones in the vocabulary. An answer has no codes, so what ends it is none.
+/// A token for each code, all of them and the special ones in the vocabulary. An answer has no codes, so what ends it is none. Of the
+/// special ones the first is the placeholder, which may be spelled as a code: it is replaced before there are any.
 fn check_code_ids(
     ids: &[u32],
     codes: usize,
@@ -179,7 +180,7 @@ fn check_code_ids(
     if let Some([id, _]) = known.array_windows().find(|[a, b]| a == b) {
         return refused(format!("id {id} is the token of two codes"));
     }
-    match special.iter().chain(&language.end_ids).find(|id| known.binary_search(id).is_ok()) {
+    match special.iter().skip(1).chain(&language.end_ids).find(|id| known.binary_search(id).is_ok()) {
         Some(id) => refused(format!("id {id} is the token of a code, and a special one")),
         None => Ok(()),
     }
