@@ -30,7 +30,7 @@ type Outcome = Result<(), String>;
 /// One line of the list: the name, what it does, the function.
 type Verb = (&'static str, &'static str, fn(&[String]) -> Outcome);
 
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 9] = [
     ("demo", "the camera demo: first camera, or the bundled clip; arguments go to `camera`", demo::run),
     ("test", "every test of the default members; arguments go to the test runner", test::run),
     ("check", "formatting, lints, documentation, examples: all warnings are errors", check::run),
