@@ -2,7 +2,7 @@
 //!
 //! A bundle that is replaced steps aside as `OUT.replaced.part` and is removed last. A run that is killed between the two
 //! renames leaves `OUT` missing and the old bundle there; the next run puts it back. A run that is killed before, or whose disk is full,
-//! leaves `OUT.part` with a [`Journal`]; the next one goes on from there.
+//! leaves `OUT.part` with its journal; the next one goes on from there.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
