@@ -36,7 +36,7 @@ pub struct Device {
     multiprocessors: usize,
     integrated: bool,
     /// Shared memory that a block may have on request.
-    pub(crate) block_memory: usize,
+    block_memory: usize,
 }
 
 // SAFETY: handles of the driver may be used from any thread whose current context is theirs; every method sees to that.
@@ -124,6 +124,10 @@ impl Device {
         this.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(CudaError::of("cuStreamCreate"))?;
         this.load(&options.kernels.join(format!("sm_{}", arch.sm)))?;
+        // Those that hold a row of floats: from 12,288 on it is larger than what a block has unasked.
+        for kernel in ["quantise_rows", "rms_norm_rows"] {
+            this.allow_block_memory(kernel)?;
+        }
         log::info!(
             "engine=cuda device=\"{}\" sm={sm} kernels=sm_{} multiprocessors={multiprocessors} integrated={integrated} driver={}.{}",
             this.name,
@@ -193,7 +197,7 @@ impl Device {
     }
 
     /// Lets a block of a kernel have as much shared memory as the card has.
-    pub(crate) fn allow_block_memory(&self, kernel: &'static str) -> Result<(), CudaError> {
+    fn allow_block_memory(&self, kernel: &'static str) -> Result<(), CudaError> {
         let most = i32::try_from(self.block_memory).unwrap_or(i32::MAX);
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is of a loaded module.

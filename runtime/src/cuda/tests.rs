@@ -80,7 +80,7 @@ fn each_card(check: impl Fn(&mut Card)) {
 fn rows_are_quantised_as_on_the_cpu() {
     let mut random = Random(3);
     let mut card = orin();
-    for (k, parts) in [(1, 1), (20, 2), (32, 1), (33, 2), (192, 2), (1030, 1), (2048, 2)] {
+    for (k, parts) in [(1, 1), (20, 2), (32, 1), (33, 2), (192, 2), (1030, 1), (2048, 2), (14_336, 2)] {
         let mut x = random.f32s(5 * k);
         x[..k].fill(0.0);
         x[k] = f32::NAN;

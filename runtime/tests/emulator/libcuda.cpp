@@ -177,7 +177,12 @@ API cuModuleGetFunction(void **function, void *, const char *name) {
         }
     return NOT_FOUND;
 }
-API cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
+// Shared memory that a kernel may have on request; without one it is 48 KB.
+std::map<void *, unsigned> block_memory;
+API cuFuncSetAttribute(void *function, int attribute, int value) {
+    if (attribute == 8) block_memory[function] = (unsigned)value;
+    return SUCCESS;
+}
 API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
     MAY_FAIL("cuMemAlloc_v2");
     if (lost) return lost;
@@ -330,6 +335,8 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
                    void **arguments, void **) {
     MAY_FAIL("cuLaunchKernel");
     const emulator::Kernel *kernel = static_cast<const emulator::Kernel *>(function);
+    auto asked = block_memory.find(function);
+    if (dynamic > (asked == block_memory.end() ? 48u << 10 : asked->second)) return INVALID_VALUE;
     // Arguments are copied now, as the driver does.
     std::vector<std::vector<unsigned char>> copies;
     for (std::size_t i = 0; i < kernel->arguments; i++) {

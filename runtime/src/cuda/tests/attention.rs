@@ -264,10 +264,7 @@ fn compare(card: &mut Card, shape: &Shape, plans: &[Plan], dtype: KvDtype, norms
 fn scales_as_bytes(scales: &[PanelScales]) -> &[u32] {
     let words = size_of_val(scales) / 4;
     // SAFETY: a panel's scales are 48 words of four bytes without padding.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::slice::from_raw_parts(scales.as_ptr().cast(), words)
-    }
+    unsafe { std::slice::from_raw_parts(scales.as_ptr().cast(), words) }
 }
 
 /// What the CPU engine gives for the same.

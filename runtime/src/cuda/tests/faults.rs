@@ -8,10 +8,7 @@ fn open(settings: &[(&str, &str)]) -> Result<std::sync::Arc<Device>, CudaError> 
     let dir = emulator::plug_in();
     for (name, value) in settings {
         // SAFETY: each test runs in a process of its own, and has no other threads here.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::env::set_var(name, value);
-        }
+        unsafe { std::env::set_var(name, value) };
     }
     Device::open(&CudaOptions { ordinal: 0, kernels: dir.join("kernels") })
 }

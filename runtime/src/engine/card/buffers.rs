@@ -147,9 +147,6 @@ impl CardBuffers {
             (tables.grid, tables.modality) = (card.table(grid.0, grid.1), card.table(modality.0, modality.1));
         }
         memory.fill(0, arrays.bytes)?;
-        if dtype == KvDtype::I8 && scratch.is_none() {
-            card.device.allow_block_memory("attention_i8")?;
-        }
         let staged = lists.bytes.max(4 * rows * c.d_model).max(8 * angles.min(CHUNK / 8));
         let staging = [Pinned::new(&card.device, staged)?, Pinned::new(&card.device, staged)?];
         let results = Pinned::new(&card.device, 4 * (logits.max(rows * c.d_model) + 1))?;
