@@ -9,6 +9,7 @@
 
 mod answer;
 mod capacity;
+mod choose;
 mod draw;
 mod error;
 mod forward;
@@ -32,9 +33,10 @@ use crate::rope::Rope;
 use crate::tokenize::{Bins, Tokenizer as _, check_codes};
 
 use answer::Open;
-pub use answer::{Finish, step};
+pub use answer::{Finish, step, step_sampled};
 use capacity::Capacity;
 pub use capacity::SessionOptions;
+use choose::Wanted;
 pub use draw::draw;
 pub use error::SessionError;
 use forward::{Buffers, OnLast, OnLogits, Row, Score};
@@ -223,7 +225,7 @@ impl Session {
             Some(on_logits) => {
                 let mut once = |_: usize, logits: &[f32]| on_logits(logits);
                 let next = Grammar::Text.next(self.model.config(), 0);
-                let score = Score { next, first, on_logits: &mut once };
+                let score = Score { next, first, wanted: Wanted::Logits(&mut once) };
                 self.extend(&mut segment, rows, Own::Causal, Some(score))?;
             }
             None => self.extend(&mut segment, rows, Own::Causal, None)?,
@@ -254,10 +256,10 @@ impl Session {
                 on_logits(row, logits);
             }
         };
-        self.image(codes, Some(Score { next, first: 0, on_logits: &mut of_codes }))
+        self.image(codes, Some(Score { next, first: 0, wanted: Wanted::Logits(&mut of_codes) }))
     }
 
-    fn image(&mut self, codes: &[u16], score: Option<Score<'_>>) -> Result<()> {
+    fn image(&mut self, codes: &[u16], score: Option<Score<'_, '_>>) -> Result<()> {
         self.check_begun()?;
         let c = self.model.unimodal()?;
         check_codes(codes, c)?;
@@ -337,7 +339,7 @@ impl Session {
             chunk.bins.push(u16::try_from(best).expect("bins are checked to be at most 65535"));
             on_logits(slot, logits);
         };
-        let score = Score { next, first: 0, on_logits: &mut each };
+        let score = Score { next, first: 0, wanted: Wanted::Logits(&mut each) };
         self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, Some(score))?;
         self.kv.release(&mut segment.chain);
         let [_, action] = self.bins.as_mut().expect("the family has them");
@@ -376,7 +378,7 @@ impl Session {
         &mut self,
         modality: Modality,
         rows: impl Iterator<Item = Row>,
-        score: Option<Score<'_>>,
+        score: Option<Score<'_, '_>>,
     ) -> Result<()> {
         if let Some(window) = self.model.unimodal()?.window(modality) {
             let live = self.segments.iter().filter(|s| s.modality == modality).count();

@@ -3,12 +3,15 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
 use crate::quant::TILE_N;
+use crate::sample::Draw;
 
 /// An address on the card; 0 where there is nothing.
 pub(crate) type At = u64;
 
 /// Most layers that share their activations in one launch.
 pub(crate) const MAX_LAYERS: usize = 3;
+/// Most rows that tokens are picked for in one launch.
+pub(crate) const MAX_PICKED: usize = 16;
 /// Queries that a block of attention takes.
 pub(crate) const UNIT_QUERIES: usize = 16;
 
@@ -205,3 +208,19 @@ pub(crate) struct InputAt {
     pub(crate) place: i32,
     pub(crate) modality: i32,
 }
+
+/// `Parts` of `pick.cu`: the logits of rows, in two parts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Parts {
+    /// `[rows, width]` each.
+    pub(crate) at: [At; 2],
+    pub(crate) width: [i32; 2],
+    /// Tokens between the parts.
+    pub(crate) gap: i32,
+}
+
+/// `Draws` of `pick.cu`: one a row.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Draws(pub(crate) [Draw; MAX_PICKED]);

@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use super::arguments::UNIT_QUERIES;
 pub(crate) use super::arguments::{
-    At, AttentionShape, HeadNorms, HeadShape, InputAt, Layer, Layers, RowAt, SegmentAt, SequenceAt, StepAt,
-    TableAt, Tables, UnitAt,
+    At, AttentionShape, Draws, HeadNorms, HeadShape, InputAt, Layer, Layers, MAX_PICKED, Parts, RowAt,
+    SegmentAt, SequenceAt, StepAt, TableAt, Tables, UnitAt,
 };
 use super::driver::Device;
 use super::error::CudaError;
@@ -254,5 +254,11 @@ impl Device {
     /// The input vectors of `rows` rows: `inputs [rows]` → `x [rows, d] f32`.
     pub(crate) fn embed(&self, tables: &Tables, inputs: At, rows: usize, x: At) -> Result {
         launch!(self, "embed", [rows, 1, 1], 128, 0, *tables, inputs, x)
+    }
+
+    /// The next token of each row of `logits`, drawn or the likeliest → `picked [rows] u32`. `flag` is set where a logit is not finite.
+    pub(crate) fn pick(&self, logits: &Parts, draws: &Draws, rows: usize, flag: At, picked: At) -> Result {
+        debug_assert!(rows <= draws.0.len());
+        launch!(self, "pick", [rows, 1, 1], 512, 0, *logits, *draws, flag, picked)
     }
 }

@@ -37,7 +37,7 @@ macro_rules! source {
 }
 
 /// Every kernel file. A new one is a line here.
-pub const SOURCES: [KernelFile; 10] = [
+pub const SOURCES: [KernelFile; 11] = [
     source!("attention_f32": "attention_f32"),
     source!("attention_i8": "attention_i8"),
     source!("elementwise": "rms_norm_rows", "silu_multiply", "check_finite"),
@@ -45,6 +45,7 @@ pub const SOURCES: [KernelFile; 10] = [
     source!("gemm_i8": "gemm_i8_32", "gemm_i8_64", "gemm_i8_128"),
     source!("gemv_i8": "gemv_i8_1", "gemv_i8_2", "gemv_i8_4", "gemv_i8_8", "gemv_i8_16", "gemv_f32_1", "gemv_f32_2"),
     source!("peak": "peak_int8"),
+    source!("pick": "pick"),
     source!("quantise": "quantise_rows"),
     source!("heads": "store_heads"),
     source!("linear_float": "linear_f32", "linear_f16"),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use super::choose::{Choices, Chooser, Wanted};
 use super::forward::{Buffers, OnLogits, Row, Score};
 use super::grammar::{Grammar, Next};
 use super::{Segment, Session, SessionError};
@@ -164,9 +165,7 @@ impl Session {
         let ends = model.config().end_ids();
         let room = self.max_text_tokens.saturating_sub(question.len()).min(max_new_tokens);
         let finish = loop {
-            step(&mut [&mut *self], &mut |_, logits| {
-                sampler.pick(logits).expect("a step gives finite logits, and a sampler picks one of those")
-            })?;
+            step_sampled(&mut [&mut *self], std::slice::from_mut(sampler))?;
             let token = self.open.as_ref().expect("opened above").next;
             if ends.contains(&token) {
                 break Finish::Stop;
@@ -203,7 +202,11 @@ impl Session {
         let rows = framed(&frame, question).chain(answer);
         // Rows before the question's last say nothing about the answer.
         let first = (frame.len() + question.len()).checked_sub(1).ok_or(SessionError::NoText)?;
-        let score = Score { next: Grammar::Text.next(self.model.config(), 0), first, on_logits };
+        let score = Score {
+            next: Grammar::Text.next(self.model.config(), 0),
+            first,
+            wanted: Wanted::Logits(on_logits),
+        };
         self.check_places(question)?;
         let mut row = row_of(self.model.config());
         self.extend(&mut segment, rows.map(|&id| row(id)), Own::Causal, Some(score))?;
@@ -220,16 +223,16 @@ impl Session {
     }
 
     /// The first step of an open answer: what is not there yet of the question in its frame, in one go.
-    fn ask(&mut self, pick: &mut dyn FnMut(&[f32]) -> usize) -> Result<()> {
+    fn ask(&mut self, session: usize, chooser: &mut Chooser<'_>) -> Result<()> {
         let frame = self.frame();
         let (question, open) = (std::mem::take(&mut self.branch), self.open.take());
         let mut open = open.expect("a step checks that there is one");
         let there = open.segment.chain.len;
         let rows = framed(&frame, &question).skip(there);
         let mut picked = 0;
-        let mut choose = |_: usize, logits: &[f32]| picked = pick(logits);
+        let choices = Choices { chooser, sessions: &[session], picked: std::slice::from_mut(&mut picked) };
         let next = open.choice(self.model.config(), open.asked - there);
-        let score = Score { next, first: open.asked - 1 - there, on_logits: &mut choose };
+        let score = Score { next, first: open.asked - 1 - there, wanted: Wanted::Choices(choices) };
         let mut row = row_of(self.model.config());
         let computed = self.extend(&mut open.segment, rows.map(|&id| row(id)), Own::Causal, Some(score));
         open.went_in = true;
@@ -277,9 +280,25 @@ impl Session {
 /// If a session has no open answer or no room for another token, the sessions are not all of one model, or the first one was made
 /// for fewer or smaller ones. If an output is not a number or `pick` chooses what is not there; every answer of the step is closed then.
 pub fn step(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -> usize) -> Result<()> {
+    step_by(sessions, Chooser::Logits(pick))
+}
+
+/// [`step`] where the sampler of each session chooses: on a card the logits stay there, and only the tokens come back.
+///
+/// # Errors
+/// As [`step`].
+///
+/// # Panics
+/// If there are not as many samplers as sessions.
+pub fn step_sampled(sessions: &mut [&mut Session], samplers: &mut [Sampler]) -> Result<()> {
+    assert_eq!(samplers.len(), sessions.len(), "a sampler for each session");
+    step_by(sessions, Chooser::Samplers(samplers))
+}
+
+fn step_by(sessions: &mut [&mut Session], mut chooser: Chooser<'_>) -> Result<()> {
     let Some(leader) = sessions.first() else { return Ok(()) };
     check(leader, sessions)?;
-    let stepped = step_all(sessions, pick);
+    let stepped = step_all(sessions, &mut chooser);
     if stepped.is_err() {
         sessions.iter_mut().for_each(|session| session.discard());
     }
@@ -287,16 +306,16 @@ pub fn step(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
 }
 
 /// First steps one by one, the others together.
-fn step_all(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -> usize) -> Result<()> {
+fn step_all(sessions: &mut [&mut Session], chooser: &mut Chooser<'_>) -> Result<()> {
     let mut indices: ArrayVec<usize, MAX_SEQUENCES> = ArrayVec::new();
     for (i, session) in sessions.iter_mut().enumerate() {
         if session.open.as_ref().is_some_and(|open| open.went_in) {
             indices.push(i);
         } else {
-            session.ask(&mut |logits| pick(i, logits))?;
+            session.ask(i, chooser)?;
         }
     }
-    // The only choice, where `pick` is given none.
+    // The only choice, where nobody is asked.
     let mut picked = [0; MAX_SEQUENCES];
     let mut buffers = std::mem::take(&mut sessions[0].buffers);
     let mut going: ArrayVec<&mut Session, MAX_SEQUENCES> = ArrayVec::new();
@@ -305,7 +324,11 @@ fn step_all(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
             going.push(session);
         }
     }
-    let stepped = step_in(&mut buffers, &mut going, &mut |i, logits| picked[i] = pick(indices[i], logits));
+    let stepped = step_in(
+        &mut buffers,
+        &mut going,
+        &mut Choices { chooser, sessions: &indices, picked: &mut picked[..indices.len()] },
+    );
     drop(going);
     sessions[0].buffers = buffers;
     stepped?;
@@ -362,7 +385,11 @@ fn check(leader: &Session, sessions: &[&mut Session]) -> Result<()> {
     Ok(())
 }
 
-fn step_in(buffers: &mut Buffers, sessions: &mut [&mut Session], on_logits: OnLogits<'_>) -> Result<()> {
+fn step_in(
+    buffers: &mut Buffers,
+    sessions: &mut [&mut Session],
+    choices: &mut Choices<'_, '_>,
+) -> Result<()> {
     let Some(first) = sessions.first() else { return Ok(()) };
     let (model, next) = (Arc::clone(&first.model), first.choice());
     let Some(next) = next else { return Ok(()) };
@@ -382,5 +409,5 @@ fn step_in(buffers: &mut Buffers, sessions: &mut [&mut Session], on_logits: OnLo
         sessions.iter_mut().map(|session| session.open_sequence()).collect();
     buffers.decode(&model, &mut sequences)?;
     drop(sequences);
-    buffers.score(&model, 0..rows, &next, on_logits)
+    buffers.choose(&model, 0..rows, &next, choices)
 }

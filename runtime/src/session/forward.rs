@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::choose::Wanted;
 use super::grammar::Next;
 use super::{Segment, Session, SessionError};
 use crate::Result;
@@ -35,13 +36,13 @@ pub(super) type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
 pub(super) type OnLast<'a> = &'a mut dyn FnMut(&[f32]);
 
 /// Whose logits are wanted.
-pub(super) struct Score<'a> {
+pub(super) struct Score<'a, 'b> {
     /// What the logits are of.
     pub(super) next: Next,
-    /// The first row whose logits are wanted; `on_logits` counts from it.
+    /// The first row whose logits are wanted; `wanted` counts from it.
     pub(super) first: usize,
     /// Who wants them.
-    pub(super) on_logits: OnLogits<'a>,
+    pub(super) wanted: Wanted<'a, 'b>,
 }
 
 /// What a step works in.
@@ -187,7 +188,7 @@ impl Buffers {
                 scored
             }
             Next::Token(range) if ids.is_empty() => {
-                let parts = [range.clone(), 0..0];
+                let (parts, _) = said(model, range);
                 self.score_parts(model, rows, parts, &mut |at, [logits, _]| on_logits(at, logits))
             }
             Next::Token(range) => self.score_text(model, rows, range, on_logits),
@@ -203,10 +204,8 @@ impl Buffers {
         range: &Range<u32>,
         on_logits: OnLogits<'_>,
     ) -> Result<()> {
-        let (span, ids) = (model.code_span(), model.config().code_ids());
-        let alone = span.len() == ids.len();
-        let parts =
-            if alone { [range.start..span.start, span.end..range.end] } else { [range.clone(), 0..0] };
+        let ids = model.config().code_ids();
+        let (parts, alone) = said(model, range);
         let mut row = std::mem::take(&mut self.row);
         let scored = self.score_parts(model, rows, parts, &mut |at, [before, behind]| {
             let row = &mut row[..range.len()];
@@ -317,7 +316,7 @@ impl Session {
         segment: &mut Segment,
         rows: impl Iterator<Item = Row>,
         own_rule: Own,
-        mut score: Option<Score<'_>>,
+        mut score: Option<Score<'_, '_>>,
     ) -> Result<()> {
         let computed = self.compute(segment, rows, own_rule, &mut score);
         if computed.is_err() {
@@ -332,7 +331,7 @@ impl Session {
         segment: &mut Segment,
         rows: impl Iterator<Item = Row>,
         own_rule: Own,
-        score: &mut Option<Score<'_>>,
+        score: &mut Option<Score<'_, '_>>,
     ) -> Result<()> {
         self.look();
         let Self { model, kv, visible, buffers, most, .. } = self;
@@ -353,10 +352,15 @@ impl Session {
             let own = Visible { chain: segment.chain, base: self.base, modality: segment.modality };
             let sequence = Sequence { kv: &mut *kv, rows: n, offset, own, own_rule, context: &*visible };
             buffers.decode(model, &mut [sequence])?;
-            if let Some(Score { next, first, on_logits }) = score {
-                let wanted = first.saturating_sub(done).min(n)..n;
-                let mut counted = |row: usize, logits: &[f32]| on_logits(done + row - *first, logits);
-                buffers.score(model, wanted, next, &mut counted)?;
+            if let Some(Score { next, first, wanted }) = score {
+                let rows = first.saturating_sub(done).min(n)..n;
+                match wanted {
+                    Wanted::Logits(on_logits) => {
+                        let mut counted = |row: usize, logits: &[f32]| on_logits(done + row - *first, logits);
+                        buffers.score(model, rows, next, &mut counted)?;
+                    }
+                    Wanted::Choices(choices) => buffers.choose(model, rows, next, choices)?,
+                }
             } else {
                 buffers.settle()?;
             }
@@ -376,10 +380,20 @@ impl Session {
     }
 }
 
+/// The tokens of a range that can be said, in two parts, and whether that is all that is in them: codes of pictures, where the vocabulary has
+/// them, lie between the parts or, if they do not stand together, in the first.
+pub(super) fn said(model: &Model, range: &Range<u32>) -> ([Range<u32>; 2], bool) {
+    let (span, ids) = (model.code_span(), model.config().code_ids());
+    if !ids.is_empty() && span.len() == ids.len() {
+        return ([range.start..span.start, span.end..range.end], true);
+    }
+    ([range.clone(), 0..0], ids.is_empty())
+}
+
 fn check_finite(x: &[f32]) -> Result<()> {
     numbers(x.iter().all(|x| x.is_finite()))
 }
 
-fn numbers(finite: bool) -> Result<()> {
+pub(super) fn numbers(finite: bool) -> Result<()> {
     if finite { Ok(()) } else { Err(SessionError::NumericFault.into()) }
 }

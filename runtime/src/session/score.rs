@@ -1,6 +1,7 @@
 //! Pictures that are given: what the model says of their codes.
 
 use super::answer::row_of;
+use super::choose::Wanted;
 use super::forward::{OnLogits, Row, Score};
 use super::grammar::{Grammar, Next};
 use super::{Segment, Session, SessionError};
@@ -70,7 +71,7 @@ impl Session {
         drawn.pop();
         let rows = prompt.iter().map(|&id| row(id)).chain(drawn.iter().copied());
         let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
-        let score = Score { next: Next::Code, first, on_logits: &mut scored };
+        let score = Score { next: Next::Code, first, wanted: Wanted::Logits(&mut scored) };
         self.extend(&mut segment, rows, Own::Causal, Some(score))?;
         self.kv.release(&mut segment.chain);
         Ok(())

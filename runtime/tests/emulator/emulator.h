@@ -99,6 +99,19 @@ inline unsigned atomicOr(unsigned *at, unsigned value) {
     *at |= value;
     return old;
 }
+template <class T> T atomicAdd(T *at, T value) {
+    T old = *at;
+    *at += value;
+    return old;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline unsigned __ballot_sync(unsigned, int vote) {
+    char mine = vote != 0;
+    auto given = emulator::exchange(&mine, 1);
+    unsigned votes = 0;
+    for (int lane = 0; lane < 32; lane++) votes |= (unsigned)given[lane][0] << lane;
+    return votes;
+}
 inline float half_to_float(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, bits = (uint32_t)(half & 0x7fff) << 13;
     uint32_t special = bits >= 0x7c00u << 13 ? 0x7f800000u : 0;

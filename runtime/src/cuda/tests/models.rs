@@ -1,4 +1,5 @@
 //! Whole models on the emulated card against the CPU engine: the same bits.
+#![allow(clippy::cast_precision_loss, reason = "token ids")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,8 +8,8 @@ use super::emulator;
 use crate::engine::{DeviceChoice, DeviceOptions, EngineOptions};
 use crate::family::Model;
 use crate::kernels::tests::compare::assert_same;
-use crate::sample::argmax;
-use crate::session::{ActionChunk, Session, SessionOptions, step};
+use crate::sample::{Sampler, SamplerOptions, argmax};
+use crate::session::{ActionChunk, Session, SessionOptions, step, step_sampled};
 
 fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/nano")
@@ -61,6 +62,19 @@ fn transcript(model: &Arc<Model>) -> Vec<f32> {
             argmax(logits).unwrap()
         })
         .unwrap();
+    }
+    // Drawn tokens, and those of whole answers.
+    let options = SamplerOptions { temperature: 1.3, top_k: 50, top_p: 0.9, seed: 3 };
+    let mut samplers =
+        [Sampler::new(options), Sampler::greedy(), Sampler::new(SamplerOptions { top_k: 0, ..options })];
+    for _ in 0..4 {
+        step_sampled(&mut [&mut s, a, b], &mut samplers).unwrap();
+    }
+    for session in [&mut *a, &mut *b] {
+        session.close();
+        let mut answer = Vec::new();
+        session.answer(&words[..5], 6, &mut samplers[2], &mut answer, &mut |_| true).unwrap();
+        said.extend(answer.iter().map(|&token| token as f32));
     }
     for _ in 0..3 {
         step(&mut [&mut s], &mut |_, logits| {

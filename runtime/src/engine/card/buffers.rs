@@ -5,8 +5,8 @@ use super::{CHUNK, Card, CardPass, EMBED, GIVEN, Loaded, PREFIX, SLOTS};
 use crate::Result;
 use crate::config::Modality;
 use crate::cuda::launch::{
-    At, AttentionShape, InputAt, Layer as LayerAt, Layers, RowAt, SegmentAt, SequenceAt, TableAt, Tables,
-    UnitAt,
+    At, AttentionShape, Draws, InputAt, Layer as LayerAt, Layers, MAX_PICKED, Parts, RowAt, SegmentAt,
+    SequenceAt, TableAt, Tables, UnitAt,
 };
 use crate::cuda::{Device, Graph, Memory, Pinned};
 use crate::decoder::Decoder;
@@ -15,6 +15,7 @@ use crate::kernels::KV_BLOCK;
 use crate::kv::KvDtype;
 use crate::quant::pad_k;
 use crate::rope::Rope;
+use crate::sample::Draw;
 use crate::weights::{LinearPlace, TableRef};
 
 /// Every array begins at a multiple of this.
@@ -122,7 +123,8 @@ impl CardBuffers {
         let angles = (most.blocks * KV_BLOCK + 1) * c.head_dim / 2;
         let (cosines, sines, logits_at, scale) =
             (floats(angles), floats(angles), floats(logits), floats(rows * most.parts));
-        let flag = arrays.add(4);
+        // What was picked lies behind the flag, and comes back with it.
+        let flag = arrays.add(4 * (1 + MAX_PICKED));
         let quantised = arrays.add(rows * most.parts * pad_k(widest));
         let scratch = scratch.map(|bytes| arrays.add(bytes));
         let mut lists = Arrays::default();
@@ -149,7 +151,8 @@ impl CardBuffers {
         memory.fill(0, arrays.bytes)?;
         let staged = lists.bytes.max(4 * rows * c.d_model).max(8 * angles.min(CHUNK / 8));
         let staging = [Pinned::new(&card.device, staged)?, Pinned::new(&card.device, staged)?];
-        let results = Pinned::new(&card.device, 4 * (logits.max(rows * c.d_model) + 1))?;
+        let results = 4 * (logits.max(rows * c.d_model).max(MAX_PICKED) + 1);
+        let results = Pinned::new(&card.device, results)?;
         Ok(Self {
             memory,
             head_dim: c.head_dim,
@@ -373,6 +376,38 @@ impl CardBuffers {
             }
         }
         Ok(())
+    }
+
+    /// Picks the token behind each of the rows over two parts of the head's outputs, and says whether everything was a number. An index
+    /// counts from the first part on, what stands between the parts included.
+    pub(crate) fn pick(
+        &mut self,
+        card: &Card,
+        decoder: &Decoder,
+        rows: std::ops::Range<usize>,
+        parts: &[std::ops::Range<usize>; 2],
+        draws: impl Iterator<Item = Draw>,
+        picked: &mut [usize],
+    ) -> Result<bool> {
+        let n = rows.len();
+        let mut logits = Parts { width: parts.each_ref().map(|part| narrow(part.len())), ..Parts::default() };
+        let mut offset = 0;
+        for (part, at) in parts.iter().zip(&mut logits.at).filter(|(part, _)| !part.is_empty()) {
+            *at = self.at(self.logits) + 4 * offset as u64;
+            self.score(card, decoder, rows.clone(), part.clone(), offset)?;
+            offset += n * part.len();
+        }
+        logits.gap = narrow(parts[1].start.saturating_sub(parts[0].end));
+        let mut of_rows = Draws::default();
+        of_rows.0.iter_mut().zip(draws).for_each(|(of_row, draw)| *of_row = draw);
+        let flag = self.at(self.flag);
+        card.device.pick(&logits, &of_rows, n, flag, flag + 4)?;
+        let Self { memory, results, flag, .. } = self;
+        memory.read_into(*flag, results, 0, 4 * (n + 1))?;
+        memory.fill(*flag, 4)?;
+        let words: &[u32] = bytemuck::cast_slice(&results.get()?[..4 * (n + 1)]);
+        picked.iter_mut().zip(&words[1..]).for_each(|(to, &token)| *to = token as usize);
+        Ok(words[0] == 0)
     }
 
     /// Waits for `n` logits, and says whether everything since the last time was a number.
