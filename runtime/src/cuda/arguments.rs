@@ -2,7 +2,8 @@
 
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
-use crate::quant::TILE_N;
+use crate::kernels::KV_BLOCK;
+use crate::quant::{TILE_N, pad_n};
 use crate::sample::Draw;
 
 /// An address on the card; 0 where there is nothing.
@@ -12,6 +13,8 @@ pub(crate) type At = u64;
 pub(crate) const MAX_LAYERS: usize = 3;
 /// Most rows that tokens are picked for in one launch.
 pub(crate) const MAX_PICKED: usize = 16;
+/// Most panels whose weights lie in the memory of a block of attention: 33 KB.
+const MAX_RANGE: usize = 64;
 /// Queries that a block of attention takes.
 pub(crate) const UNIT_QUERIES: usize = 16;
 
@@ -139,7 +142,7 @@ pub(crate) struct HeadNorms {
     pub(crate) eps: f32,
 }
 
-/// `AttentionShape` of `attention_i8.cu` and `attention_f32.cu`.
+/// `AttentionShape` of `step.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AttentionShape {
@@ -169,8 +172,35 @@ impl AttentionShape {
 
     /// Bytes that `attention_i8` wants for so many units where they do not fit a block.
     pub(crate) fn scratch_i8(&self, units: usize) -> usize {
-        let blocks = units * self.n_kv_heads as usize * self.group().div_ceil(UNIT_QUERIES);
-        blocks * UNIT_QUERIES * self.query_bytes()
+        self.attention_blocks(units) * UNIT_QUERIES * self.query_bytes()
+    }
+
+    /// Blocks that the kernels which split take a query's keys by: enough to fill the card twice, but no less than a panel a warp, and
+    /// no more than their weights have room for.
+    pub(crate) fn splits(&self, units: usize, multiprocessors: usize) -> usize {
+        let (blocks, panels) = (self.attention_blocks(units), self.panels());
+        let fill = (2 * multiprocessors).div_ceil(blocks.max(1)).min(panels.div_ceil(4));
+        fill.max(panels.div_ceil(MAX_RANGE)).max(1)
+    }
+
+    /// Bytes that the kernels which split want for so many units.
+    pub(crate) fn scratch_split(&self, units: usize, splits: usize) -> usize {
+        let query = 4 * self.max_keys as usize + 8 * splits + 8 * pad_n(self.head_dim as usize);
+        self.attention_blocks(units) * (UNIT_QUERIES * query + 16)
+    }
+
+    /// Most panels of a range of `splits`.
+    pub(super) fn range(&self, splits: usize) -> usize {
+        self.panels().div_ceil(splits).next_multiple_of(2)
+    }
+
+    fn panels(&self) -> usize {
+        self.max_keys as usize / KV_BLOCK
+    }
+
+    /// Blocks of a launch that does not split.
+    fn attention_blocks(&self, units: usize) -> usize {
+        units * self.n_kv_heads as usize * self.group().div_ceil(UNIT_QUERIES)
     }
 
     /// Bytes that `attention_f32` wants.

@@ -11,6 +11,7 @@ pub(crate) use super::arguments::{
 };
 use super::driver::Device;
 use super::error::CudaError;
+use crate::kernels::KV_BLOCK;
 use crate::quant::{TILE_N, pad_k};
 
 type Result = std::result::Result<(), CudaError>;
@@ -172,6 +173,59 @@ impl Device {
             bias,
             q,
             out,
+            scratch,
+        )
+    }
+
+    /// The same of few rows: the keys of a query are split over `splits` blocks. `scratch` has [`AttentionShape::scratch_split`] bytes.
+    #[expect(clippy::too_many_arguments, reason = "those of the kernels")]
+    pub(crate) fn attention_i8_split(
+        &self,
+        shape: AttentionShape,
+        (units, count): (At, usize),
+        s: StepAt,
+        bias: At,
+        q: At,
+        out: At,
+        (scratch, splits): (At, usize),
+    ) -> Result {
+        let chunks = shape.group().div_ceil(UNIT_QUERIES);
+        let grid = [count, shape.n_kv_heads as usize, chunks * splits];
+        let memory = [Self::query_memory(&shape), 2 * UNIT_QUERIES * (KV_BLOCK * shape.range(splits) + 16)];
+        let (splits, StepAt { rows, sequences, segments, blocks, cosines, sines }) = (splits as i32, s);
+        launch!(
+            self,
+            "attention_i8_scores",
+            grid,
+            128,
+            memory[0],
+            shape,
+            units,
+            rows,
+            sequences,
+            segments,
+            blocks,
+            cosines,
+            sines,
+            bias,
+            q,
+            splits,
+            scratch,
+        )?;
+        launch!(
+            self,
+            "attention_i8_values",
+            grid,
+            128,
+            memory[1],
+            shape,
+            units,
+            rows,
+            sequences,
+            segments,
+            blocks,
+            out,
+            splits,
             scratch,
         )
     }

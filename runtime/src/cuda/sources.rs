@@ -37,9 +37,10 @@ macro_rules! source {
 }
 
 /// Every kernel file. A new one is a line here.
-pub const SOURCES: [KernelFile; 11] = [
+pub const SOURCES: [KernelFile; 12] = [
     source!("attention_f32": "attention_f32"),
     source!("attention_i8": "attention_i8"),
+    source!("attention_split": "attention_i8_scores", "attention_i8_values"),
     source!("elementwise": "rms_norm_rows", "silu_multiply", "check_finite"),
     source!("embed": "embed"),
     source!("gemm_i8": "gemm_i8_32", "gemm_i8_64", "gemm_i8_128"),
@@ -52,7 +53,8 @@ pub const SOURCES: [KernelFile; 11] = [
 ];
 
 /// What they include: names and texts.
-pub const HEADERS: [(&str, &str); 4] = [
+pub const HEADERS: [(&str, &str); 5] = [
+    ("attention.cuh", include_str!("kernels/attention.cuh")),
     ("common.cuh", include_str!("kernels/common.cuh")),
     ("linear.cuh", include_str!("kernels/linear.cuh")),
     ("rows.cuh", include_str!("kernels/rows.cuh")),

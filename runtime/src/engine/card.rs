@@ -99,6 +99,8 @@ struct CardPass<'a> {
     rows: usize,
     units: usize,
     int8: bool,
+    /// Whether keys are split over blocks of the card.
+    split: bool,
     loaded: Loaded,
 }
 
@@ -236,12 +238,17 @@ impl Pass for CardPass<'_> {
         let (device, step) = (&self.card.device, self.step());
         let shape = AttentionShape { layer: narrow(layer), ..self.b.shape };
         let (q, out) = (self.b.at(self.b.q), self.b.at(self.b.attended));
-        let scratch = self.b.scratch.map_or(0, |offset| self.b.at(offset));
+        let scratch = self.b.at(self.b.scratch);
         let bias = self.card.vector(bias);
-        if self.int8 {
-            let units = (self.b.at(self.b.lists_at + self.b.lists.units), self.units);
-            return Ok(device.attention_i8(shape, units, step, bias, q, out, scratch)?);
+        if !self.int8 {
+            return Ok(device.attention_f32(shape, self.rows, step, bias, q, out, scratch)?);
         }
-        Ok(device.attention_f32(shape, self.rows, step, bias, q, out, scratch)?)
+        let units = (self.b.at(self.b.lists_at + self.b.lists.units), self.units);
+        if self.split {
+            let splits = shape.splits(self.units, device.multiprocessors());
+            return Ok(device.attention_i8_split(shape, units, step, bias, q, out, (scratch, splits))?);
+        }
+        let scratch = if self.b.in_block { 0 } else { scratch };
+        Ok(device.attention_i8(shape, units, step, bias, q, out, scratch)?)
     }
 }

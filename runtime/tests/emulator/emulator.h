@@ -104,6 +104,8 @@ template <class T> T atomicAdd(T *at, T value) {
     *at += value;
     return old;
 }
+// Every write is seen by all at once here.
+inline void __threadfence() {}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned __ballot_sync(unsigned, int vote) {
     char mine = vote != 0;

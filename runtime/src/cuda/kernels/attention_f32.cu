@@ -6,12 +6,6 @@
 // `scratch` has max_keys floats a block.
 #include "step.cuh"
 
-struct AttentionShape {
-    int n_heads, n_kv_heads, head_dim, layer, modalities;
-    int max_keys; // of any sequence of the step, a multiple of 32
-    float factor; // 1 / √head_dim
-};
-
 KERNEL attention_f32(AttentionShape shape, const Row *rows, const Sequence *sequences, const Segment *segments, const uint32_t *blocks,
                      const float *cosines, const float *sines, const float *modality_bias, const float *q, float *out, float *scratch) {
     DYNAMIC_SHARED(memory);
@@ -23,7 +17,6 @@ KERNEL attention_f32(AttentionShape shape, const Row *rows, const Sequence *sequ
     const int own_modality = segments[s.first_segment + s.segments - 1].modality, first_block = segments[s.first_segment].first_block;
     const float *query = q + ((uint64_t)row * shape.n_heads + head) * hd;
     float *scores = scratch + (uint64_t)(blockIdx.y * gridDim.x + blockIdx.x) * shape.max_keys;
-    const float minus_infinity = __uint_as_float(0xff800000u);
 
     int block = 0;
     for (int i = 0; i < s.segments; i++) {
@@ -52,7 +45,7 @@ KERNEL attention_f32(AttentionShape shape, const Row *rows, const Sequence *sequ
 #pragma unroll
                 for (int lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
             bool live = key < segment.len && (!is_own || (s.causal ? key <= r.offset : key == r.offset));
-            scores[block * KV_BLOCK + key] = live ? lanes[0] * shape.factor + bias : minus_infinity;
+            scores[block * KV_BLOCK + key] = live ? lanes[0] * shape.factor + bias : MINUS_INFINITY;
         }
         block += in_segment;
         __syncthreads();
@@ -60,7 +53,7 @@ KERNEL attention_f32(AttentionShape shape, const Row *rows, const Sequence *sequ
 
     if (threadIdx.x < 32) {
         int lane = threadIdx.x % LANES;
-        float max = minus_infinity, sum = 0.0f;
+        float max = MINUS_INFINITY, sum = 0.0f;
         for (int at = 0; at < block; at++) max = larger(max, scores[at * KV_BLOCK + lane]);
         for (int step = 8; step > 0; step /= 2) max = larger(max, __shfl_xor_sync(WARP, max, step));
         for (int at = 0; at < block; at++) {

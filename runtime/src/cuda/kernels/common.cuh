@@ -35,6 +35,8 @@ constexpr int TILE_N = 16, TILE_K = 4, TILE = 64;
 // Tokens of a KV block.
 constexpr int KV_BLOCK = 16;
 
+#define MINUS_INFINITY __uint_as_float(0xff800000u)
+
 DEVICE int round_up(int n, int to) { return (n + to - 1) / to * to; }
 // Inputs after padding.
 DEVICE int pad_k(int k) { return round_up(k, 32); }

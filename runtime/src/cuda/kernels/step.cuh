@@ -43,6 +43,13 @@ struct Unit {
     int rows;
 };
 
+// A layer's attention.
+struct AttentionShape {
+    int n_heads, n_kv_heads, head_dim, layer, modalities;
+    int max_keys; // of any sequence of the step, a multiple of 32
+    float factor; // 1 / √head_dim; over an INT8 arena times log2 e
+};
+
 DEVICE int panel_of(const Sequence &s, int layer, int n_kv_heads, int head, uint32_t block) {
     return (layer * n_kv_heads + head) * s.n_blocks + (int)block;
 }

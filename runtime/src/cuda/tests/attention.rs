@@ -256,7 +256,15 @@ fn compare(card: &mut Card, shape: &Shape, plans: &[Plan], dtype: KvDtype, norms
         } else {
             0
         };
-        card.device.attention_i8(shape, (units_at, units.len()), at, bias_at, q_at, out, scratch).unwrap();
+        let units_at = (units_at, units.len());
+        card.device.attention_i8(shape, units_at, at, bias_at, q_at, out, scratch).unwrap();
+        for splits in [1, 2, 3, shape.splits(units.len(), 30), 9] {
+            let scratch = card.put(&vec![0xcbu8; shape.scratch_split(units.len(), splits)]);
+            let out = card.put(&vec![0f32; rows * heads]);
+            let room = (scratch, splits);
+            card.device.attention_i8_split(shape, units_at, at, bias_at, q_at, out, room).unwrap();
+            assert_same(&card.get(out, want.len()), &want, &format!("{what}, {splits} splits"));
+        }
     }
     assert_same(&card.get(out, want.len()), &want, &what);
 }
@@ -384,6 +392,21 @@ impl Step {
             sines: card.put(sines),
         }
     }
+}
+
+#[test]
+fn keys_are_split_to_fill_the_card() {
+    let shape = |n_heads, n_kv_heads, max_keys| AttentionShape {
+        n_heads,
+        n_kv_heads,
+        head_dim: 64,
+        max_keys,
+        ..AttentionShape::default()
+    };
+    // Four key heads on 8 and on 132 multiprocessors, of 36 panels; a range has four panels at least.
+    assert_eq!([8, 132].map(|sms| shape(16, 4, 576).splits(1, sms)), [4, 9]);
+    // Enough blocks without; but no more than 64 panels fit a range.
+    assert_eq!([576, 8192].map(|keys| shape(32, 32, keys).splits(8, 8)), [1, 8]);
 }
 
 /// The arena's layout that the kernels assume.

@@ -18,6 +18,8 @@ use crate::rope::Rope;
 use crate::sample::Draw;
 use crate::weights::{LinearPlace, TableRef};
 
+/// Steps of one row a sequence that see more blocks of keys split them over blocks of the card.
+const FEW_BLOCKS: usize = 8;
 /// Every array begins at a multiple of this.
 const ALIGN: usize = 256;
 
@@ -69,7 +71,10 @@ pub(crate) struct CardBuffers {
     pub(super) scale: usize,
     pub(super) cosines: usize,
     pub(super) sines: usize,
-    pub(super) scratch: Option<usize>,
+    /// Attention's own.
+    pub(super) scratch: usize,
+    /// Whether scores and weights of a block fit its memory.
+    pub(super) in_block: bool,
     pub(super) logits: usize,
     pub(super) flag: usize,
     pub(super) lists_at: usize,
@@ -80,8 +85,8 @@ pub(crate) struct CardBuffers {
     pub(super) staging: [Pinned; 2],
     pub(super) turn: usize,
     pub(super) results: Pinned,
-    /// Of steps of one row a sequence, by the number of sequences.
-    pub(super) graphs: Vec<Option<Graph>>,
+    /// Of steps of one row a sequence, by the number of sequences, and by whether keys are split.
+    pub(super) graphs: Vec<[Option<Graph>; 2]>,
 }
 
 impl CardBuffers {
@@ -108,10 +113,15 @@ impl CardBuffers {
             max_keys: narrow((most.blocks * KV_BLOCK).next_multiple_of(2 * KV_BLOCK)),
             factor: if dtype == KvDtype::I8 { root * std::f32::consts::LOG2_E } else { root },
         };
+        let in_block = dtype == KvDtype::I8 && Device::fits_block(&shape);
         let scratch = match dtype {
-            KvDtype::I8 if Device::fits_block(&shape) => None,
-            KvDtype::I8 => Some(shape.scratch_i8(most.rows)),
-            KvDtype::F32 => Some(shape.scratch_f32(most.rows)),
+            KvDtype::F32 => shape.scratch_f32(most.rows),
+            KvDtype::I8 => {
+                let split = (1..=most.sequences).map(|units| {
+                    shape.scratch_split(units, shape.splits(units, card.device.multiprocessors()))
+                });
+                split.max().unwrap_or(0).max(if in_block { 0 } else { shape.scratch_i8(most.rows) })
+            }
         };
         let mut arrays = Arrays::default();
         let mut floats = |n: usize| arrays.add(4 * n);
@@ -126,7 +136,7 @@ impl CardBuffers {
         // What was picked lies behind the flag, and comes back with it.
         let flag = arrays.add(4 * (1 + MAX_PICKED));
         let quantised = arrays.add(rows * most.parts * pad_k(widest));
-        let scratch = scratch.map(|bytes| arrays.add(bytes));
+        let scratch = arrays.add(scratch);
         let mut lists = Arrays::default();
         let lists = Lists {
             inputs: lists.add(rows * size_of::<InputAt>()),
@@ -172,6 +182,7 @@ impl CardBuffers {
             cosines,
             sines,
             scratch,
+            in_block,
             logits: logits_at,
             flag,
             lists_at,
@@ -180,7 +191,7 @@ impl CardBuffers {
             staging,
             turn: 0,
             results,
-            graphs: (0..=most.sequences).map(|_| None).collect(),
+            graphs: (0..=most.sequences).map(|_| [None, None]).collect(),
         })
     }
 
@@ -314,14 +325,21 @@ impl CardBuffers {
         }
 
         let single = sequences.iter().all(|s| s.rows == 1);
-        if single && let Some(graph) = self.graphs.get(rows).and_then(Option::as_ref) {
+        let int8 = sequences.iter().all(|s| s.kv.dtype() == KvDtype::I8);
+        let sees = |s: &Sequence<'_>| {
+            s.context.iter().chain([&s.own]).map(|v| v.chain.len.div_ceil(KV_BLOCK)).sum::<usize>()
+        };
+        let split = single && int8 && sequences.iter().any(|s| sees(s) > FEW_BLOCKS);
+        if single
+            && let Some(graph) = self.graphs.get(rows).and_then(|graphs| graphs[usize::from(split)].as_ref())
+        {
             return Ok(graph.launch()?);
         }
-        let int8 = sequences.iter().all(|s| s.kv.dtype() == KvDtype::I8);
         let forward = || -> Result<()> {
             let inputs = self.at(self.lists_at + self.lists.inputs);
             card.device.embed(&self.tables, inputs, rows, self.at(self.x))?;
-            let mut pass = CardPass { card, c, b: self, rows, units, int8, loaded: Loaded::default() };
+            let loaded = Loaded::default();
+            let mut pass = CardPass { card, c, b: self, rows, units, int8, split, loaded };
             for (layer, block) in decoder.blocks.iter().enumerate() {
                 block.forward(&mut pass, layer)?;
             }
@@ -332,7 +350,7 @@ impl CardBuffers {
         }
         let graph = card.device.capture(forward)?;
         graph.launch()?;
-        self.graphs[rows] = Some(graph);
+        self.graphs[rows][usize::from(split)] = Some(graph);
         Ok(())
     }
 

@@ -1,0 +1,245 @@
+// Grouped-query attention over the INT8 arena: what the kernel for one block a unit (`attention_i8.cu`) and those that split a long
+// context over blocks (`attention_split.cu`) have alike.
+//
+//   s = q · kᵀ · scales + bias (in bits),  e = 2^(s − max),  t = round(e · v_scale · c) in 14 bits,  out = Σ t · v / (c · Σ e)
+//
+// exactly as attention.rs and kernels/attention.rs of the CPU have it: queries are turned towards each visible segment and quantised anew
+// for it, weights are two INT8 rows, sums of exponentials run in 16 lanes over the blocks. A block of 4 warps takes up to 16 queries that share a
+// key head: the heads of its group, of one row or several. Panels are the A operand of the matrix product (16 tokens or 16 dimensions), queries
+// or weights the B operand; token or dimension pairs are neighbours, so that a lane reads 8 bytes at a time.
+#pragma once
+#include "step.cuh"
+
+constexpr int WARPS = 4, QUERIES = 16;
+
+// One query turned towards a segment, and quantised: q8 [pad_k]. A warp does it.
+DEVICE void turn(const float *query, const float *cosine, const float *sine, int hd, int8_t *q8, float factor, float *scale) {
+    int lane = threadIdx.x % 32, half = hd / 2;
+    uint32_t bits = 0;
+    for (int i = lane; i < half; i += 32) {
+        float a = query[i], b = query[i + half];
+        uint32_t one = magnitude(a * cosine[i] - b * sine[i]), two = magnitude(b * cosine[i] + a * sine[i]);
+        bits = one > bits ? one : bits;
+        bits = two > bits ? two : bits;
+    }
+    float amax = __uint_as_float(warp_max(bits)), inverse = inverse_scale(amax);
+    for (int i = lane; i < half; i += 32) {
+        float a = query[i], b = query[i + half];
+        float one = a * cosine[i] - b * sine[i], two = b * cosine[i] + a * sine[i];
+        q8[i] = inverse > 0.0f ? quantise(one, inverse) : (int8_t)0;
+        q8[i + half] = inverse > 0.0f ? quantise(two, inverse) : (int8_t)0;
+    }
+    for (int i = hd + lane; i < pad_k(hd); i += 32) q8[i] = 0;
+    if (lane == 0) *scale = scale_of(amax) * factor;
+}
+
+// Scores of all queries against one panel of keys: out[query][16 tokens].
+DEVICE void score_panel(const int8_t *keys, int k_padded, const int8_t *q8, int stride, int queries, int32_t (&acc)[2][4]) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    for (int tile = 0; tile < 2; tile++)
+        for (int j = 0; j < 4; j++) acc[tile][j] = 0;
+    if (HAS_MMA) {
+        for (int quad = t; quad < k_padded / 4; quad += 8) {
+            const int2 low = *(const int2 *)(keys + quad * TILE + g * 8), high = *(const int2 *)(keys + (quad + 4) * TILE + g * 8);
+            const int32_t a[4] = {low.x, low.y, high.x, high.y};
+#pragma unroll
+            for (int tile = 0; tile < 2; tile++) {
+                if (tile * 8 >= queries) break;
+                const int8_t *x = q8 + (tile * 8 + g) * stride;
+                const int32_t b[2] = {((const int32_t *)x)[quad], ((const int32_t *)x)[quad + 4]};
+                mma_s8(acc[tile], a, b);
+            }
+        }
+        return;
+    }
+    for (int quad = 0; quad < k_padded / 4; quad++) {
+        const int2 w = *(const int2 *)(keys + quad * TILE + g * 8);
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++) {
+            if (tile * 8 >= queries) break;
+            const int8_t *x = q8 + (tile * 8 + 2 * t) * stride;
+            int32_t x0 = ((const int32_t *)x)[quad], x1 = ((const int32_t *)(x + stride))[quad];
+            acc[tile][0] = dp4a(w.x, x0, acc[tile][0]);
+            acc[tile][1] = dp4a(w.x, x1, acc[tile][1]);
+            acc[tile][2] = dp4a(w.y, x0, acc[tile][2]);
+            acc[tile][3] = dp4a(w.y, x1, acc[tile][3]);
+        }
+    }
+}
+
+// acc += 16 dimensions of two panels' values times the weights of 8 · 4 columns: both parts of 16 queries.
+DEVICE void weigh_panels(const int8_t *one, const int8_t *two, const int8_t *weights, int stride, int columns, int32_t (&acc)[4][4]) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    if (HAS_MMA) {
+        const int2 low = *(const int2 *)(one + t * TILE + g * 8), high = *(const int2 *)(two + t * TILE + g * 8);
+        const int32_t a[4] = {low.x, low.y, high.x, high.y};
+#pragma unroll
+        for (int tile = 0; tile < 4; tile++) {
+            if (tile * 8 >= columns) break;
+            int column = tile * 8 + g < columns ? tile * 8 + g : columns - 1;
+            const int32_t *x = (const int32_t *)(weights + (uint64_t)column * stride);
+            const int32_t b[2] = {x[t], x[t + 4]};
+            mma_s8(acc[tile], a, b);
+        }
+        return;
+    }
+    for (int quad = 0; quad < 8; quad++) {
+        const int2 w = *(const int2 *)((quad < 4 ? one : two) + quad % 4 * TILE + g * 8);
+#pragma unroll
+        for (int tile = 0; tile < 4; tile++) {
+            int column = tile * 8 + 2 * t;
+            if (column >= columns) break;
+            const int8_t *x = weights + (uint64_t)column * stride;
+            int32_t x0 = ((const int32_t *)x)[quad], x1 = ((const int32_t *)(x + stride))[quad];
+            acc[tile][0] = dp4a(w.x, x0, acc[tile][0]);
+            acc[tile][1] = dp4a(w.x, x1, acc[tile][1]);
+            acc[tile][2] = dp4a(w.y, x0, acc[tile][2]);
+            acc[tile][3] = dp4a(w.y, x1, acc[tile][3]);
+        }
+    }
+}
+
+// The queries of a block, and what they see.
+struct Asked {
+    Unit unit;
+    int group, kv_head, first_in_group, heads, queries;
+    const Sequence *s;
+    const Segment *segments; // of the sequence
+    const uint32_t *blocks;  // of the arena, in the order of the context
+    int count;               // of blocks that a query of the unit sees
+};
+
+// Of the own segment, blocks behind the last row are invisible to all.
+DEVICE int blocks_of(const Asked &a, int segment, const Row *rows) {
+    bool is_own = segment + 1 == a.s->segments;
+    return is_own ? rows[a.unit.first + a.unit.rows - 1].offset / KV_BLOCK + 1 : (a.segments[segment].len + KV_BLOCK - 1) / KV_BLOCK;
+}
+
+DEVICE Asked asked_of(const AttentionShape &shape, const Unit *units, const Row *rows, const Sequence *sequences, const Segment *segments,
+                      const uint32_t *blocks, int chunk) {
+    Asked a;
+    a.unit = units[blockIdx.x];
+    a.group = shape.n_heads / shape.n_kv_heads;
+    a.kv_head = blockIdx.y;
+    a.first_in_group = chunk * QUERIES;
+    a.heads = a.group - a.first_in_group < QUERIES ? a.group - a.first_in_group : QUERIES;
+    a.queries = a.unit.rows * a.heads;
+    a.s = sequences + rows[a.unit.first].sequence;
+    a.segments = segments + a.s->first_segment;
+    a.blocks = blocks + a.segments[0].first_block;
+    a.count = 0;
+    for (int i = 0; i < a.s->segments; i++) a.count += blocks_of(a, i, rows);
+    return a;
+}
+
+DEVICE int row_of(const Asked &a, int query) { return a.unit.first + query / a.heads; }
+DEVICE int head_of(const Asked &a, int query) { return a.kv_head * a.group + a.first_in_group + query % a.heads; }
+DEVICE int panel_at(const Asked &a, const AttentionShape &shape, int at) {
+    return panel_of(*a.s, shape.layer, shape.n_kv_heads, a.kv_head, a.blocks[at]);
+}
+
+// Scores in bits of the blocks from `from` to below `to`, segment by segment: scores[query · max_keys + key].
+DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Row *rows, const float *cosines, const float *sines,
+                         const float *modality_bias, const float *q, int from, int to, int8_t *q8, float *query_scale, float *query_bias,
+                         float *scores) {
+    const int hd = shape.head_dim, half = hd / 2, k_padded = pad_k(hd), q_stride = k_padded + 16;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const Segment *own = a.segments + a.s->segments - 1;
+    int block = 0;
+    for (int i = 0; i < a.s->segments; i++) {
+        const Segment segment = a.segments[i];
+        const bool is_own = i + 1 == a.s->segments;
+        const int in_segment = blocks_of(a, i, rows);
+        const int first = from > block ? from - block : 0, end = to - block < in_segment ? to - block : in_segment;
+        block += in_segment;
+        if (first >= end) continue;
+        for (int query = warp; query < a.queries; query += WARPS) {
+            int row = row_of(a, query), head = head_of(a, query);
+            uint64_t angle = (uint64_t)(rows[row].position - segment.base) * half;
+            turn(q + ((uint64_t)row * shape.n_heads + head) * hd, cosines + angle, sines + angle, hd, q8 + query * q_stride, shape.factor,
+                 &query_scale[query]);
+            if (lane == 0) {
+                int at = (head * shape.modalities + own->modality) * shape.modalities + segment.modality;
+                query_bias[query] = modality_bias ? modality_bias[at] * 1.44269504f : 0.0f;
+            }
+        }
+        __syncthreads();
+        for (int at = first + warp; at < end; at += WARPS) {
+            int block_at = block - in_segment + at, panel = panel_at(a, shape, block_at);
+            int32_t acc[2][4];
+            score_panel(a.s->tiles + (uint64_t)panel * (keys_len(hd) + values_len(hd)), k_padded, q8, q_stride, a.queries, acc);
+#pragma unroll
+            for (int tile = 0; tile < 2; tile++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    int query = tile * 8 + 2 * t + j % 2, token = 2 * g + j / 2, key = at * KV_BLOCK + token;
+                    if (query >= a.queries) continue;
+                    bool live = key < segment.len;
+                    if (is_own) {
+                        int offset = rows[row_of(a, query)].offset;
+                        live = live && (a.s->causal ? key <= offset : key == offset);
+                    }
+                    float score = (float)acc[tile][j] * (query_scale[query] * a.s->scales[panel].key[token]) + query_bias[query];
+                    scores[(uint64_t)query * shape.max_keys + block_at * KV_BLOCK + token] = live ? score : MINUS_INFINITY;
+                }
+        }
+        __syncthreads();
+    }
+}
+
+// The largest score of a query, and the largest scale of a value that it sees, as bits. A half-warp asks for both, each lane for its token.
+struct Peak {
+    float score;
+    uint32_t scale;
+};
+
+DEVICE Peak peak_of(const Asked &a, const AttentionShape &shape, const float *scores, int from, int to) {
+    const int token = threadIdx.x % LANES;
+    Peak peak = {MINUS_INFINITY, 0};
+    for (int at = from; at < to; at++) {
+        float score = scores[at * KV_BLOCK + token];
+        peak.score = larger(peak.score, score);
+        uint32_t bits = score == MINUS_INFINITY ? 0 : magnitude(a.s->scales[panel_at(a, shape, at)].value[token]);
+        peak.scale = bits > peak.scale ? bits : peak.scale;
+    }
+    for (int step = 8; step > 0; step /= 2) {
+        peak.score = larger(peak.score, __shfl_xor_sync(WARP, peak.score, step));
+        uint32_t other = __shfl_xor_sync(WARP, peak.scale, step);
+        peak.scale = other > peak.scale ? other : peak.scale;
+    }
+    return peak;
+}
+
+// What weights are multiplied by before they are rounded. Capped so that what is hidden stays below half a step.
+DEVICE float weight_factor(float amax) {
+    if (!(amax > 0.0f)) return 0.0f;
+    return 16383.0f / amax < 1152921504606846976.0f ? 16383.0f / amax : 1152921504606846976.0f;
+}
+
+// What the weighted sums are multiplied by in the end.
+DEVICE float weight_scale(float c, float amax, float sum) { return c > 0.0f ? 1.0f / c / sum : amax / sum; }
+
+// The two parts of the weight of an exponential.
+DEVICE void weight_parts(float e, float score, float value_scale, float c, int8_t *high, int8_t *low) {
+    float v = score == MINUS_INFINITY ? 0.0f : value_scale;
+    uint32_t bits = __float_as_uint(e * v * c + 8388608.0f);
+    *high = (int8_t)(bits >> 7 & 127);
+    *low = (int8_t)(bits & 127);
+}
+
+// 16 dimensions of the weighted sum over the blocks from `from` to below `to`; the weights of block `from` stand first.
+DEVICE void weigh_blocks(const Asked &a, const AttentionShape &shape, int from, int to, int dims, const int8_t *weights, int stride,
+                         int32_t (&acc)[4][4]) {
+    const int hd = shape.head_dim;
+    for (int tile = 0; tile < 4; tile++)
+        for (int j = 0; j < 4; j++) acc[tile][j] = 0;
+#pragma unroll 2
+    for (int at = from; at < to; at += 2) {
+        const int8_t *values[2];
+        for (int j = 0; j < 2; j++) {
+            int panel = panel_at(a, shape, at + j < to ? at + j : at);
+            values[j] = a.s->tiles + (uint64_t)panel * (keys_len(hd) + values_len(hd)) + keys_len(hd) + dims * TILE_N * KV_BLOCK;
+        }
+        weigh_panels(values[0], values[1], weights + (at - from) * KV_BLOCK, stride, 2 * a.queries, acc);
+    }
+}
