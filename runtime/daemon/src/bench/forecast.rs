@@ -97,8 +97,15 @@ fn kernels(bundle: &BundleConfig, rows: usize, sequences: usize) -> Vec<Kernel> 
     let group = c.n_heads / c.n_kv_heads;
     let units = rows.div_ceil((16 / group).max(1)) * sequences;
     let seen = if rows == 1 { TOKENS } else { rows / 2 };
-    let panels = (units * seen * (2 * kvs + 12 * c.n_kv_heads)) as f64;
-    add("attention_i8", n, (panels, 2.0 * 3.0 * (tokens * seen * heads) as f64));
+    let (panels, operations) =
+        ((units * seen * (kvs + 6 * c.n_kv_heads)) as f64, 2.0 * (tokens * seen * heads) as f64);
+    if rows == 1 {
+        let scores = 4.0 * (tokens * seen * c.n_heads) as f64;
+        add("attention_i8_scores", n, (panels + scores, operations));
+        add("attention_i8_values", n, (panels + 3.0 * scores, 2.0 * operations));
+    } else {
+        add("attention_i8", n, (2.0 * panels, 3.0 * operations));
+    }
     add("product: output", n, product(c.d_model, heads, parts("attn.o")));
     add("products: gate, up", n, product(2 * c.d_ff, c.d_model, parts("ffn.gate")));
     add("product: down", n, product(c.d_model, c.d_ff, parts("ffn.down")));
@@ -109,6 +116,7 @@ fn kernels(bundle: &BundleConfig, rows: usize, sequences: usize) -> Vec<Kernel> 
     let bytes = (text * c.d_model) as f64 + (bytes - (text * c.d_model) as f64) * share;
     add("head", 2, (bytes / 2.0, operations * share / 2.0));
     add("check_finite", 1, (4.0 * rows * c.d_model as f64, 0.0));
+    add("pick", 1, (2.0 * 4.0 * rows * text as f64, 0.0));
     list
 }
 
