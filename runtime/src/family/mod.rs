@@ -23,6 +23,7 @@ use crate::decoder::Decoder;
 use crate::engine::EngineError;
 #[cfg(feature = "cuda")]
 use crate::engine::card::Card;
+use crate::engine::maps::Machine;
 use crate::engine::{DeviceChoice, DeviceReport, Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::movq::Movq;
@@ -325,6 +326,11 @@ impl Model {
     /// The imported graph, if the bundle has one.
     pub(crate) fn graph(&self) -> Option<&Graph> {
         self.graph.as_ref()
+    }
+
+    /// What image networks run on.
+    pub(crate) fn machine(&self) -> Machine<'_> {
+        Machine { e: &self.engine, w: &self.weights }
     }
 
     pub(crate) fn weights(&self) -> &Weights {
