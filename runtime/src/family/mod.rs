@@ -164,7 +164,7 @@ pub struct Model {
     /// What reads pictures in place of one of those.
     graph: Option<Graph>,
     engine: Engine,
-    /// Where the decoder runs, if not on the CPU.
+    /// Where decoder and image networks run, if not on the CPU.
     #[cfg(feature = "cuda")]
     card: Option<Card>,
     device: DeviceReport,
@@ -273,7 +273,7 @@ impl Model {
         })
     }
 
-    /// The card that the decoder runs on.
+    /// The card that decoder and image networks run on.
     #[cfg(feature = "cuda")]
     pub(crate) fn card(&self) -> Option<&Card> {
         self.card.as_ref()
@@ -297,7 +297,7 @@ impl Model {
         &self.engine
     }
 
-    /// What the decoder runs on, and why.
+    /// What decoder and image networks run on, and why.
     #[must_use]
     pub fn device(&self) -> &DeviceReport {
         &self.device
@@ -330,7 +330,12 @@ impl Model {
 
     /// What image networks run on.
     pub(crate) fn machine(&self) -> Machine<'_> {
-        Machine { e: &self.engine, w: &self.weights }
+        Machine {
+            e: &self.engine,
+            w: &self.weights,
+            #[cfg(feature = "cuda")]
+            card: self.card.as_ref(),
+        }
     }
 
     pub(crate) fn weights(&self) -> &Weights {

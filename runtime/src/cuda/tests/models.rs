@@ -9,6 +9,7 @@ use crate::family::Model;
 use crate::kernels::tests::compare::assert_same;
 use crate::sample::argmax;
 use crate::session::{ActionChunk, Session, SessionOptions, step};
+use crate::tokenize::{ImageTokenizer, Picture, Tokenizer};
 
 fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/nano")
@@ -78,6 +79,23 @@ fn the_shipped_model_has_the_bits_of_the_cpu() {
     let want = transcript(&cpu);
     assert!(want.len() > 100_000, "{}", want.len());
     assert_same(&transcript(&card), &want, "nano");
+}
+
+#[test]
+fn the_image_tokenizer_has_the_bits_of_the_cpu() {
+    let rgb: Vec<u8> = (0..80 * 64 * 3).map(|i| (i * 89 + i / 7 * 31) as u8).collect();
+    let ways = both(&nano()).map(|model| {
+        let mut images = ImageTokenizer::new(&model).unwrap();
+        let (mut codes, mut shown) = (Vec::new(), Vec::new());
+        images.encode(Picture { rgb: &rgb, width: 80, height: 64 }, &mut codes).unwrap();
+        images.decode(&codes, &mut shown).unwrap();
+        (codes, shown)
+    });
+    assert_eq!(ways[0], ways[1]);
+    assert!(ways[0].0.iter().any(|code| *code != ways[0].0[0]), "{:?}", ways[0].0);
+    for kernel in ["pixels_to_map", "convolve_f16", "quantise_patches", "enlarge_map"] {
+        assert!(emulator::launches(kernel) > 0, "{kernel}");
+    }
 }
 
 #[test]

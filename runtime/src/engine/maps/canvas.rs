@@ -3,17 +3,21 @@
 use super::cpu::{CpuBuffers, CpuMaps};
 use super::{Maps, Needs, Sizes};
 use crate::engine::Engine;
+#[cfg(feature = "cuda")]
+use crate::engine::card::{Card, CardMaps, MapBuffers};
 use crate::weights::Weights;
 use crate::{Result, memory};
 
-/// What does the work: the engine, with the weights.
+/// What does the work: the engine, the weights, and a card where there is one.
 #[derive(Clone, Copy)]
 pub(crate) struct Machine<'a> {
     pub(crate) e: &'a Engine,
     pub(crate) w: &'a Weights,
+    #[cfg(feature = "cuda")]
+    pub(crate) card: Option<&'a Card>,
 }
 
-/// Buffers of a machine for networks.
+/// Buffers of a machine for networks, on the card where there is one.
 pub(crate) struct Canvas {
     /// What they are for, in words.
     what: &'static str,
@@ -24,6 +28,8 @@ pub(crate) struct Canvas {
 enum Buffers {
     None,
     Cpu(Box<CpuBuffers>),
+    #[cfg(feature = "cuda")]
+    Card(Box<MapBuffers>),
 }
 
 impl Canvas {
@@ -35,7 +41,7 @@ impl Canvas {
     /// Sees to it that `net` can run and allocates nothing then.
     ///
     /// # Errors
-    /// If there is not enough memory.
+    /// If there is not enough memory, of the machine or of the card.
     pub(crate) fn reserve(
         &mut self,
         on: Machine<'_>,
@@ -49,6 +55,12 @@ impl Canvas {
         }
         // What there was goes before what is larger comes. A picture far larger than the next ones keeps its memory.
         (self.buffers, self.sizes) = (Buffers::None, Sizes::default());
+        #[cfg(feature = "cuda")]
+        if let Some(card) = on.card {
+            self.buffers = Buffers::Card(Box::new(MapBuffers::new(card, self.what, &sizes)?));
+            self.sizes = sizes;
+            return Ok(());
+        }
         memory::check(self.what, CpuBuffers::bytes(&sizes))?;
         self.buffers = Buffers::Cpu(Box::new(CpuBuffers::new(on.e, &sizes)));
         self.sizes = sizes;
@@ -58,7 +70,7 @@ impl Canvas {
     /// Runs a network; returns what it gives.
     ///
     /// # Errors
-    /// As [`Self::reserve`].
+    /// As [`Self::reserve`], or if the card fails.
     pub(crate) fn run(
         &mut self,
         on: Machine<'_>,
@@ -70,6 +82,12 @@ impl Canvas {
             Buffers::Cpu(buffers) => {
                 net(&mut CpuMaps::new(on, buffers))?;
                 Ok(buffers.given())
+            }
+            #[cfg(feature = "cuda")]
+            Buffers::Card(buffers) => {
+                let card = on.card.expect("the machine that the buffers were made on");
+                net(&mut CardMaps::new(card, buffers))?;
+                buffers.given()
             }
         }
     }
