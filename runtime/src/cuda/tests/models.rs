@@ -99,6 +99,19 @@ fn the_image_tokenizer_has_the_bits_of_the_cpu() {
 }
 
 #[test]
+fn an_image_tokenizer_that_does_not_fit_is_refused() {
+    let weights = std::fs::metadata(nano().join("weights.safetensors")).unwrap().len();
+    // Room for the weights, and for less than the largest map three times.
+    let memory = (weights >> 20) + 1;
+    // SAFETY: each test runs in a process of its own, and has no other threads here.
+    unsafe { std::env::set_var("EMULATOR_MEMORY_MB", memory.to_string()) };
+    let [_, card] = both(&nano());
+    let error = ImageTokenizer::new(&card).unwrap_err().to_string();
+    assert!(error.starts_with("the image tokenizer of this model needs "), "{error}");
+    assert!(error.contains("bytes of the card's memory"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_had_is_refused_or_said() {
     let kernels = Some(PathBuf::from("nowhere"));
     let open = |choice| {
