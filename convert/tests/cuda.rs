@@ -44,16 +44,42 @@ fn the_kin_of_llama_in_float32() {
     }
 }
 
-#[test]
-fn janus_reads_and_draws() {
-    compare("hf/janus", "hf/janus/golden.safetensors", WeightDtype::F32);
+/// Whether these kernels have run.
+#[track_caller]
+fn ran(kernels: &[&str]) {
+    kernels.iter().for_each(|kernel| assert!(emulator::launches(kernel) > 0, "{kernel}"));
 }
 
 #[test]
-fn chameleon_and_emu3_in_float32_and_int8() {
-    for family in ["chameleon", "emu3"] {
-        for dtype in [WeightDtype::F32, WeightDtype::Int8] {
-            compare(&format!("hf/{family}"), &format!("hf/{family}/golden.safetensors"), dtype);
-        }
+fn janus_reads_and_draws() {
+    compare("hf/janus", "hf/janus/golden.safetensors", WeightDtype::F32);
+    // The eye, and the net that draws.
+    ran(&["convolve_f32", "convolve_turned", "softmax_rows", "layer_norm", "gelu_map", "add_table"]);
+    ran(&["group_norm", "enlarge_map"]);
+}
+
+/// The kernels of a VQGAN.
+const VQGAN: [&str; 5] = ["convolve_turned", "softmax_rows", "strip_sums", "fold_strips", "group_norm"];
+
+#[test]
+fn chameleon_in_float32_and_int8() {
+    for (dtype, convolve) in [(WeightDtype::F32, "convolve_f32"), (WeightDtype::Int8, "convolve_f16")] {
+        compare("hf/chameleon", "hf/chameleon/golden.safetensors", dtype);
+        ran(&VQGAN);
+        ran(&[convolve]);
     }
+}
+
+#[test]
+fn emu3_in_float32() {
+    compare("hf/emu3", "hf/emu3/golden.safetensors", WeightDtype::F32);
+    ran(&VQGAN);
+    ran(&["convolve_f32", "channel_norm", "enlarge_map"]);
+}
+
+#[test]
+fn emu3_in_int8() {
+    compare("hf/emu3", "hf/emu3/golden.safetensors", WeightDtype::Int8);
+    ran(&VQGAN);
+    ran(&["convolve_f16", "channel_norm", "enlarge_map"]);
 }

@@ -9,18 +9,16 @@ mod decoder;
 mod encoder;
 pub(crate) mod layers;
 
+use crate::Result;
 use crate::config::VqConfig;
-use crate::conv::Conv;
-use crate::engine::Engine;
+use crate::engine::maps::Conv;
 use crate::family::{Role, TensorSpec};
 use crate::weights::Weights;
-use crate::{Result, memory};
 
 use layers::{Attention, Level, Middle, Norm, ResBlock};
 
 pub(crate) use decoder::VqDecoder;
 pub(crate) use encoder::{VqEncoder, nearest};
-pub(crate) use layers::Buffers;
 
 /// Where the tensors' names begin.
 const PREFIX: &str = "vq";
@@ -130,24 +128,6 @@ pub(crate) fn tensors(c: &VqConfig) -> Vec<TensorSpec> {
     }
     add("quantize.embedding.weight", &[c.codebook_size, c.code_dim], Role::Float);
     list
-}
-
-/// Buffers for pictures of `places`, either way.
-///
-/// # Errors
-/// If there is not enough memory for them.
-pub(crate) fn buffers(e: &Engine, c: &VqConfig, places: usize) -> Result<Buffers> {
-    let last = c.channel_multiplier.len() - 1;
-    let top = (0..=last).map(|level| channels(c, level)).max().unwrap_or(1);
-    let max_k = 9 * top.max(c.latent_channels).max(c.code_dim);
-    // On the way back a level is enlarged before the next one takes channels away.
-    let of_level = |level: usize| {
-        let widest = channels(c, level).max(channels(c, (level + 1).min(last)));
-        (widest as u128) << (2 * (last - level))
-    };
-    let largest = places as u128 * (0..=last).map(of_level).max().unwrap_or(1);
-    memory::check("the picture tokenizer of this model", Buffers::bytes(places, largest, max_k, top))?;
-    Ok(Buffers::new(e, places, max_k, top))
 }
 
 /// Finds a residual block.

@@ -154,6 +154,11 @@ impl LinearRef {
         }
     }
 
+    /// Whether it is of INT8 tiles.
+    pub(crate) fn is_int8(&self) -> bool {
+        matches!(self.kind, LinearKind::I8 { .. })
+    }
+
     /// Where its parts begin in the file: of tiles, what scales and INT8 rows a token belong to them.
     #[cfg(feature = "cuda")]
     pub(crate) fn place(&self) -> (usize, LinearPlace) {

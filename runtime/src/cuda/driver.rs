@@ -124,8 +124,8 @@ impl Device {
         this.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(CudaError::of("cuStreamCreate"))?;
         this.load(&options.kernels.join(format!("sm_{}", arch.sm)))?;
-        // Those that hold a row of floats: from 12,288 on it is larger than what a block has unasked.
-        for kernel in ["quantise_rows", "rms_norm_rows"] {
+        // Those that hold a row of floats, or four (`layer_norm`): from 12,288 or 3,072 on they are larger than what a block has unasked.
+        for kernel in ["quantise_rows", "rms_norm_rows", "quantise_patches", "layer_norm"] {
             this.allow_block_memory(kernel)?;
         }
         log::info!(

@@ -62,6 +62,18 @@ pub enum CudaError {
         /// Bytes that are free.
         free: usize,
     },
+    /// A picture that the kernels cannot count.
+    #[error(
+        "{what} would have a map of {values} values on the card, which counts to {most}; use a smaller picture"
+    )]
+    MapTooLarge {
+        /// What has it.
+        what: &'static str,
+        /// Its values.
+        values: usize,
+        /// The most there may be.
+        most: usize,
+    },
     /// The driver refused something.
     #[error("the CUDA driver failed in {call}: {message}; the card must be opened again")]
     Call {

@@ -32,6 +32,8 @@ macro_rules! launch {
     }};
 }
 
+pub(crate) mod vision;
+
 impl Device {
     /// `x [rows, k] f32`, `norm [k]` or nothing → `q [rows, parts, pad_k(k)] i8`, `scale [rows, parts] f32`.
     pub(crate) fn quantise_rows(

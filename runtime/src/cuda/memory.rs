@@ -136,6 +136,23 @@ impl Memory {
             .map_err(CudaError::of("cuMemcpyDtoD"))
     }
 
+    /// Puts a copy of `bytes` from `from` to `to`, which do not overlap, into the stream.
+    ///
+    /// # Panics
+    /// If there are not as many, or the two overlap.
+    pub(crate) fn copy_within(&self, from: usize, to: usize, bytes: usize) -> Result<(), CudaError> {
+        assert!(
+            from.max(to) + bytes <= self.bytes && from.abs_diff(to) >= bytes,
+            "{bytes} bytes from {from} to {to} of {}",
+            self.bytes
+        );
+        self.device.enter()?;
+        let (to, from) = (self.at + to as u64, self.at + from as u64);
+        // SAFETY: checked above.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.device.stream) }
+            .map_err(CudaError::of("cuMemcpyDtoD"))
+    }
+
     /// Puts zeros into `bytes` from `offset` on, in the stream.
     ///
     /// # Panics

@@ -37,7 +37,7 @@ macro_rules! source {
 }
 
 /// Every kernel file. A new one is a line here.
-pub const SOURCES: [KernelFile; 12] = [
+pub const SOURCES: [KernelFile; 18] = [
     source!("attention_f32": "attention_f32"),
     source!("attention_i8": "attention_i8"),
     source!("attention_split": "attention_i8_scores", "attention_i8_values"),
@@ -50,13 +50,20 @@ pub const SOURCES: [KernelFile; 12] = [
     source!("quantise": "quantise_rows"),
     source!("heads": "store_heads"),
     source!("linear_float": "linear_f32", "linear_f16"),
+    source!("convolve": "convolve_f32", "convolve_f16", "convolve_turned"),
+    source!("patches_i8": "quantise_patches"),
+    source!("group_norm": "strip_sums", "fold_strips", "group_norm"),
+    source!("row_norms": "layer_norm", "softmax_rows"),
+    source!("maps": "silu_map", "gelu_map", "add_maps", "add_table", "channel_norm", "enlarge_map"),
+    source!("pixels": "pixels_to_map"),
 ];
 
 /// What they include: names and texts.
-pub const HEADERS: [(&str, &str); 5] = [
+pub const HEADERS: [(&str, &str); 6] = [
     ("attention.cuh", include_str!("kernels/attention.cuh")),
     ("common.cuh", include_str!("kernels/common.cuh")),
     ("linear.cuh", include_str!("kernels/linear.cuh")),
+    ("patch.cuh", include_str!("kernels/patch.cuh")),
     ("rows.cuh", include_str!("kernels/rows.cuh")),
     ("step.cuh", include_str!("kernels/step.cuh")),
 ];

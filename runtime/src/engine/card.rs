@@ -5,11 +5,13 @@
 //! of one row a sequence are captured once for each number of sequences and then put into the stream as one graph.
 
 mod buffers;
+mod maps;
 
 use std::sync::Arc;
 
 pub(crate) use buffers::CardBuffers;
 use buffers::{Lists, narrow};
+pub(crate) use maps::{CardMaps, MapBuffers};
 
 use super::device::{DeviceOptions, kernels_dir};
 use super::pass::{HEAD_EPS, Layer, Pass, QkNorms, Rows};

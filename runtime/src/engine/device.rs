@@ -1,8 +1,8 @@
-//! Where the decoder runs: what was asked for, what was chosen, and why. Nothing falls back without a word.
+//! Where the networks run: what was asked for, what was chosen, and why. Nothing falls back without a word.
 
 use std::path::PathBuf;
 
-/// What to run the decoder on.
+/// What to run the decoder and the image networks on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The CPU.
@@ -38,7 +38,7 @@ pub struct DeviceOptions {
     pub kernels: Option<PathBuf>,
 }
 
-/// What a model's decoder runs on.
+/// What a model's decoder and image networks run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceReport {
     /// `cpu` or `cuda`.

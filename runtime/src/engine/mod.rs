@@ -18,6 +18,7 @@ pub(crate) mod card;
 pub(crate) mod cpu;
 mod device;
 mod linear;
+pub(crate) mod maps;
 mod pass;
 
 /// Passes over fewer values stay on one thread.
@@ -70,7 +71,7 @@ pub struct EngineOptions {
     pub idle: Idle,
     /// How an imported graph is run, in bundles that have one.
     pub onnx: OnnxOptions,
-    /// Where the decoder runs.
+    /// Where the decoder and the image networks run.
     pub device: DeviceOptions,
 }
 

@@ -3,7 +3,8 @@
 use super::{Role, TensorSpec, llama};
 use crate::Result;
 use crate::config::{DrawingConfig, JanusConfig};
-use crate::vit::{self, Biased, Vision};
+use crate::engine::maps::Biased;
+use crate::vit::{self, Vision};
 use crate::vq::{self, VqDecoder};
 use crate::weights::{LinearRef, Weights};
 

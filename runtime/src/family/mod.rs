@@ -23,6 +23,7 @@ use crate::decoder::Decoder;
 use crate::engine::EngineError;
 #[cfg(feature = "cuda")]
 use crate::engine::card::Card;
+use crate::engine::maps::Machine;
 use crate::engine::{DeviceChoice, DeviceReport, Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
 use crate::movq::Movq;
@@ -163,7 +164,7 @@ pub struct Model {
     /// What reads pictures in place of one of those.
     graph: Option<Graph>,
     engine: Engine,
-    /// Where the decoder runs, if not on the CPU.
+    /// Where decoder and image networks run, if not on the CPU.
     #[cfg(feature = "cuda")]
     card: Option<Card>,
     device: DeviceReport,
@@ -272,7 +273,7 @@ impl Model {
         })
     }
 
-    /// The card that the decoder runs on.
+    /// The card that decoder and image networks run on.
     #[cfg(feature = "cuda")]
     pub(crate) fn card(&self) -> Option<&Card> {
         self.card.as_ref()
@@ -296,7 +297,7 @@ impl Model {
         &self.engine
     }
 
-    /// What the decoder runs on, and why.
+    /// What decoder and image networks run on, and why.
     #[must_use]
     pub fn device(&self) -> &DeviceReport {
         &self.device
@@ -325,6 +326,16 @@ impl Model {
     /// The imported graph, if the bundle has one.
     pub(crate) fn graph(&self) -> Option<&Graph> {
         self.graph.as_ref()
+    }
+
+    /// What image networks run on.
+    pub(crate) fn machine(&self) -> Machine<'_> {
+        Machine {
+            e: &self.engine,
+            w: &self.weights,
+            #[cfg(feature = "cuda")]
+            card: self.card.as_ref(),
+        }
     }
 
     pub(crate) fn weights(&self) -> &Weights {

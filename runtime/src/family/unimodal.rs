@@ -5,8 +5,9 @@
 use super::{Role, TensorSpec};
 use crate::Result;
 use crate::config::{ImageConfig, Modality, UnimodalConfig};
-use crate::conv::{Conv, Residual};
+use crate::conv::Residual;
 use crate::decoder::block_tensors;
+use crate::engine::maps::Conv;
 use crate::weights::{LinearRef, TableRef, Weights};
 
 /// Every tensor of the family.

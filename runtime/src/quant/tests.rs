@@ -149,3 +149,22 @@ fn powers_of_two_against_f64() {
     }
     assert!(silu(f32::NAN).is_nan() && silu(-200.0).abs() < 1e-30 && silu(200.0) == 200.0);
 }
+
+#[test]
+fn gelu_at_known_places() {
+    // From tables of the normal distribution.
+    let wants = [
+        (0.0, 0.0),
+        (1.0, 0.841_344_7),
+        (-1.0, -0.158_655_3),
+        (3.0, 2.995_950_3),
+        (-10.0, 0.0),
+        (10.0, 10.0),
+    ];
+    for (x, want) in wants {
+        let found = gelu(x);
+        assert!((found - want).abs() < 5e-7, "{found} for {want}");
+    }
+    assert!(gelu(f32::NAN).is_nan());
+    assert_eq!(gelu(f32::MAX), f32::MAX);
+}

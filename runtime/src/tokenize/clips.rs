@@ -5,19 +5,18 @@ use std::sync::Arc;
 
 use super::pixels::{PixelValues, Pixels};
 use super::{Picture, Tokenizer};
-use crate::config::CONFIG_FILE;
-use crate::conv::{Clip, Map};
+use crate::config::{CONFIG_FILE, CodeNorm};
+use crate::engine::maps::{Canvas, Shape};
 use crate::family::Model;
-use crate::movq::{Buffers, Movq};
 use crate::session::SessionError;
+use crate::vq::nearest;
 use crate::{Error, Result};
 
 /// The picture and clip tokenizer of a language model that takes codes of both.
 pub struct Clips {
     model: Arc<Model>,
     pixels: Pixels,
-    /// With the places that they are for: those of the last frame.
-    buffers: Option<(usize, Buffers)>,
+    canvas: Canvas,
 }
 
 /// Sizes of a clip, in pixels or in places of the grid.
@@ -46,7 +45,8 @@ impl Clips {
         let (image, _) = model.clip_codes()?;
         let path = model.weights().dir().join(CONFIG_FILE);
         let pixels = Pixels::new(&image.pixels).map_err(|source| Error::Config { path, source })?;
-        Ok(Self { model: Arc::clone(model), pixels, buffers: None })
+        let canvas = Canvas::new("the picture tokenizer of this model");
+        Ok(Self { model: Arc::clone(model), pixels, canvas })
     }
 
     /// The picture as the encoder takes it.
@@ -63,11 +63,7 @@ impl Clips {
     /// If the sizes are not whole places of the grid, there is not enough memory, or a result is not a number.
     pub fn encode_picture(&mut self, picture: PixelValues<'_>, codes: &mut Vec<u16>) -> Result<()> {
         let PixelValues { values: x, width, height } = picture;
-        let model = Arc::clone(&self.model);
-        let (_, movq) = model.clip_codes()?;
-        let places = places(&model, x.len(), Frames { time: 1, height, width })?;
-        let buffers = self.buffers(movq, places)?;
-        movq.encode_picture((model.engine(), model.weights()), Map { x, height, width }, buffers, codes)
+        self.codes_of(x, Frames { time: 1, height, width }, codes)
     }
 
     /// The codes of frames that are ready for the encoder: `codes [grids, rows, columns]`, a grid for each `time_factor` frames.
@@ -77,17 +73,24 @@ impl Clips {
     /// # Errors
     /// As [`Self::encode_picture`], or if the frames are not whole grids.
     pub fn encode_frames(&mut self, values: &[f32], frames: Frames, codes: &mut Vec<u16>) -> Result<()> {
-        let model = Arc::clone(&self.model);
-        let (image, movq) = model.clip_codes()?;
-        let places = places(&model, values.len(), frames)?;
-        let Frames { time, height, width } = frames;
+        let (image, _) = self.model.clip_codes()?;
+        let time = frames.time;
         if !time.is_multiple_of(image.movq.time_factor) {
             let expected = time.next_multiple_of(image.movq.time_factor);
             return Err(SessionError::Dimensions { what: "frames of a clip", found: time, expected }.into());
         }
-        let buffers = self.buffers(movq, places)?;
-        let clip = Clip { x: values, time, height, width };
-        movq.encode_clip((model.engine(), model.weights()), clip, buffers, codes)
+        self.codes_of(values, frames, codes)
+    }
+
+    /// One frame stands for a picture, more for a clip.
+    fn codes_of(&mut self, x: &[f32], frames: Frames, codes: &mut Vec<u16>) -> Result<()> {
+        let Self { model, canvas, .. } = self;
+        let (_, movq) = model.clip_codes()?;
+        check_places(model, x.len(), frames)?;
+        let Frames { time, height, width } = frames;
+        let shape = Shape { time, height, width, channels: 3 };
+        let latents = canvas.run(model.machine(), &|m| movq.encode(x, shape, m))?;
+        nearest(model.weights(), &movq.codebook, CodeNorm::None, latents, codes)
     }
 
     /// The picture that codes stand for: `values [rows · patch, columns · patch, 3]`, normalised as what the encoder takes.
@@ -131,9 +134,14 @@ impl Clips {
         if let Some(&id) = codes.iter().find(|code| usize::from(**code) >= limit) {
             return Err(SessionError::Token { what: "code of a picture", id: id.into(), limit }.into());
         }
-        let buffers = self.buffers(movq, height * width)?;
         let codes = (codes, (time, height, width));
-        movq.decode((model.engine(), model.weights()), codes, frames, buffers, values)
+        let found = self.canvas.run(model.machine(), &|m| movq.decode(model.weights(), codes, frames, m))?;
+        if found.iter().any(|x| !x.is_finite()) {
+            return Err(SessionError::NumericFault.into());
+        }
+        values.clear();
+        values.extend_from_slice(found);
+        Ok(())
     }
 
     /// Appends what stands between the begin and the end of a picture in a text: its size in codes, written out, its rows, and their
@@ -207,15 +215,6 @@ impl Clips {
         }
         Ok(columns)
     }
-
-    fn buffers(&mut self, movq: &Movq, places: usize) -> Result<&mut Buffers> {
-        let fitting = self.buffers.take().filter(|(made_for, _)| *made_for == places);
-        let made = match fitting {
-            Some(fitting) => fitting,
-            None => (places, movq.buffers(self.model.engine(), places)?),
-        };
-        Ok(&mut self.buffers.insert(made).1)
-    }
 }
 
 /// Frames times rows times columns.
@@ -223,8 +222,8 @@ fn product(Frames { time, height, width }: Frames) -> u128 {
     (time as u128).saturating_mul(height as u128).saturating_mul(width as u128)
 }
 
-/// How many places a frame of the clip has; `len` values are given for all of them.
-fn places(model: &Model, len: usize, frames: Frames) -> Result<usize> {
+/// Refuses frames that are not whole places; `len` values are given for all of them.
+fn check_places(model: &Model, len: usize, frames: Frames) -> Result<()> {
     let patch = model.clip_codes()?.0.movq.patch();
     let Frames { height, width, .. } = frames;
     if len == 0
@@ -235,7 +234,7 @@ fn places(model: &Model, len: usize, frames: Frames) -> Result<usize> {
         let reason = format!("are not whole places of {patch} × {patch} pixels, or not all there");
         return Err(SessionError::PictureSize { width, height, reason }.into());
     }
-    Ok(height / patch * (width / patch))
+    Ok(())
 }
 
 impl Tokenizer for Clips {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::pixels::{PixelValues, Pixels};
 use super::{Picture, Tokenizer, drawing};
 use crate::config::{CONFIG_FILE, CodedImage};
+use crate::engine::maps::{Canvas, Shape, Slot};
 use crate::family::Model;
 use crate::session::SessionError;
-use crate::vq::{self, Buffers};
 use crate::{Error, Result};
 
 /// The picture tokenizer of a language model that takes codes.
@@ -16,8 +16,9 @@ pub struct CodedImages {
     /// Whether the bundle's graph encodes, where it has one.
     by_graph: bool,
     pixels: Pixels,
-    /// With the places that they are for: those of the last picture.
-    buffers: Option<(usize, Buffers)>,
+    canvas: Canvas,
+    /// `[places, code_dim]`
+    latents: Vec<f32>,
     codes: Vec<u16>,
 }
 
@@ -44,7 +45,9 @@ impl CodedImages {
         let (image, _) = model.coded_image()?;
         let path = model.weights().dir().join(CONFIG_FILE);
         let pixels = Pixels::new(&image.pixels).map_err(|source| Error::Config { path, source })?;
-        Ok(Self { model: Arc::clone(model), by_graph: false, pixels, buffers: None, codes: Vec::new() })
+        let canvas = Canvas::new("the picture tokenizer of this model");
+        let (latents, codes) = (Vec::new(), Vec::new());
+        Ok(Self { model: Arc::clone(model), by_graph: false, pixels, canvas, latents, codes })
     }
 
     /// The picture as the encoder takes it.
@@ -64,8 +67,8 @@ impl CodedImages {
     pub fn encode_values(&mut self, values: &[f32], size: (usize, usize), ids: &mut Vec<u32>) -> Result<()> {
         let model = Arc::clone(&self.model);
         let (CodedImage { vq: config, ids: tokens, .. }, encoder) = model.coded_image()?;
-        let x = &mut latents(&model, self.by_graph, &mut self.buffers, values, size)?.x;
-        encoder.codes(model.weights(), config, x, &mut self.codes)?;
+        self.find_latents(values, size)?;
+        encoder.codes(model.weights(), config, &mut self.latents, &mut self.codes)?;
         ids.clear();
         ids.extend(self.codes.iter().map(|&code| tokens[usize::from(code)]));
         Ok(())
@@ -78,40 +81,32 @@ impl CodedImages {
     /// # Errors
     /// If the sizes are not whole places of the grid, or the graph fails.
     pub fn latents_of_values(&mut self, values: &[f32], size: (usize, usize)) -> Result<&[f32]> {
-        Ok(&latents(&self.model, self.by_graph, &mut self.buffers, values, size)?.x)
+        self.find_latents(values, size)?;
+        Ok(&self.latents)
     }
-}
 
-/// `values [height, width, 3]` into the vectors that are coded, in buffers that are made for as many places.
-fn latents<'a>(
-    model: &Model,
-    by_graph: bool,
-    buffers: &'a mut Option<(usize, Buffers)>,
-    values: &[f32],
-    (height, width): (usize, usize),
-) -> Result<&'a mut Buffers> {
-    let (CodedImage { vq: config, .. }, encoder) = model.coded_image()?;
-    let patch = config.patch();
-    if values.len() != height * width * 3 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
-        let reason = format!("are not whole places of {patch} × {patch} pixels");
-        return Err(SessionError::PictureSize { width, height, reason }.into());
-    }
-    let places = height / patch * (width / patch);
-    let fitting = buffers.take().filter(|(made_for, _)| *made_for == places);
-    let made = match fitting {
-        Some(fitting) => fitting,
-        None => (places, vq::buffers(model.engine(), config, places)?),
-    };
-    let (_, buffers) = buffers.insert(made);
-    match model.graph().filter(|_| by_graph) {
-        Some(graph) => graph.run(values, (height, width), &mut buffers.x)?,
-        None => {
-            buffers.x.clear();
-            buffers.x.extend_from_slice(values);
-            encoder.latents(model.engine(), model.weights(), (height, width), buffers);
+    /// `values [height, width, 3]` into the vectors that are coded.
+    fn find_latents(&mut self, values: &[f32], (height, width): (usize, usize)) -> Result<()> {
+        let Self { model, by_graph, canvas, latents, .. } = self;
+        let (CodedImage { vq: config, .. }, encoder) = model.coded_image()?;
+        let patch = config.patch();
+        if values.len() != height * width * 3 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch)
+        {
+            let reason = format!("are not whole places of {patch} × {patch} pixels");
+            return Err(SessionError::PictureSize { width, height, reason }.into());
         }
+        if let Some(graph) = model.graph().filter(|_| *by_graph) {
+            return graph.run(values, (height, width), latents);
+        }
+        let found = canvas.run(model.machine(), &|m| {
+            m.load(Slot::X, Shape::picture((height, width), 3), &|x| x.copy_from_slice(values))?;
+            encoder.latents(m)?;
+            m.give(Slot::X)
+        })?;
+        latents.clear();
+        latents.extend_from_slice(found);
+        Ok(())
     }
-    Ok(buffers)
 }
 
 impl Tokenizer for CodedImages {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::{Clips, Fit, Message};
 use crate::Result;
 use crate::config::{ChameleonConfig, ClipCodes, CodedImage, Emu3Config, JanusConfig, ModelConfig, VqConfig};
+use crate::engine::maps::{Canvas, Slot};
 use crate::family::Model;
 use crate::sample::SamplerOptions;
 use crate::session::SessionError;
-use crate::vq::{self, VqDecoder};
+use crate::vq::VqDecoder;
 
 /// What Emu3 was shown to be kept away from. Source: `image_generation.py` of baaivision/Emu3.
 const EMU3_AVOID: &str = "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst \
@@ -200,14 +201,18 @@ pub fn drawn(
         let limit = config.codebook_size;
         return Err(SessionError::Token { what: "image code", id: code.into(), limit }.into());
     }
-    let (e, w) = (model.engine(), model.weights());
-    let mut buffers = vq::buffers(e, config, codes.len())?;
-    let size = decoder.decode(e, w, config, codes, (rows, columns), &mut buffers);
-    if !buffers.x.iter().all(|x| x.is_finite()) {
+    let mut canvas = Canvas::new("the picture tokenizer of this model");
+    let found = canvas.run(model.machine(), &|m| {
+        decoder.decode(model.weights(), config, (codes, (rows, columns)), m)?;
+        m.give(Slot::X)
+    })?;
+    if !found.iter().all(|x| x.is_finite()) {
         return Err(SessionError::NumericFault.into());
     }
-    std::mem::swap(picture, &mut buffers.x);
-    Ok(size)
+    picture.clear();
+    picture.extend_from_slice(found);
+    let patch = config.patch();
+    Ok((rows * patch, columns * patch))
 }
 
 /// A picture.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::Picture;
 use super::pixels::{PixelValues, Pixels};
 use crate::config::CONFIG_FILE;
+use crate::engine::maps::{Canvas, Shape, Slot};
 use crate::family::Model;
 use crate::session::SessionError;
-use crate::vit::VisionBuffers;
 use crate::{Error, Result};
 
 /// The eye of a model that reads pictures as features.
@@ -16,7 +16,8 @@ pub struct Features {
     /// Whether the bundle's graph looks, where it has one.
     by_graph: bool,
     pixels: Pixels,
-    buffers: VisionBuffers,
+    canvas: Canvas,
+    features: Vec<f32>,
 }
 
 impl std::fmt::Debug for Features {
@@ -39,11 +40,11 @@ impl Features {
     /// # Errors
     /// As [`Self::new`].
     pub fn on_kernels(model: &Arc<Model>) -> Result<Self> {
-        let (c, net) = model.janus()?;
+        let (c, _) = model.janus()?;
         let path = model.weights().dir().join(CONFIG_FILE);
         let pixels = Pixels::new(&c.vision.pixels).map_err(|source| Error::Config { path, source })?;
-        let buffers = net.vision.buffers(model.engine(), &c.vision);
-        Ok(Self { model: Arc::clone(model), by_graph: false, pixels, buffers })
+        let canvas = Canvas::new("the eye of this model");
+        Ok(Self { model: Arc::clone(model), by_graph: false, pixels, canvas, features: Vec::new() })
     }
 
     /// The picture as the network takes it.
@@ -60,7 +61,7 @@ impl Features {
     /// If it cannot be brought to the network's size, or a result is not a number.
     pub fn of(&mut self, picture: Picture<'_>) -> Result<&[f32]> {
         let PixelValues { values, height, width } = self.pixels.run(picture)?;
-        run(&self.model, self.by_graph, &mut self.buffers, values, (height, width))
+        run(&self.model, self.by_graph, (&mut self.canvas, &mut self.features), values, (height, width))
     }
 
     /// The features of values that are ready for the network.
@@ -70,15 +71,15 @@ impl Features {
     /// # Errors
     /// If they are of another size than the network's, or a result is not a number.
     pub fn of_values(&mut self, values: &[f32], size: (usize, usize)) -> Result<&[f32]> {
-        run(&self.model, self.by_graph, &mut self.buffers, values, size)
+        run(&self.model, self.by_graph, (&mut self.canvas, &mut self.features), values, size)
     }
 }
 
-/// `values [height, width, 3]` into features, in the buffers.
+/// `values [height, width, 3]` into features, read back from where the network runs.
 fn run<'a>(
     model: &Model,
     by_graph: bool,
-    buffers: &'a mut VisionBuffers,
+    (canvas, features): (&mut Canvas, &'a mut Vec<f32>),
     values: &[f32],
     (height, width): (usize, usize),
 ) -> Result<&'a [f32]> {
@@ -89,15 +90,20 @@ fn run<'a>(
         return Err(SessionError::PictureSize { width, height, reason }.into());
     }
     match model.graph().filter(|_| by_graph) {
-        Some(graph) => graph.run(values, (height, width), &mut buffers.x)?,
+        Some(graph) => graph.run(values, (height, width), features)?,
         None => {
-            buffers.x.clear();
-            buffers.x.extend_from_slice(values);
-            net.vision.forward(model.engine(), model.weights(), &c.vision, buffers);
+            let found = canvas.run(model.machine(), &|m| {
+                let shape = Shape::picture((height, width), 3);
+                m.load(Slot::X, shape, &|x| x.copy_from_slice(values))?;
+                net.vision.forward(&c.vision, m)?;
+                m.give(Slot::X)
+            })?;
+            features.clear();
+            features.extend_from_slice(found);
         }
     }
-    if !buffers.x.iter().all(|x| x.is_finite()) {
+    if !features.iter().all(|x| x.is_finite()) {
         return Err(SessionError::NumericFault.into());
     }
-    Ok(&buffers.x)
+    Ok(features)
 }

@@ -6,7 +6,8 @@ use super::Tokenizer;
 use super::resize::Resize;
 use crate::Result;
 use crate::config::{ImageConfig, UnimodalConfig};
-use crate::conv::{Conv, ConvScratch, Map, upsample_nearest};
+use crate::engine::maps::Slot::{A, X};
+use crate::engine::maps::{Canvas, Levels, Maps, Shape};
 use crate::family::{Model, unimodal::ImageNet};
 use crate::memory;
 use crate::session::SessionError;
@@ -22,6 +23,9 @@ pub struct Picture<'a> {
     pub height: usize,
 }
 
+/// What needs memory.
+const WHAT: &str = "the image tokenizer of this model";
+
 /// The image tokenizer of a model, with all buffers it needs.
 pub struct ImageTokenizer {
     model: Arc<Model>,
@@ -31,8 +35,9 @@ pub struct ImageTokenizer {
     /// model says `l2_norm`.
     codebook: Vec<f32>,
     distances: Vec<f32>,
-    maps: [Vec<f32>; 3],
-    scratch: ConvScratch,
+    /// What every byte becomes.
+    levels: Box<Levels>,
+    canvas: Canvas,
 }
 
 impl std::fmt::Debug for ImageTokenizer {
@@ -49,17 +54,22 @@ impl ImageTokenizer {
     pub fn new(model: &Arc<Model>) -> Result<Self> {
         let (c, net) = model.unimodal_net()?;
         let (image, net) = (&c.image, &net.image);
-        let largest = largest_map(net, image.height, image.width, image.grid);
-        let max_k = convs(net).map(Conv::k).max().unwrap_or(1);
-        let floats = image.codebook_size * (image.code_dim + 1) + 3 * largest;
-        memory::check("the image tokenizer of this model", 4 * floats as u128 + ConvScratch::bytes(max_k))?;
+        let floats = image.codebook_size * (image.code_dim + 1);
+        memory::check(WHAT, 4 * floats as u128)?;
+        let level = |byte: u8| (f32::from(byte) - image.mean) / image.std;
+        let levels = Box::new([std::array::from_fn(|byte| level(u8::try_from(byte).unwrap_or(u8::MAX))); 3]);
+        let mut canvas = Canvas::new(WHAT);
+        let nothing = vec![0; image.width * image.height * 3];
+        canvas.reserve(model.machine(), &|m| encode(net, image, (&nothing, &levels), m))?;
+        let codes = vec![0; c.image_codes()];
+        canvas.reserve(model.machine(), &|m| decode(net, image, (&codes, &[]), m))?;
         Ok(Self {
             model: Arc::clone(model),
             resize: Resize::new(image.width, image.height),
             codebook: codebook(model)?,
             distances: vec![0.0; image.codebook_size],
-            maps: [vec![0.0; largest], vec![0.0; largest], vec![0.0; largest]],
-            scratch: ConvScratch::new(max_k, model.engine()),
+            levels,
+            canvas,
         })
     }
 
@@ -82,59 +92,79 @@ impl ImageTokenizer {
     pub fn seen(&self) -> &[u8] {
         self.resize.out()
     }
+}
 
-    /// Runs the encoder on the resized picture; leaves `[grid, code_dim]` in `maps[0]`.
-    fn encoder(&mut self) -> Result<()> {
-        let model = Arc::clone(&self.model);
-        let (e, w, (c, net)) = (model.engine(), model.weights(), model.unimodal_net()?);
-        let (net, image) = (&net.image, &c.image);
-        let [x, a, b] = &mut self.maps;
-        let s = &mut self.scratch;
-        for (x, &pixel) in x.iter_mut().zip(self.resize.out()) {
-            *x = (f32::from(pixel) - image.mean) / image.std;
-        }
-        let (mut height, mut width, mut channels) = (image.height, image.width, 3);
-        for (i, conv) in net.down.iter().enumerate() {
-            let (out_height, out_width) = conv.out_size(height, width);
-            let out = &mut a[..out_height * out_width * conv.out_channels()];
-            conv.forward(e, w, Map { x: &x[..height * width * channels], height, width }, out, s);
-            if i + 1 < net.down.len() {
-                e.silu_inplace(out);
-            }
-            x[..out.len()].copy_from_slice(out);
-            (height, width, channels) = (out_height, out_width, conv.out_channels());
-        }
-        let x = &mut x[..height * width * channels];
-        for unit in &net.encoder_res {
-            unit.forward((e, w), x, (height, width), (a, b), s);
-        }
-        e.silu_inplace(x);
-        let z = &mut a[..height * width * image.code_dim];
-        net.out.forward(e, w, Map { x, height, width }, z, s);
-        self.maps.swap(0, 1);
-        Ok(())
+/// The code of the nearest code book vector of `z [code_dim]`; of equals, the lowest. None if `z` is not finite.
+fn nearest(image: &ImageConfig, codebook: &[f32], distances: &mut [f32], z: &mut [f32]) -> Option<u16> {
+    if image.l2_norm {
+        l2_normalise(z);
     }
+    distances.fill(0.0);
+    for (&z, row) in z.iter().zip(codebook.chunks_exact(image.codebook_size)) {
+        for (distance, &e) in distances.iter_mut().zip(row) {
+            *distance += (z - e) * (z - e);
+        }
+    }
+    let mut best = (f32::INFINITY, None);
+    for (code, &distance) in (0_u16..=u16::MAX).zip(&*distances) {
+        if distance < best.0 {
+            best = (distance, Some(code));
+        }
+    }
+    best.1
+}
 
-    /// The nearest code book vector of `z [code_dim]`; of equals, the lowest. None if `z` is not finite.
-    fn nearest(&mut self, image: &ImageConfig, at: usize) -> Option<u16> {
-        let z = &mut self.maps[0][at * image.code_dim..][..image.code_dim];
-        if image.l2_norm {
-            l2_normalise(z);
+/// The picture into the vectors that are coded, which it gives: `[grid, code_dim]`.
+fn encode(
+    net: &ImageNet,
+    image: &ImageConfig,
+    (rgb, levels): (&[u8], &Levels),
+    m: &mut dyn Maps,
+) -> Result<()> {
+    m.load_picture(X, (image.height, image.width), rgb, levels)?;
+    for (i, conv) in net.down.iter().enumerate() {
+        m.convolve(conv, X, A)?;
+        m.swap(X, A);
+        if i + 1 < net.down.len() {
+            m.silu(X, X)?;
         }
-        self.distances.fill(0.0);
-        for (&z, row) in z.iter().zip(self.codebook.chunks_exact(image.codebook_size)) {
-            for (distance, &e) in self.distances.iter_mut().zip(row) {
-                *distance += (z - e) * (z - e);
-            }
-        }
-        let mut best = (f32::INFINITY, None);
-        for (code, &distance) in (0_u16..=u16::MAX).zip(&self.distances) {
-            if distance < best.0 {
-                best = (distance, Some(code));
-            }
-        }
-        best.1
     }
+    for unit in &net.encoder_res {
+        unit.forward(m)?;
+    }
+    m.silu(X, X)?;
+    m.convolve(&net.out, X, A)?;
+    m.give(A)
+}
+
+/// The picture of some codes, which it gives: `[height, width, 3]`.
+fn decode(
+    net: &ImageNet,
+    image: &ImageConfig,
+    (codes, codebook): (&[u16], &[f32]),
+    m: &mut dyn Maps,
+) -> Result<()> {
+    let [rows, columns] = image.grid;
+    m.load(X, Shape::picture((rows, columns), image.code_dim), &|x| {
+        for (z, &code) in x.chunks_exact_mut(image.code_dim).zip(codes) {
+            for (z, row) in z.iter_mut().zip(codebook.chunks_exact(image.codebook_size)) {
+                *z = row[usize::from(code)];
+            }
+        }
+    })?;
+    m.convolve(&net.input, X, A)?;
+    m.swap(X, A);
+    for unit in &net.decoder_res {
+        unit.forward(m)?;
+    }
+    for (i, conv) in net.up.iter().enumerate() {
+        m.enlarge(X, A)?;
+        m.convolve(conv, A, X)?;
+        if i + 1 < net.up.len() {
+            m.silu(X, X)?;
+        }
+    }
+    m.give(X)
 }
 
 impl Tokenizer for ImageTokenizer {
@@ -145,49 +175,25 @@ impl Tokenizer for ImageTokenizer {
     /// `codes [grid]`, row by row.
     fn encode(&mut self, picture: Picture<'_>, codes: &mut Vec<u16>) -> Result<()> {
         self.resize(picture)?;
-        self.encoder()?;
+        let Self { model, resize, codebook, distances, levels, canvas } = self;
+        let (c, net) = model.unimodal_net()?;
+        let image = &c.image;
+        let latents =
+            canvas.run(model.machine(), &|m| encode(&net.image, image, (resize.out(), levels), m))?;
         codes.clear();
-        let model = Arc::clone(&self.model);
-        let c = model.unimodal()?;
-        for at in 0..c.image_codes() {
-            codes.push(self.nearest(&c.image, at).ok_or(SessionError::NumericFault)?);
+        for z in latents.chunks_exact_mut(image.code_dim) {
+            codes.push(nearest(image, codebook, distances, z).ok_or(SessionError::NumericFault)?);
         }
         Ok(())
     }
 
     /// `output [height, width, 3] u8`.
     fn decode(&mut self, codes: &[u16], output: &mut Vec<u8>) -> Result<()> {
-        let model = Arc::clone(&self.model);
-        let (e, w, (c, net)) = (model.engine(), model.weights(), model.unimodal_net()?);
-        let (net, image) = (&net.image, &c.image);
+        let Self { model, codebook, canvas, .. } = self;
+        let (c, net) = model.unimodal_net()?;
+        let image = &c.image;
         check_codes(codes, c)?;
-        let [x, a, b] = &mut self.maps;
-        let s = &mut self.scratch;
-        for (z, &code) in x.chunks_exact_mut(image.code_dim).zip(codes) {
-            for (z, row) in z.iter_mut().zip(self.codebook.chunks_exact(image.codebook_size)) {
-                *z = row[usize::from(code)];
-            }
-        }
-        let [mut height, mut width] = image.grid;
-        let mut channels = net.input.out_channels();
-        let out = &mut a[..height * width * channels];
-        net.input.forward(e, w, Map { x: &x[..codes.len() * image.code_dim], height, width }, out, s);
-        x[..out.len()].copy_from_slice(out);
-        for unit in &net.decoder_res {
-            unit.forward((e, w), &mut x[..height * width * channels], (height, width), (a, b), s);
-        }
-        for (i, conv) in net.up.iter().enumerate() {
-            let large = &mut a[..4 * height * width * channels];
-            upsample_nearest(&x[..height * width * channels], (height, width), channels, large);
-            (height, width) = (2 * height, 2 * width);
-            channels = conv.out_channels();
-            let out = &mut x[..height * width * channels];
-            conv.forward(e, w, Map { x: large, height, width }, out, s);
-            if i + 1 < net.up.len() {
-                e.silu_inplace(out);
-            }
-        }
-        let pixels = &x[..height * width * 3];
+        let pixels = canvas.run(model.machine(), &|m| decode(&net.image, image, (codes, codebook), m))?;
         if !pixels.iter().all(|v| v.is_finite()) {
             return Err(SessionError::NumericFault.into());
         }
@@ -222,7 +228,7 @@ fn codebook(model: &Model) -> Result<Vec<f32>> {
     Ok(codebook)
 }
 
-/// `x / max(‖x‖, 1e-12)`; NaN if the norm is not finite, so that [`ImageTokenizer::nearest`] finds nothing near.
+/// `x / max(‖x‖, 1e-12)`; NaN if the norm is not finite, so that [`nearest`] finds nothing near.
 ///
 /// Source: `F.normalize` in `VectorQuantizer` of LlamaGen and Janus (`vq_model.py`, `codebook_l2_norm`).
 fn l2_normalise(x: &mut [f32]) {
@@ -248,31 +254,4 @@ pub(crate) fn check_codes(codes: &[u16], config: &UnimodalConfig) -> std::result
         }),
         None => Ok(()),
     }
-}
-
-/// Those that change the size first.
-fn convs(net: &ImageNet) -> impl Iterator<Item = &Conv> {
-    let units = net.encoder_res.iter().chain(&net.decoder_res).flat_map(|unit| [&unit.conv1, &unit.conv2]);
-    net.down.iter().chain(&net.up).chain([&net.out, &net.input]).chain(units)
-}
-
-/// Values in the largest activation map of either direction.
-fn largest_map(net: &ImageNet, height: usize, width: usize, [rows, cols]: [usize; 2]) -> usize {
-    // All but these leave the size as it is, that of the grid.
-    let sized = net.down.len() + net.up.len();
-    let on_grid = convs(net).skip(sized).map(Conv::out_channels).max().unwrap_or(1);
-    let mut largest = (height * width * 3).max(rows * cols * on_grid);
-    let (mut h, mut w) = (height, width);
-    for conv in &net.down {
-        (h, w) = conv.out_size(h, w);
-        largest = largest.max(h * w * conv.out_channels());
-    }
-    let mut channels = net.input.out_channels();
-    (h, w) = (rows, cols);
-    for conv in &net.up {
-        (h, w) = (2 * h, 2 * w);
-        largest = largest.max(h * w * channels.max(conv.out_channels()));
-        channels = conv.out_channels();
-    }
-    largest
 }

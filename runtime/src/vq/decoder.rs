@@ -1,11 +1,10 @@
 //! The codes of a grid into a picture.
 
-use super::layers::{Buffers, Level, Middle, Norm, Out, Run, enlarged, through};
+use super::layers::{Level, Middle, Norm, Out, through};
 use super::{PREFIX, block, decoder_blocks, l2_normalise, level, middle};
 use crate::Result;
 use crate::config::{CodeNorm, VqConfig};
-use crate::conv::Conv;
-use crate::engine::Engine;
+use crate::engine::maps::{Conv, Maps, Shape, Slot};
 use crate::weights::{LinearRef, Weights};
 
 /// Where the decoder's tensors lie in the mapped file.
@@ -49,38 +48,32 @@ impl VqDecoder {
         })
     }
 
-    /// The picture of some codes, `b.x [height, width, 3]`; returns its height and width.
+    /// Puts the picture of some codes, `size` high and wide, into slot `X`: `[height, width, 3]`.
     ///
     /// # Panics
     /// If there are not as many codes as places, or one is not in the code book.
     pub(crate) fn decode(
         &self,
-        e: &Engine,
         w: &Weights,
         c: &VqConfig,
-        codes: &[u16],
-        mut size: (usize, usize),
-        b: &mut Buffers,
-    ) -> (usize, usize) {
+        (codes, size): (&[u16], (usize, usize)),
+        m: &mut dyn Maps,
+    ) -> Result<()> {
         assert_eq!(codes.len(), size.0 * size.1);
-        b.x.resize(codes.len() * c.code_dim, 0.0);
-        for (row, &code) in b.x.chunks_exact_mut(c.code_dim).zip(codes) {
-            self.codebook.read_row(w, code.into(), row);
-            if c.code_norm != CodeNorm::None {
-                l2_normalise(row);
+        m.load(Slot::X, Shape::picture(size, c.code_dim), &|x| {
+            for (row, &code) in x.chunks_exact_mut(c.code_dim).zip(codes) {
+                self.codebook.read_row(w, code.into(), row);
+                if c.code_norm != CodeNorm::None {
+                    l2_normalise(row);
+                }
             }
-        }
-        let run = Run { e, w, code: None };
-        through(&self.post_quant_conv, run, size, b);
-        through(&self.conv_in, run, size, b);
-        self.middle.forward(run, size, b);
+        })?;
+        through(&self.post_quant_conv, m)?;
+        through(&self.conv_in, m)?;
+        self.middle.forward(m)?;
         for level in &self.levels {
-            level.blocks(run, size, b);
-            if let Some(up) = &level.resize {
-                size = enlarged(up, run, size, b);
-            }
+            level.up(m)?;
         }
-        self.out.forward(run, size, b);
-        size
+        self.out.forward(m)
     }
 }

@@ -1,11 +1,10 @@
 //! A picture into the codes of a grid.
 
-use super::layers::{Buffers, Level, Middle, Norm, Out, Run, through};
+use super::layers::{Level, Middle, Norm, Out, through};
 use super::{PREFIX, block, encoder_blocks, l2_normalise, level, middle};
 use crate::Result;
 use crate::config::{CodeNorm, VqConfig};
-use crate::conv::Conv;
-use crate::engine::Engine;
+use crate::engine::maps::{Conv, Maps};
 use crate::session::SessionError;
 use crate::weights::{LinearRef, Weights};
 
@@ -48,19 +47,15 @@ impl VqEncoder {
         })
     }
 
-    /// The picture in `b.x [height, width, 3]` into the vectors that are coded, `b.x [places, code_dim]`, row by row.
-    pub(crate) fn latents(&self, e: &Engine, w: &Weights, mut size: (usize, usize), b: &mut Buffers) {
-        let run = Run { e, w, code: None };
-        size = through(&self.conv_in, run, size, b);
+    /// The picture in slot `X`, `[height, width, 3]`, into the vectors that are coded, `[places, code_dim]`, row by row.
+    pub(crate) fn latents(&self, m: &mut dyn Maps) -> Result<()> {
+        through(&self.conv_in, m)?;
         for level in &self.levels {
-            level.blocks(run, size, b);
-            if let Some(down) = &level.resize {
-                size = through(down, run, size, b);
-            }
+            level.down(m)?;
         }
-        self.middle.forward(run, size, b);
-        self.out.forward(run, size, b);
-        through(&self.quant_conv, run, size, b);
+        self.middle.forward(m)?;
+        self.out.forward(m)?;
+        through(&self.quant_conv, m)
     }
 
     /// The codes of the vectors `x [places, code_dim]`.

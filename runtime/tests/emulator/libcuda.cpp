@@ -331,6 +331,9 @@ API cuGetErrorString(int, const char **text) {
     *text = "an error of the emulated card";
     return SUCCESS;
 }
+// How often a kernel has run: for tests that something ran on the card at all.
+std::map<std::string, unsigned> launches;
+extern "C" __attribute__((visibility("default"))) unsigned emulator_launches(const char *kernel) { return launches[kernel]; }
 API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned dynamic, void *stream,
                    void **arguments, void **) {
     MAY_FAIL("cuLaunchKernel");
@@ -344,6 +347,7 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
         copies.emplace_back(at, at + kernel->sizes[i]);
     }
     return enqueue(stream, [=]() mutable {
+        launches[kernel->name]++;
         std::vector<void *> pointers;
         for (auto &copy : copies) pointers.push_back(copy.data());
         std::string fault = emulator::launch(*kernel, {gx, gy, gz}, {bx, by, bz}, dynamic, pointers.data(), seed());

@@ -108,3 +108,16 @@ pub(crate) fn plug_in() -> &'static Path {
     std::mem::forget(library);
     dir
 }
+
+/// How often a kernel has run on the emulated card in this process.
+#[allow(unsafe_code)]
+pub(crate) fn launches(kernel: &str) -> u32 {
+    let name = std::ffi::CString::new(kernel).unwrap();
+    // SAFETY: as in `plug_in`, which loaded the same file.
+    let library = unsafe { libloading::Library::new(build().join("libcuda.so")) }.unwrap();
+    // SAFETY: defined so in `libcuda.cpp`.
+    let count =
+        unsafe { library.get::<unsafe extern "C" fn(*const std::ffi::c_char) -> u32>(b"emulator_launches") };
+    // SAFETY: the name ends with a zero and lives longer than the call.
+    unsafe { count.unwrap()(name.as_ptr()) }
+}

@@ -10,6 +10,7 @@ use crate::family::Model;
 use crate::kernels::tests::compare::assert_same;
 use crate::sample::{Sampler, SamplerOptions, argmax};
 use crate::session::{ActionChunk, Session, SessionOptions, step, step_sampled};
+use crate::tokenize::{ImageTokenizer, Picture, Tokenizer};
 
 fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/nano")
@@ -92,6 +93,36 @@ fn the_shipped_model_has_the_bits_of_the_cpu() {
     let want = transcript(&cpu);
     assert!(want.len() > 100_000, "{}", want.len());
     assert_same(&transcript(&card), &want, "nano");
+}
+
+#[test]
+fn the_image_tokenizer_has_the_bits_of_the_cpu() {
+    let rgb: Vec<u8> = (0..80 * 64 * 3).map(|i| (i * 89 + i / 7 * 31) as u8).collect();
+    let ways = both(&nano()).map(|model| {
+        let mut images = ImageTokenizer::new(&model).unwrap();
+        let (mut codes, mut shown) = (Vec::new(), Vec::new());
+        images.encode(Picture { rgb: &rgb, width: 80, height: 64 }, &mut codes).unwrap();
+        images.decode(&codes, &mut shown).unwrap();
+        (codes, shown)
+    });
+    assert_eq!(ways[0], ways[1]);
+    assert!(ways[0].0.iter().any(|code| *code != ways[0].0[0]), "{:?}", ways[0].0);
+    for kernel in ["pixels_to_map", "convolve_f16", "quantise_patches", "enlarge_map"] {
+        assert!(emulator::launches(kernel) > 0, "{kernel}");
+    }
+}
+
+#[test]
+fn an_image_tokenizer_that_does_not_fit_is_refused() {
+    let weights = std::fs::metadata(nano().join("weights.safetensors")).unwrap().len();
+    // Room for the weights, and for less than the largest map three times.
+    let memory = (weights >> 20) + 1;
+    // SAFETY: each test runs in a process of its own, and has no other threads here.
+    unsafe { std::env::set_var("EMULATOR_MEMORY_MB", memory.to_string()) };
+    let [_, card] = both(&nano());
+    let error = ImageTokenizer::new(&card).unwrap_err().to_string();
+    assert!(error.starts_with("the image tokenizer of this model needs "), "{error}");
+    assert!(error.contains("bytes of the card's memory"), "{error}");
 }
 
 #[test]

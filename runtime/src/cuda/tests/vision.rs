@@ -1,0 +1,327 @@
+//! The kernels of image networks on the emulated card against the CPU, bit for bit.
+
+use half::f16;
+
+use super::{SCALAR, assert_same, orin};
+use crate::cuda::launch::vision::{GroupNormAt, GroupNormShape, Patches, Product, WeightRows};
+use crate::engine::layer_norm;
+use crate::engine::maps::{GROUP_EPS, GROUPS, Grid, GroupSums, STRIP, Shape};
+use crate::kernels::tests::Random;
+use crate::kernels::{Epilogue, FloatRows};
+use crate::quant::{gelu, pad_k, quantise_row, silu};
+use crate::threads::Columns;
+
+/// Every patch, by the definition.
+fn patches_of(x: &[f32], input: Shape, grid: &Grid, out: Shape) -> Vec<f32> {
+    let mut patches = Vec::new();
+    let inside = |at: usize, tap: usize, of: usize, n: usize| {
+        (at * grid.stride[of] + tap).checked_sub(grid.before[of]).filter(|&at| at < n)
+    };
+    let [kt, side] = grid.kernel;
+    for (t, row, column) in
+        (0..out.places()).map(|i| (i / out.width / out.height, i / out.width % out.height, i % out.width))
+    {
+        for (dt, dy, dx) in (0..kt * side * side).map(|i| (i / side / side, i / side % side, i % side)) {
+            let at = (
+                inside(t, dt, 0, input.time),
+                inside(row, dy, 1, input.height),
+                inside(column, dx, 1, input.width),
+            );
+            match at {
+                (Some(t), Some(y), Some(x_at)) => {
+                    let place = (t * input.height + y) * input.width + x_at;
+                    patches.extend_from_slice(&x[place * input.channels..][..input.channels]);
+                }
+                _ => patches.extend(vec![0.0; input.channels]),
+            }
+        }
+    }
+    patches
+}
+
+fn patches_at(input: Shape, grid: &Grid, out: Shape) -> Patches {
+    let [kt, side] = grid.kernel;
+    Patches {
+        time: input.time as i32,
+        height: input.height as i32,
+        width: input.width as i32,
+        channels: input.channels as i32,
+        out_height: out.height as i32,
+        out_width: out.width as i32,
+        positions: out.places() as i32,
+        kernel_t: kt as i32,
+        kernel: side as i32,
+        stride_t: grid.stride[0] as i32,
+        stride: grid.stride[1] as i32,
+        before_t: grid.before[0] as i32,
+        before: grid.before[1] as i32,
+        k: (kt * side * side * input.channels) as i32,
+        row: input.channels as i32,
+    }
+}
+
+/// Convolutions of every kind: input, grid, outputs.
+fn convolutions() -> Vec<(Shape, Grid, usize)> {
+    let of = |time, height, width, channels| Shape { time, height, width, channels };
+    let grid = |kernel, stride, before, after| Grid { kernel, stride, before, after };
+    vec![
+        (of(1, 1, 1, 1), Grid::POINT, 1),
+        (of(1, 1, 1, 3), grid([1, 3], [1, 1], [0, 1], [0, 1]), 5),
+        (of(1, 5, 7, 17), grid([1, 3], [1, 1], [0, 1], [0, 1]), 33),
+        (of(1, 6, 9, 3), grid([1, 3], [1, 2], [0, 0], [0, 1]), 40),
+        (of(1, 8, 8, 3), grid([1, 4], [1, 2], [0, 1], [0, 1]), 31),
+        (of(4, 3, 2, 5), grid([4, 3], [2, 1], [2, 1], [0, 1]), 4),
+        (of(3, 2, 3, 4), grid([3, 1], [1, 1], [2, 0], [0, 0]), 66),
+        (of(1, 1, 70, 50), Grid::POINT, 64),
+    ]
+}
+
+#[test]
+fn convolutions_have_the_order_of_the_cpu() {
+    let mut card = orin();
+    let mut random = Random(21);
+    for (input, grid, n) in convolutions() {
+        let out = grid.shape(input, n);
+        let mut x = random.f32s(input.len());
+        if input.len() > 100 {
+            (x[3], x[50], x[99]) = (3e38, f32::NAN, -0.0);
+        }
+        let p = patches_at(input, &grid, out);
+        let k = p.k as usize;
+        let (w, bias) = (random.f32s(n * k), random.f32s(n));
+        let halves: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
+        let turned: Vec<f32> = (0..n * k).map(|i| w[i % n * k + i / n]).collect();
+        let patches = patches_of(&x, input, &grid, out);
+        let c =
+            Product { patches: p, n: n as i32, w_n: p.k, w_k: 1, out_row: n as i32, ..Product::default() };
+        let (x, bias_at) = (card.put(&x), card.put(&bias));
+        let what = format!("{input:?} {grid:?} {n}");
+        let mut want = vec![0.0; out.len()];
+        let m = out.places();
+        let epilogue = Epilogue { bias: Some(&bias), residual: false };
+
+        let (w_at, y) = (card.put(&w), card.put(&vec![7f32; out.len()]));
+        card.device.convolve(&c, 1, x, (w_at, WeightRows::F32), bias_at, y).unwrap();
+        let rows = FloatRows { rows: &w, n, k };
+        (SCALAR.matmul_f32)(&patches, rows, 0..n, epilogue, Columns::of(&mut want, m, n));
+        assert_same(&card.get(y, want.len()), &want, &what);
+
+        let w_at = card.put(&turned);
+        let by_inputs = Product { w_n: 1, w_k: n as i32, ..c };
+        card.device.convolve(&by_inputs, 1, x, (w_at, WeightRows::Turned), 0, y).unwrap();
+        (SCALAR.matmul_f32)(&patches, rows, 0..n, Epilogue::default(), Columns::of(&mut want, m, n));
+        assert_same(&card.get(y, want.len()), &want, &what);
+
+        let w_at = card.put(&halves);
+        card.device.convolve(&c, 1, x, (w_at, WeightRows::F16), bias_at, y).unwrap();
+        let rows = FloatRows { rows: &halves, n, k };
+        (SCALAR.matmul_f16)(&patches, rows, 0..n, epilogue, Columns::of(&mut want, m, n));
+        assert_same(&card.get(y, want.len()), &want, &what);
+        card.clear();
+    }
+}
+
+#[test]
+fn heads_are_a_batch() {
+    let (mut card, mut random) = (orin(), Random(22));
+    let (heads, width, rows, n) = (3, 20, 5, 37);
+    let d = heads * width;
+    let (q, k) = (random.f32s(rows * d), random.f32s(n * d));
+    let row = Shape { time: 1, height: 1, width: rows, channels: width };
+    let patches = Patches { row: d as i32, ..patches_at(row, &Grid::POINT, row) };
+    let c = Product {
+        patches,
+        n: n as i32,
+        w_n: d as i32,
+        w_k: 1,
+        out_row: n as i32,
+        x_batch: width as i32,
+        w_batch: width as i32,
+        out_batch: (rows * n) as i32,
+    };
+    let (q_at, k_at, out) = (card.put(&q), card.put(&k), card.put(&vec![7f32; heads * rows * n]));
+    card.device.convolve(&c, heads, q_at, (k_at, WeightRows::F32), 0, out).unwrap();
+    let of_head = |x: &[f32], head: usize| -> Vec<f32> {
+        x.chunks(d).flat_map(|row| row[head * width..][..width].to_vec()).collect()
+    };
+    let mut want = vec![0.0; heads * rows * n];
+    for (head, want) in want.chunks_mut(rows * n).enumerate() {
+        let keys = of_head(&k, head);
+        let w = FloatRows { rows: &keys[..], n, k: width };
+        let columns = Columns::of(want, rows, n);
+        (SCALAR.matmul_f32)(&of_head(&q, head), w, 0..n, Epilogue::default(), columns);
+    }
+    assert_same(&card.get(out, want.len()), &want, "scores");
+    card.device.softmax_rows(out, 0.25, [heads * rows, n]).unwrap();
+    for row in want.chunks_mut(n) {
+        row.iter_mut().for_each(|x| *x *= 0.25);
+        (SCALAR.softmax_f32)(row);
+    }
+    assert_same(&card.get(out, want.len()), &want, "weights");
+}
+
+#[test]
+fn patches_are_quantised_as_on_the_cpu() {
+    let (mut card, mut random) = (orin(), Random(23));
+    for (input, grid, n) in convolutions() {
+        let out = grid.shape(input, n);
+        let x = random.f32s(input.len());
+        let p = patches_at(input, &grid, out);
+        let patches = patches_of(&x, input, &grid, out);
+        let (k, first) = (p.k as usize, out.places() / 2);
+        let count = out.places() - first;
+        for parts in [1, 2] {
+            let (mut want, mut scales) = (vec![0; count * parts * pad_k(k)], vec![0.0; count * parts]);
+            for (i, row) in patches.chunks(k).skip(first).enumerate() {
+                let mut row = row.to_vec();
+                for part in i * parts..(i + 1) * parts {
+                    let q = &mut want[part * pad_k(k)..][..pad_k(k)];
+                    scales[part] = quantise_row(&row, q);
+                    row.iter_mut().zip(&*q).for_each(|(x, &q)| *x -= f32::from(q) * scales[part]);
+                }
+            }
+            let (x, q, scale) =
+                (card.put(&x), card.put(&vec![7i8; want.len()]), card.put(&vec![7f32; scales.len()]));
+            card.device.quantise_patches(&p, x, (first, count), parts, q, scale).unwrap();
+            assert_same(&card.get(scale, scales.len()), &scales, &format!("{input:?} {grid:?}"));
+            assert_eq!(card.get::<i8>(q, want.len()), want, "{input:?} {grid:?}");
+            card.clear();
+        }
+    }
+}
+
+#[test]
+fn group_norms_modulated_and_swished() {
+    let (mut card, mut random) = (orin(), Random(24));
+    // More strips than lanes, fewer, one; groups of one channel and of more than 16.
+    for (height, width, channels, factor) in [(1, 1, 32, 1), (6, 4, 64, 2), (9, 12, 544, 3), (40, 30, 32, 1)]
+    {
+        let (places, group) = (height * width, channels / GROUPS);
+        let mut x = random.f32s(places * channels);
+        x[..group].fill(0.0);
+        x[channels - 1] = f32::NAN;
+        let (weight, bias) = (random.f32s(channels), random.f32s(channels));
+        let codes = places / factor / factor * channels;
+        let (scale, shift) = (random.f32s(codes), random.f32s(codes));
+        for (modulated, swish) in [(false, false), (true, false), (true, true)] {
+            let stats = GroupSums::new(channels).stats(&x, channels);
+            let want: Vec<f32> = (x.iter().enumerate())
+                .map(|(i, x)| {
+                    let (c, at) = (i % channels, i / channels);
+                    let (mean, inverse) = stats[c / group];
+                    let y = (x - mean) * inverse * weight[c] + bias[c];
+                    let place = at / width / factor * (width / factor) + at % width / factor;
+                    let code = place * channels + c;
+                    let y = if modulated { y * scale[code] + shift[code] } else { y };
+                    if swish { silu(y) } else { y }
+                })
+                .collect();
+            let strips = places.div_ceil(STRIP);
+            let (x, y, partial) =
+                (card.put(&x), card.put(&vec![7f32; x.len()]), card.put(&vec![7f64; strips * channels]));
+            let (mean, inverse) = (card.put(&[7f64; GROUPS]), card.put(&[7f32; GROUPS]));
+            let n = (places * group) as f64;
+            let (sizes, folded) = ([places, channels, group], [strips, channels, group]);
+            card.device.strip_sums(x, 0, partial, sizes, STRIP).unwrap();
+            card.device.fold_strips(partial, folded, (n, 0.0), mean, 0).unwrap();
+            card.device.strip_sums(x, mean, partial, sizes, STRIP).unwrap();
+            card.device.fold_strips(partial, folded, (n, GROUP_EPS), mean, inverse).unwrap();
+            let shape = GroupNormShape {
+                places: places as i32,
+                channels: channels as i32,
+                group: group as i32,
+                width: width as i32,
+                code_width: (width / factor) as i32,
+                factor: factor as i32,
+                swish: i32::from(swish),
+            };
+            let maps = [&scale, &shift].map(|map| if modulated { card.put(map) } else { 0 });
+            let (weight, bias) = (card.put(&weight), card.put(&bias));
+            let at = GroupNormAt { mean, inverse, weight, bias, scale: maps[0], shift: maps[1] };
+            card.device.group_norm(&shape, x, y, at).unwrap();
+            assert_same(&card.get(y, want.len()), &want, &format!("{height} × {width} × {channels}"));
+            card.clear();
+        }
+    }
+}
+
+#[test]
+fn rows_are_normed_and_weighed() {
+    let (mut card, mut random) = (orin(), Random(25));
+    for (rows, n) in [(1, 1), (3, 17), (33, 40), (5, 200)] {
+        let mut x = random.f32s(rows * n);
+        x[0] = if rows == 5 { f32::NAN } else { 0.0 };
+        let (weight, bias) = (random.f32s(n), random.f32s(n));
+        let (at, y) = (card.put(&x), card.put(&vec![7f32; rows * n]));
+        let norm = (card.put(&weight), card.put(&bias), 1e-6);
+        card.device.layer_norm(at, y, norm, [rows, n]).unwrap();
+        let mut want = x.clone();
+        want.chunks_mut(n).for_each(|row| layer_norm(row, &weight, &bias, 1e-6));
+        assert_same(&card.get(y, rows * n), &want, &format!("norm {rows} × {n}"));
+        card.device.softmax_rows(at, 3.0, [rows, n]).unwrap();
+        for row in x.chunks_mut(n) {
+            row.iter_mut().for_each(|x| *x *= 3.0);
+            (SCALAR.softmax_f32)(row);
+        }
+        assert_same(&card.get(at, rows * n), &x, &format!("softmax {rows} × {n}"));
+        card.clear();
+    }
+}
+
+#[test]
+fn small_operations_on_maps() {
+    let (mut card, mut random) = (orin(), Random(26));
+    let (rows, width, channels) = (3, 5, 37);
+    let n = rows * width * channels;
+    let mut x = random.f32s(n);
+    (x[0], x[1], x[2], x[3], x[4]) = (f32::NAN, 1e30, -1e30, -0.0, f32::NEG_INFINITY);
+    let (at, y) = (card.put(&x), card.put(&vec![7f32; 4 * n]));
+    let each =
+        |f: &dyn Fn(usize, f32) -> f32| -> Vec<f32> { x.iter().enumerate().map(|(i, &x)| f(i, x)).collect() };
+
+    card.device.silu_map(at, y, n).unwrap();
+    assert_same(&card.get::<f32>(y, 4 * n)[..n], &each(&|_, x| silu(x)), "silu");
+
+    let of_channels: [Vec<f32>; 4] = std::array::from_fn(|_| random.f32s(channels));
+    let [weight, bias, mean, mut variance] = of_channels;
+    variance.iter_mut().for_each(|v| *v = v.abs());
+    let vectors = [&weight, &bias, &mean, &variance].map(|vector| card.put(vector));
+    card.device.channel_norm(at, y, vectors, 1e-5, [rows * width, channels]).unwrap();
+    let normed = each(&|i, x| {
+        let c = i % channels;
+        silu((x - mean[c]) * (weight[c] / (variance[c] + 1e-5).sqrt()) + bias[c])
+    });
+    assert_same(&card.get::<f32>(y, 4 * n)[..n], &normed, "norm of channels");
+
+    card.device.enlarge_map(at, y, [rows, width, channels]).unwrap();
+    let large: Vec<f32> = (0..4 * n)
+        .map(|i| {
+            let (c, place) = (i % channels, i / channels);
+            let (row, column) = (place / (2 * width) / 2, place % (2 * width) / 2);
+            x[(row * width + column) * channels + c]
+        })
+        .collect();
+    assert_same(&card.get(y, 4 * n), &large, "enlarged");
+
+    let (floats, halves) =
+        (random.f32s(n), random.f32s(n).into_iter().map(f16::from_f32).collect::<Vec<_>>());
+    let (floats_at, halves_at) = (card.put(&floats), card.put(&halves));
+    card.device.add_maps(at, floats_at, n).unwrap();
+    card.device.add_table(at, (halves_at, true), n).unwrap();
+    card.device.add_table(at, (floats_at, false), n).unwrap();
+    card.device.gelu_map(at, n).unwrap();
+    let want = each(&|i, x| gelu(x + floats[i] + halves[i].to_f32() + floats[i]));
+    assert_same(&card.get(at, n), &want, "gelu of sums");
+}
+
+#[test]
+fn bytes_of_pictures() {
+    let (mut card, mut random) = (orin(), Random(27));
+    let levels: Vec<f32> = random.f32s(3 * 256);
+    let rgb: Vec<u8> = (0..3 * 257).map(|i| (i * 7 / 3) as u8).collect();
+    let (rgb_at, levels_at, x) = (card.put(&rgb), card.put(&levels), card.put(&vec![7f32; rgb.len()]));
+    card.device.pixels_to_map(rgb_at, levels_at, x, rgb.len() / 3).unwrap();
+    let want: Vec<f32> =
+        (rgb.iter().enumerate()).map(|(i, &byte)| levels[i % 3 * 256 + usize::from(byte)]).collect();
+    assert_same(&card.get(x, want.len()), &want, "pixels");
+}

@@ -1,0 +1,215 @@
+//! How much a network needs: its operations over shapes alone.
+
+use super::{
+    Affine, Biased, ChannelNorm, Conv, Grid, Levels, Maps, QUERIES, SLOTS, STRIP, Shape, Slot, Then,
+};
+use crate::Result;
+use crate::weights::TableRef;
+
+/// The most of everything that a network needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    /// Values of each buffer. Slots begin in the buffers of their number.
+    pub(crate) slots: [usize; SLOTS],
+    /// Bytes that are put into a slot at a time.
+    pub(crate) loaded: usize,
+    /// Values that the network gives.
+    pub(crate) given: usize,
+    /// Inputs of a patch.
+    pub(crate) patch: usize,
+    /// Places and the more of inputs and outputs of a linear layer.
+    pub(crate) rows: [usize; 2],
+    /// Places and channels that attention runs over, and its heads.
+    pub(crate) attended: [usize; 3],
+    /// Places and channels of the largest sums of a group norm.
+    pub(crate) strips: [usize; 2],
+    /// Places and inputs of the largest layer over INT8 rows.
+    pub(crate) int8: [usize; 2],
+}
+
+impl Sizes {
+    /// The more of both.
+    pub(crate) fn max(self, other: Self) -> Self {
+        fn each<const N: usize>(a: [usize; N], b: [usize; N]) -> [usize; N] {
+            std::array::from_fn(|i| a[i].max(b[i]))
+        }
+        Self {
+            slots: each(self.slots, other.slots),
+            loaded: self.loaded.max(other.loaded),
+            given: self.given.max(other.given),
+            patch: self.patch.max(other.patch),
+            rows: each(self.rows, other.rows),
+            attended: each(self.attended, other.attended),
+            strips: each(self.strips, other.strips),
+            int8: each(self.int8, other.int8),
+        }
+    }
+
+    /// Rows and the longest of them that attention multiplies at a time.
+    pub(crate) fn attention(&self) -> [usize; 2] {
+        let [places, channels, _] = self.attended;
+        [places.min(QUERIES), places.max(channels)]
+    }
+}
+
+/// Where slots lie, and what lies in them. At first each lies in the buffer of its number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slots {
+    buffer: [usize; SLOTS],
+    shape: [Shape; SLOTS],
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { buffer: std::array::from_fn(|i| i), shape: [Shape::default(); SLOTS] }
+    }
+}
+
+impl Slots {
+    pub(crate) fn swap(&mut self, a: Slot, b: Slot) {
+        self.buffer.swap(a as usize, b as usize);
+        self.shape.swap(a as usize, b as usize);
+    }
+
+    pub(crate) fn shape(&self, slot: Slot) -> Shape {
+        self.shape[slot as usize]
+    }
+
+    /// Says what will lie in a slot, and returns its buffer.
+    pub(crate) fn put(&mut self, slot: Slot, shape: Shape) -> usize {
+        self.shape[slot as usize] = shape;
+        self.buffer[slot as usize]
+    }
+
+    pub(crate) fn buffer(&self, slot: Slot) -> usize {
+        self.buffer[slot as usize]
+    }
+}
+
+/// Counts what a network needs.
+#[derive(Default)]
+pub(crate) struct Needs {
+    slots: Slots,
+    pub(crate) sizes: Sizes,
+}
+
+impl Needs {
+    fn put(&mut self, to: Slot, shape: Shape) -> Result<()> {
+        let buffer = self.slots.put(to, shape);
+        let most = &mut self.sizes.slots[buffer];
+        *most = (*most).max(shape.len());
+        Ok(())
+    }
+
+    fn same(&mut self, from: Slot, to: Slot) -> Result<()> {
+        self.put(to, self.slots.shape(from))
+    }
+
+    fn layer(&mut self, layer: &Biased, places: usize) {
+        if layer.weight.is_int8() {
+            let [rows, k] = &mut self.sizes.int8;
+            (*rows, *k) = ((*rows).max(places), (*k).max(layer.weight.k));
+        }
+    }
+}
+
+impl Maps for Needs {
+    fn shape(&self, slot: Slot) -> Shape {
+        self.slots.shape(slot)
+    }
+
+    fn swap(&mut self, a: Slot, b: Slot) {
+        self.slots.swap(a, b);
+    }
+
+    fn load(&mut self, to: Slot, shape: Shape, _: &dyn Fn(&mut [f32])) -> Result<()> {
+        self.sizes.loaded = self.sizes.loaded.max(shape.len().saturating_mul(4));
+        self.put(to, shape)
+    }
+
+    fn load_picture(&mut self, to: Slot, size: (usize, usize), rgb: &[u8], _: &Levels) -> Result<()> {
+        self.sizes.loaded = self.sizes.loaded.max(size_of::<Levels>() + rgb.len());
+        self.put(to, Shape::picture(size, 3))
+    }
+
+    fn give(&mut self, from: Slot) -> Result<()> {
+        self.sizes.given = self.sizes.given.saturating_add(self.shape(from).len());
+        Ok(())
+    }
+
+    fn take_frame(&mut self, clip: Slot, _: usize, to: Slot) -> Result<()> {
+        self.put(to, Shape { time: 1, ..self.shape(clip) })
+    }
+
+    fn put_frame(&mut self, from: Slot, clip: Slot, _: usize, frames: usize) -> Result<()> {
+        self.put(clip, Shape { time: frames, ..self.shape(from) })
+    }
+
+    fn convolve(&mut self, conv: &Conv, from: Slot, to: Slot) -> Result<()> {
+        let shape = conv.shape(self.shape(from));
+        self.sizes.patch = self.sizes.patch.max(conv.layer.weight.k);
+        self.layer(&conv.layer, shape.places());
+        self.put(to, shape)
+    }
+
+    fn linear(&mut self, layer: &Biased, from: Slot, to: Slot) -> Result<()> {
+        let shape = Grid::POINT.shape(self.shape(from), layer.weight.n);
+        let [rows, widest] = &mut self.sizes.rows;
+        (*rows, *widest) = ((*rows).max(shape.places()), (*widest).max(layer.weight.k));
+        self.layer(layer, shape.places());
+        self.put(to, shape)
+    }
+
+    fn group_norm(&mut self, _: &Affine, _: Option<[Slot; 2]>, from: Slot, to: Slot, _: Then) -> Result<()> {
+        let shape = self.shape(from);
+        let [strips, channels] = &mut self.sizes.strips;
+        *strips = (*strips).max(shape.places().div_ceil(STRIP));
+        *channels = (*channels).max(shape.channels);
+        self.same(from, to)
+    }
+
+    fn layer_norm(&mut self, _: &Affine, _: f32, from: Slot, to: Slot) -> Result<()> {
+        self.same(from, to)
+    }
+
+    fn channel_norm_swish(&mut self, _: &ChannelNorm, from: Slot, to: Slot) -> Result<()> {
+        self.same(from, to)
+    }
+
+    fn silu(&mut self, from: Slot, to: Slot) -> Result<()> {
+        self.same(from, to)
+    }
+
+    fn gelu(&mut self, _: Slot) -> Result<()> {
+        Ok(())
+    }
+
+    fn add(&mut self, _: Slot, _: Slot) -> Result<()> {
+        Ok(())
+    }
+
+    fn add_rows(&mut self, _: Slot, _: &TableRef) -> Result<()> {
+        Ok(())
+    }
+
+    fn enlarge(&mut self, from: Slot, to: Slot) -> Result<()> {
+        self.put(to, enlarged(self.shape(from)))
+    }
+
+    fn repeat_frames(&mut self, from: Slot, to: Slot) -> Result<()> {
+        let shape = self.shape(from);
+        self.put(to, Shape { time: shape.time.saturating_mul(2), ..shape })
+    }
+
+    fn attend(&mut self, [q, ..]: [Slot; 3], heads: usize, to: Slot) -> Result<()> {
+        let shape = self.shape(q);
+        let of = [shape.places(), shape.channels, heads];
+        self.sizes.attended = std::array::from_fn(|i| self.sizes.attended[i].max(of[i]));
+        self.put(to, shape)
+    }
+}
+
+/// Twice as high and wide.
+pub(crate) fn enlarged(shape: Shape) -> Shape {
+    Shape { height: shape.height.saturating_mul(2), width: shape.width.saturating_mul(2), ..shape }
+}
