@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use regex::Regex;
 use saccade::config::WeightDtype;
-use saccade::engine::DeviceChoice;
+use saccade::engine::{DeviceChoice, Placement};
 use saccade::onnx::Provider;
 use saccade_convert::random::Shape;
 
@@ -89,6 +89,9 @@ pub(crate) enum Command {
         /// The folder of compiled CUDA kernels
         #[arg(long, value_name = "DIR")]
         kernels: Option<PathBuf>,
+        /// Where the card finds the weights: mapped (the file's own pages), device (copied), or auto
+        #[arg(long, value_name = "NAME", default_value = "auto")]
+        weights: Placement,
         /// Print one JSON object
         #[arg(long)]
         json: bool,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 #[cfg(feature = "cuda")]
 use saccade::engine::DeviceOptions;
-use saccade::engine::{DeviceChoice, EngineOptions};
+use saccade::engine::{DeviceChoice, EngineOptions, Placement};
 use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
@@ -58,6 +58,9 @@ pub(crate) struct Args {
     /// The folder of compiled CUDA kernels.
     #[arg(long, value_name = "DIR")]
     kernels: Option<PathBuf>,
+    /// Where the card finds the weights: mapped (the file's own pages), device (copied), or auto.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    weights: Placement,
     /// Reckon what the card of a board would need for the model instead, from its profile.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["source", "frames", "engine"])]
     board: Option<String>,
@@ -110,6 +113,7 @@ fn on_card(dir: &Path, args: &Args) -> anyhow::Result<Value> {
     let device = DeviceOptions {
         choice: DeviceChoice::Cuda,
         kernels: args.kernels.clone(),
+        weights: args.weights,
         ..DeviceOptions::default()
     };
     card::run(dir, args.threads, device)

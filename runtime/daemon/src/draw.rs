@@ -228,11 +228,7 @@ mod tests {
             max_new_tokens: 16,
             caption: String::new(),
             kernels: "scalar".into(),
-            device: saccade::engine::DeviceReport {
-                name: "cpu",
-                what: "scalar".into(),
-                reason: "asked for".into(),
-            },
+            device: saccade::engine::DeviceReport::cpu("scalar", "asked for"),
             threads: 1,
             created: 1,
         }

@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions};
+use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions, Placement};
 use saccade::onnx::{OnnxOptions, Provider};
 
 /// The on-device service of Saccade.
@@ -66,6 +66,9 @@ enum Command {
         /// The folder of compiled CUDA kernels [default: `cuda` beside this program].
         #[arg(long, value_name = "DIR")]
         kernels: Option<PathBuf>,
+        /// Where a card finds the weights: mapped (the file's own pages), device (copied), or auto.
+        #[arg(long, value_name = "NAME", default_value = "auto")]
+        weights: Placement,
         /// What runs the ONNX graph of a bundle that has one: cpu, cuda or tensorrt.
         #[arg(long, value_name = "NAME")]
         onnx_provider: Option<Provider>,
@@ -112,12 +115,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             device,
             require_gpu,
             kernels,
+            weights,
             onnx_provider,
             onnx_library,
         } => {
             let onnx = OnnxOptions { provider: onnx_provider, library: onnx_library };
             let choice = if require_gpu { DeviceChoice::Cuda } else { device };
-            let device = DeviceOptions { choice, kernels, ..DeviceOptions::default() };
+            let device = DeviceOptions { choice, kernels, weights, ..DeviceOptions::default() };
             let engine = EngineOptions { threads, onnx, device, ..EngineOptions::default() };
             serve::run(model, listen, engine, context)
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::error::CudaError;
+use super::host::HostReads;
 use super::memory::{Graph, Memory};
 use super::sources::{ARCHITECTURES, Architecture, SOURCES};
 
@@ -35,6 +36,9 @@ pub struct Device {
     sm: u32,
     multiprocessors: usize,
     integrated: bool,
+    host_reads: HostReads,
+    /// As the driver counts: 11040 is 11.4.
+    driver: i32,
     /// Shared memory that a block may have on request.
     block_memory: usize,
 }
@@ -104,6 +108,11 @@ impl Device {
         };
         let multiprocessors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let integrated = attribute(A::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
+        let host_reads = HostReads::of(
+            attribute(A::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS)? != 0,
+            attribute(A::CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED)? != 0,
+            attribute(A::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED)? != 0,
+        );
         let block_memory = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // SAFETY: the device was found above; `Drop` releases the context.
         let context = unsafe { result::primary_ctx::retain(device) };
@@ -118,6 +127,8 @@ impl Device {
             sm,
             multiprocessors,
             integrated,
+            host_reads,
+            driver: found,
             block_memory,
         };
         this.enter()?;
@@ -156,6 +167,16 @@ impl Device {
     /// Whether it shares the memory of the CPU.
     pub fn integrated(&self) -> bool {
         self.integrated
+    }
+
+    /// How it reads memory that the host has mapped.
+    pub(crate) fn host_reads(&self) -> HostReads {
+        self.host_reads
+    }
+
+    /// The driver's version, as it counts: 11040 is 11.4.
+    pub(crate) fn driver(&self) -> i32 {
+        self.driver
     }
 
     /// Loads every kernel file's module from `dir`.

@@ -62,6 +62,16 @@ pub enum CudaError {
         /// Bytes that are free.
         free: usize,
     },
+    /// Weights were to be read where they are mapped.
+    #[error(
+        "`{device}` cannot read the weights where they are mapped: {reason}; place them with `--weights device`, or `auto`"
+    )]
+    CannotMap {
+        /// Its name.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
     /// The driver refused something.
     #[error("the CUDA driver failed in {call}: {message}; the card must be opened again")]
     Call {

@@ -2,18 +2,20 @@
 //! figure that is compared with them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::driver::Device;
 use super::error::CudaError;
 use super::launch::{Layer, Layers};
 use super::memory::Memory;
-use crate::quant::{pad_k, pad_n};
+use crate::quant::{TILE_N, pad_k, pad_n};
 
 /// Runs of each measurement; the best counts, the others met a clock that was still rising.
 const RUNS: usize = 5;
 /// Launches of a run.
 const LAUNCHES: usize = 10;
+/// No run begins after so long.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What is measured with.
 struct Sizes {
@@ -99,6 +101,66 @@ impl CardLimits {
     }
 }
 
+/// What is read to compare two places of weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadSizes {
+    /// Bytes of them, at most.
+    pub(crate) bytes: usize,
+    /// Inputs of the layers.
+    pub(crate) k: usize,
+    /// Outputs of the one that a prompt goes through, at most.
+    pub(crate) n: usize,
+    /// Tokens of the prompt.
+    pub(crate) tokens: usize,
+}
+
+impl ReadSizes {
+    /// More than the caches of a board hold, and a prompt whose products read each weight many times.
+    pub(crate) const BOARD: Self = Self { bytes: 64 << 20, k: 4096, n: 2048, tokens: 576 };
+}
+
+/// How fast layers are whose weights lie in some place.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReadRates {
+    /// Bytes of weights that a layer of one token streams.
+    ///
+    /// Units: GB/s.
+    pub(crate) decode_gbps: f64,
+    /// INT8 operations of a layer of a prompt.
+    ///
+    /// Units: 10¹² a second.
+    pub(crate) prompt_tops: f64,
+}
+
+impl ReadRates {
+    /// Of the `bytes` at `at`, whatever they are; `None` where they are too few.
+    pub(crate) fn measure(
+        device: &Arc<Device>,
+        at: u64,
+        bytes: usize,
+        sizes: &ReadSizes,
+    ) -> Result<Option<Self>, CudaError> {
+        let ReadSizes { k, tokens, .. } = *sizes;
+        let whole = |n: usize| n / TILE_N * TILE_N;
+        let (n, wide) = (whole(bytes / k), whole(sizes.n.min(bytes / k)));
+        if n == 0 {
+            return Ok(None);
+        }
+        let shape = Sizes { bytes, stream_k: k, layer: [wide, k], tokens: [1, tokens], rounds: 0 };
+        let scratch = Scratch::new(device, n, &shape)?;
+        let layer = scratch.layers(at, n, k);
+        let one = seconds(device, || device.linear_i8_of_floats(&layer, scratch.x.at(), 0, 0.0))?;
+        let layer = scratch.layers(at, wide, k);
+        let prompt =
+            seconds(device, || device.linear_i8(&layer, scratch.q.at(), scratch.scale.at(), tokens))?;
+        Ok(Some(Self {
+            decode_gbps: as_f64(n * k) / one / 1e9,
+            prompt_tops: 2.0 * as_f64(tokens * wide * k) / prompt / 1e12,
+        }))
+    }
+}
+
 /// What the layers read and write beside their weights.
 struct Scratch {
     x: Memory,
@@ -137,7 +199,11 @@ impl Scratch {
 /// Seconds of one launch.
 fn seconds(device: &Device, work: impl Fn() -> Result<(), CudaError>) -> Result<f64, CudaError> {
     let mut best = f64::INFINITY;
-    for _ in 0..RUNS {
+    let begun = Instant::now();
+    for run in 0..RUNS {
+        if run > 0 && begun.elapsed() > PATIENCE {
+            break;
+        }
         device.wait()?;
         let start = Instant::now();
         for _ in 0..LAUNCHES {

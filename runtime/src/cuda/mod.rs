@@ -10,6 +10,7 @@
 mod arguments;
 mod driver;
 mod error;
+mod host;
 pub(crate) mod launch;
 mod limits;
 mod memory;
@@ -19,6 +20,8 @@ mod tests;
 
 pub use driver::{CudaOptions, Device};
 pub use error::CudaError;
+pub(crate) use host::HostPages;
 pub use limits::CardLimits;
+pub(crate) use limits::{ReadRates, ReadSizes};
 pub(crate) use memory::{Graph, Memory, Pinned};
 pub use sources::{ARCHITECTURES, Architecture, HEADERS, KernelFile, SOURCES};

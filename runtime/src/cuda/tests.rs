@@ -23,6 +23,7 @@ mod emulator;
 mod attention;
 mod faults;
 mod models;
+mod placement;
 
 const SCALAR: Kernels = Kernels::SCALAR;
 
