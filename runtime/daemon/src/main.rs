@@ -8,6 +8,7 @@ mod count;
 mod doctor;
 mod draw;
 mod error;
+mod exit;
 mod infer;
 mod job;
 mod listen;
@@ -35,7 +36,7 @@ use saccade::onnx::{OnnxOptions, Provider};
 
 /// The on-device service of Saccade.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = exit::CODES)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -100,7 +101,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // The last word of the program: nothing is left to do if stderr is closed.
             let _ = writeln!(std::io::stderr(), "saccaded: {error:#}");
-            ExitCode::FAILURE
+            exit::code(&error)
         }
     }
 }

@@ -2,7 +2,29 @@
 
 use std::path::PathBuf;
 
-use cudarc::driver::DriverError;
+use cudarc::driver::{DriverError, sys};
+
+use sys::CUresult as Code;
+
+/// After these every call fails until the process has ended: the context is damaged, or the card is gone.
+///
+/// Source: the CUDA Driver API's list of error codes, "the process must be terminated and relaunched".
+const LOSSES: [Code; 14] = [
+    Code::CUDA_ERROR_DEINITIALIZED,
+    Code::CUDA_ERROR_ECC_UNCORRECTABLE,
+    Code::CUDA_ERROR_NVLINK_UNCORRECTABLE,
+    Code::CUDA_ERROR_ILLEGAL_ADDRESS,
+    Code::CUDA_ERROR_LAUNCH_TIMEOUT,
+    Code::CUDA_ERROR_CONTEXT_IS_DESTROYED,
+    Code::CUDA_ERROR_ASSERT,
+    Code::CUDA_ERROR_HARDWARE_STACK_ERROR,
+    Code::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+    Code::CUDA_ERROR_MISALIGNED_ADDRESS,
+    Code::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+    Code::CUDA_ERROR_INVALID_PC,
+    Code::CUDA_ERROR_LAUNCH_FAILED,
+    Code::CUDA_ERROR_UNKNOWN,
+];
 
 /// A card that cannot be used, or stopped working.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +94,22 @@ pub enum CudaError {
         /// Why not.
         reason: String,
     },
+    /// The driver has no memory for something of its own.
+    #[error(
+        "the CUDA driver has no memory left for {call}; use a smaller model or context, or end other programs"
+    )]
+    Exhausted {
+        /// What was asked of it.
+        call: &'static str,
+    },
+    /// The card does nothing more for this process.
+    #[error("the card was lost in {call}: {message}; only a new process can open it again")]
+    Lost {
+        /// What was asked of the driver.
+        call: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// The driver refused something.
     #[error("the CUDA driver failed in {call}: {message}; the card must be opened again")]
     Call {
@@ -90,7 +128,11 @@ impl CudaError {
                 found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
             };
             let message = format!("{} ({})", text(error.error_name()), text(error.error_string()));
-            Self::Call { call, message }
+            match error.0 {
+                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Self::Exhausted { call },
+                code if LOSSES.contains(&code) => Self::Lost { call, message },
+                _ => Self::Call { call, message },
+            }
         }
     }
 }

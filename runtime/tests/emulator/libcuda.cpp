@@ -15,6 +15,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <sys/mman.h>
 #include <vector>
@@ -79,6 +80,7 @@ struct Function {
 };
 
 Stream default_stream;
+std::set<Stream *> streams{&default_stream};
 Stream &of(void *stream) { return stream ? *static_cast<Stream *>(stream) : default_stream; }
 
 Result enqueue(void *stream, Work work) {
@@ -97,6 +99,11 @@ Result drain(Stream &s) {
         }
     s.queue.clear();
     return lost;
+}
+
+// What gives memory back waits for the work that may use it, as the driver does.
+void drain_all() {
+    for (Stream *s : streams) drain(*s);
 }
 
 bool inside(unsigned long long at, std::size_t bytes) {
@@ -209,6 +216,7 @@ API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
 API cuMemFree_v2(unsigned long long at) {
     auto found = allocations.find(at);
     if (found == allocations.end()) return INVALID_VALUE;
+    drain_all();
     const Allocation &a = found->second;
     const unsigned char *end = reinterpret_cast<const unsigned char *>(at) + a.bytes;
     for (std::size_t i = 0; i < (a.bytes + 255) / 256 * 256 - a.bytes; i++)
@@ -227,6 +235,7 @@ API cuMemHostAlloc(void **at, std::size_t bytes, unsigned) {
     return SUCCESS;
 }
 API cuMemFreeHost(void *at) {
+    drain_all();
     std::free(at);
     return SUCCESS;
 }
@@ -291,10 +300,13 @@ API cuMemsetD8Async(unsigned long long at, unsigned char value, std::size_t byte
     });
 }
 API cuStreamCreate(void **stream, unsigned) {
-    *stream = new Stream;
+    Stream *made = new Stream;
+    streams.insert(made);
+    *stream = made;
     return SUCCESS;
 }
 API cuStreamDestroy_v2(void *stream) {
+    streams.erase(static_cast<Stream *>(stream));
     delete static_cast<Stream *>(stream);
     return SUCCESS;
 }
