@@ -61,6 +61,9 @@ pub(crate) struct Args {
     /// Where the card finds the weights: mapped (the file's own pages), device (copied), or auto.
     #[arg(long, value_name = "NAME", default_value = "auto")]
     weights: Placement,
+    /// Run every part of the card's bench on a handful of tokens: a check of the program, whose figures mean nothing.
+    #[arg(long, requires = "engine")]
+    quick: bool,
     /// Reckon what the card of a board would need for the model instead, from its profile.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["source", "frames", "engine"])]
     board: Option<String>,
@@ -116,7 +119,8 @@ fn on_card(dir: &Path, args: &Args) -> anyhow::Result<Value> {
         weights: args.weights,
         ..DeviceOptions::default()
     };
-    card::run(dir, args.threads, device)
+    let sizes = if args.quick { card::Sizes::QUICK } else { card::Sizes::WHOLE };
+    card::run(dir, args.threads, device, &sizes)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -34,6 +34,18 @@ struct Sizes {
 const SIZES: Sizes =
     Sizes { bytes: 256 << 20, stream_k: 4096, layer: [5632, 2048], tokens: [576, 2048], rounds: 2000 };
 
+/// What a check of the programs that measure is run with, in seconds on an emulated card: its figures mean nothing.
+const QUICK: Sizes = Sizes { bytes: 1 << 16, stream_k: 256, layer: [32, 64], tokens: [4, 8], rounds: 1 };
+
+/// How much is measured with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// What figures need.
+    Whole,
+    /// What runs every line once: a check of the program, not of the card.
+    Quick,
+}
+
 /// Figures of a card.
 #[derive(Clone, Copy, Debug)]
 pub struct CardLimits {
@@ -64,8 +76,12 @@ impl CardLimits {
     ///
     /// # Errors
     /// If the card has not as much memory, or fails.
-    pub fn measure(device: &Arc<Device>) -> Result<Self, CudaError> {
-        Self::measure_with(device, &SIZES)
+    pub fn measure(device: &Arc<Device>, effort: Effort) -> Result<Self, CudaError> {
+        let sizes = match effort {
+            Effort::Whole => &SIZES,
+            Effort::Quick => &QUICK,
+        };
+        Self::measure_with(device, sizes)
     }
 
     fn measure_with(device: &Arc<Device>, sizes: &Sizes) -> Result<Self, CudaError> {
@@ -227,9 +243,8 @@ mod tests {
 
     #[test]
     fn every_figure_is_measured() {
-        let sizes = Sizes { bytes: 1 << 18, stream_k: 256, layer: [64, 128], tokens: [20, 40], rounds: 2 };
         let card = orin();
-        let limits = CardLimits::measure_with(&card.device, &sizes).unwrap();
+        let limits = CardLimits::measure(&card.device, Effort::Quick).unwrap();
         let CardLimits { copy_gbps, gemv_gbps, gemv8_gbps, peak_tops, gemm_tops: [some, many] } = limits;
         for figure in [copy_gbps, gemv_gbps, gemv8_gbps, peak_tops, some, many] {
             assert!(figure.is_finite() && figure > 0.0, "{limits:?}");

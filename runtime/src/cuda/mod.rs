@@ -21,7 +21,7 @@ mod tests;
 pub use driver::{CudaOptions, Device};
 pub use error::CudaError;
 pub(crate) use host::HostPages;
-pub use limits::CardLimits;
+pub use limits::{CardLimits, Effort};
 pub(crate) use limits::{ReadRates, ReadSizes};
 pub(crate) use memory::{Graph, Memory, Pinned};
 pub use sources::{ARCHITECTURES, Architecture, HEADERS, KernelFile, SOURCES};
