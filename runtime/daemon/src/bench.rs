@@ -55,7 +55,7 @@ pub(crate) struct Args {
     /// What the engine's bench runs on: cpu, or cuda (in a build with that feature).
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     device: DeviceChoice,
-    /// The folder of compiled CUDA kernels.
+    /// The folder of compiled CUDA kernels; for developers, nvrtc or nvrtc:LIBRARY compiles them now.
     #[arg(long, value_name = "DIR")]
     kernels: Option<PathBuf>,
     /// Where the card finds the weights: mapped (the file's own pages), device (copied), or auto.

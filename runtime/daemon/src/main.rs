@@ -64,7 +64,7 @@ enum Command {
         /// Do not start without a card.
         #[arg(long)]
         require_gpu: bool,
-        /// The folder of compiled CUDA kernels [default: `cuda` beside this program].
+        /// The folder of compiled CUDA kernels [default: `cuda` beside this program]; for developers, nvrtc or nvrtc:LIBRARY.
         #[arg(long, value_name = "DIR")]
         kernels: Option<PathBuf>,
         /// Where a card finds the weights: mapped (the file's own pages), device (copied), or auto.

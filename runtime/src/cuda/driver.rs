@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_uint, c_void};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
@@ -10,7 +10,8 @@ use cudarc::driver::{result, sys};
 use super::error::CudaError;
 use super::host::HostReads;
 use super::memory::{Graph, Memory};
-use super::sources::{ARCHITECTURES, Architecture, SOURCES};
+use super::nvrtc::{self, Compiler};
+use super::sources::{ARCHITECTURES, Architecture, KernelFile, SOURCES};
 
 /// The oldest driver whose calls are used: JetPack 5.
 const OLDEST_DRIVER: i32 = 11_040;
@@ -20,7 +21,8 @@ const OLDEST_DRIVER: i32 = 11_040;
 pub struct CudaOptions {
     /// The card's number.
     pub ordinal: usize,
-    /// The folder of compiled kernels, with a folder `sm_NN` for each architecture.
+    /// The folder of compiled kernels, with a folder `sm_NN` for each architecture; `nvrtc` or `nvrtc:LIBRARY` has them compiled for the
+    /// card by that library of NVIDIA's.
     pub kernels: PathBuf,
 }
 
@@ -101,7 +103,9 @@ impl Device {
         use sys::CUdevice_attribute as A;
         let sm = 10 * attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
             + attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let Some(arch) = architecture(sm) else {
+        let compiler = nvrtc::library(&options.kernels).map(|path| Compiler::open(&path)).transpose()?;
+        let known = architecture(sm).map(|arch| arch.sm);
+        let Some(arch) = compiler.as_ref().map(|_| sm).or(known) else {
             let known: Vec<_> =
                 ARCHITECTURES.iter().map(|a| format!("{}.{}", a.sm / 10, a.sm % 10)).collect();
             return Err(CudaError::UnknownArchitecture { device: name, sm, known: known.join(", ") });
@@ -134,7 +138,20 @@ impl Device {
         this.enter()?;
         this.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(CudaError::of("cuStreamCreate"))?;
-        this.load(&options.kernels.join(format!("sm_{}", arch.sm)))?;
+        let folder = options.kernels.join(format!("sm_{arch}"));
+        match &compiler {
+            Some(compiler) => {
+                let [major, minor] = compiler.version;
+                log::warn!(
+                    "kernels are compiled by NVRTC {major}.{minor} for sm_{sm}, now: an option for developers"
+                );
+                this.load(&|file| compiler.compile(file, sm))?;
+            }
+            None => this.load(&|file| {
+                let path = folder.join(format!("{}.cubin", file.name));
+                std::fs::read(&path).map_err(|source| CudaError::NoKernels { path, source })
+            })?,
+        }
         // Those that hold a row of floats: from 12,288 on it is larger than what a block has unasked.
         for kernel in ["quantise_rows", "rms_norm_rows"] {
             this.allow_block_memory(kernel)?;
@@ -142,7 +159,7 @@ impl Device {
         log::info!(
             "engine=cuda device=\"{}\" sm={sm} kernels=sm_{} multiprocessors={multiprocessors} integrated={integrated} driver={}.{}",
             this.name,
-            arch.sm,
+            arch,
             found / 1000,
             found % 1000 / 10,
         );
@@ -179,11 +196,10 @@ impl Device {
         self.driver
     }
 
-    /// Loads every kernel file's module from `dir`.
-    fn load(&mut self, dir: &Path) -> Result<(), CudaError> {
+    /// Loads every kernel file's module, whose image `image` has.
+    fn load(&mut self, image: &dyn Fn(&KernelFile) -> Result<Vec<u8>, CudaError>) -> Result<(), CudaError> {
         for file in &SOURCES {
-            let path = dir.join(format!("{}.cubin", file.name));
-            let image = std::fs::read(&path).map_err(|source| CudaError::NoKernels { path, source })?;
+            let image = image(file)?;
             // SAFETY: the image outlives the call, which copies it. A file that is no image for this card is refused by the driver.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
             let module = module.map_err(CudaError::of("cuModuleLoadData"))?;

@@ -72,6 +72,26 @@ pub enum CudaError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A compiler was named that is none.
+    #[error(
+        "`{}` is no NVRTC that can be used ({reason}); name the library with `--kernels nvrtc:PATH`, or the folder of compiled kernels", path.display()
+    )]
+    NoCompiler {
+        /// What was named.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A kernel does not compile.
+    #[error("{file}.cu does not compile for sm_{sm}: {log}")]
+    DoesNotCompile {
+        /// The file without its ending.
+        file: &'static str,
+        /// The compute capability.
+        sm: u32,
+        /// What the compiler said.
+        log: String,
+    },
     /// The card's memory does not suffice.
     #[error(
         "{what} needs {needed} bytes of the card's memory, and {free} are free; use a smaller model or context, or end other programs"

@@ -14,6 +14,7 @@ mod host;
 pub(crate) mod launch;
 mod limits;
 mod memory;
+mod nvrtc;
 mod sources;
 #[cfg(test)]
 mod tests;

@@ -71,7 +71,8 @@ pub struct DeviceOptions {
     pub choice: DeviceChoice,
     /// The card's number.
     pub ordinal: usize,
-    /// The folder of compiled kernels; `None` looks for `cuda` and `../cubin` beside the running program.
+    /// The folder of compiled kernels; `None` looks for `cuda` and `../cubin` beside the running program. `nvrtc` or `nvrtc:LIBRARY` has
+    /// them compiled when the card is opened.
     pub kernels: Option<PathBuf>,
     /// Where a card finds the weights; the CPU reads the mapped file.
     pub weights: Placement,
