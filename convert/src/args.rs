@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use regex::Regex;
 use saccade::config::WeightDtype;
-use saccade::engine::DeviceChoice;
+use saccade::engine::{DeviceChoice, Placement};
 use saccade::onnx::Provider;
 use saccade_convert::random::Shape;
 
@@ -86,9 +86,12 @@ pub(crate) enum Command {
         /// What runs the model: cpu, or cuda (in a build with that feature)
         #[arg(long, value_name = "NAME", default_value = "cpu")]
         device: DeviceChoice,
-        /// The folder of compiled CUDA kernels
+        /// The folder of compiled CUDA kernels; for developers, nvrtc or nvrtc:LIBRARY compiles them now
         #[arg(long, value_name = "DIR")]
         kernels: Option<PathBuf>,
+        /// Where the card finds the weights: mapped (the file's own pages), device (copied), or auto
+        #[arg(long, value_name = "NAME", default_value = "auto")]
+        weights: Placement,
         /// Print one JSON object
         #[arg(long)]
         json: bool,

@@ -70,10 +70,20 @@ fn run(command: Command) -> anyhow::Result<()> {
             if json { print_json(&found) } else { print(&found.to_text()) }
         }
         Command::Verify { path } => print(&(verify(&path)? + "\n")),
-        Command::Golden { model, golden, precision, vision_graph, provider, device, kernels, json } => {
+        Command::Golden {
+            model,
+            golden,
+            precision,
+            vision_graph,
+            provider,
+            device,
+            kernels,
+            weights,
+            json,
+        } => {
             let engine = EngineOptions {
                 onnx: OnnxOptions { provider, ..OnnxOptions::default() },
-                device: DeviceOptions { choice: device, kernels, ..DeviceOptions::default() },
+                device: DeviceOptions { choice: device, kernels, weights, ..DeviceOptions::default() },
                 ..EngineOptions::default()
             };
             let subject = Subject { path: &model, graph: vision_graph.as_deref(), engine };

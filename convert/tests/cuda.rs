@@ -21,7 +21,7 @@ fn fixture(name: &str) -> PathBuf {
 fn compare(model: &str, stored: &str, dtype: WeightDtype) {
     let kernels = Some(emulator::plug_in().join("kernels"));
     let [cpu, card] = [DeviceChoice::Cpu, DeviceChoice::Cuda].map(|choice| {
-        let device = DeviceOptions { choice, kernels: kernels.clone(), ordinal: 0 };
+        let device = DeviceOptions { choice, kernels: kernels.clone(), ..DeviceOptions::default() };
         let engine = EngineOptions { device, ..EngineOptions::default() };
         golden(&Subject { path: &fixture(model), graph: None, engine }, &fixture(stored), dtype).unwrap()
     });

@@ -117,6 +117,27 @@ impl Error {
         }
         text
     }
+
+    /// Whether a card was lost: nothing that this process asks of it will be answered.
+    #[must_use]
+    pub fn is_card_lost(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        let lost = matches!(self, Self::Cuda(crate::cuda::CudaError::Lost { .. }));
+        #[cfg(not(feature = "cuda"))]
+        let lost = false;
+        lost
+    }
+
+    /// Whether there was too little memory, on a card or for this process: less at a time may work.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        if let Self::Cuda(error) = self {
+            use crate::cuda::CudaError;
+            return matches!(error, CudaError::OutOfMemory { .. } | CudaError::Exhausted { .. });
+        }
+        matches!(self, Self::Memory { .. })
+    }
 }
 
 /// The result of anything that can be refused.

@@ -18,6 +18,7 @@ use std::hint::black_box;
 use std::io;
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 
 use memmap2::{Mmap, MmapMut};
 
@@ -37,9 +38,9 @@ pub enum Pages {
     Small,
 }
 
-/// Mapped bytes.
-#[derive(Debug)]
-pub(crate) struct Map(Mmap);
+/// Mapped bytes, for as long as anyone holds them: a card may read them, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Map(Arc<Mmap>);
 
 impl Map {
     /// Maps a whole file, read-only.
@@ -48,7 +49,7 @@ impl Map {
         // another name, and renamed into place, never changed after; a truncation from outside ends the process (SIGBUS).
         let map = unsafe { Mmap::map(file) }?;
         advise(&map, pages);
-        Ok(Self(map))
+        Ok(Self(Arc::new(map)))
     }
 
     /// `len` bytes of memory, in huge pages where the system has them, each of them 1.
@@ -57,7 +58,7 @@ impl Map {
         advise(&map, Pages::Huge);
         let mut map = map.make_mut()?;
         map.fill(1);
-        Ok(Self(map.make_read_only()?))
+        Ok(Self(Arc::new(map.make_read_only()?)))
     }
 
     /// Bytes that are mapped by huge pages now; `None` where the system does not say. A page is mapped when it is first read.
@@ -76,6 +77,24 @@ impl Map {
         }
         Some(kib << 10)
     }
+
+    /// Lets go of the pages of `bytes` here and in the page cache; who reads them again has them read from `file` again, which is the one
+    /// that is mapped.
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    pub(crate) fn forget(&self, file: &File, bytes: std::ops::Range<usize>) {
+        let len = bytes.len();
+        // SAFETY: the pages are a file's, and nobody can have written to them.
+        let unmapped =
+            unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, len) };
+        if let Err(error) = unmapped {
+            log::debug!("mapped pages stay: {error}");
+        }
+        drop_range(file, bytes.start as u64, len as u64);
+    }
+
+    /// Other systems have no such call.
+    #[cfg(all(feature = "cuda", not(target_os = "linux")))]
+    pub(crate) fn forget(&self, _: &File, _: std::ops::Range<usize>) {}
 
     /// Reads a byte of every page among the first `len`, so that all are in the cache and mapped.
     fn touch(&self, len: usize) {
@@ -145,8 +164,14 @@ pub fn warm(path: &Path) -> Result<u64> {
 /// Takes the first `bytes` of a file (0: all) out of the page cache, as far as nobody has them mapped.
 #[cfg(target_os = "linux")]
 pub fn drop_cached(file: &File, bytes: u64) {
+    drop_range(file, 0, bytes);
+}
+
+/// The same from `start` on.
+#[cfg(target_os = "linux")]
+fn drop_range(file: &File, start: u64, bytes: u64) {
     use rustix::fs::{Advice, fadvise};
-    if let Err(error) = fadvise(file, 0, std::num::NonZero::new(bytes), Advice::DontNeed) {
+    if let Err(error) = fadvise(file, start, std::num::NonZero::new(bytes), Advice::DontNeed) {
         log::debug!("the page cache keeps what it has: {error}");
     }
 }
@@ -190,6 +215,20 @@ mod tests {
         let map = Map::of_file(file.as_file(), Pages::Small).unwrap();
         map.touch(map.len());
         assert!(map.huge_bytes().is_none_or(|bytes| bytes == 0));
+    }
+
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    #[test]
+    fn pages_that_are_let_go_are_read_again() {
+        let len = 5 * SMALL + 7;
+        let file = file(len);
+        file.as_file().sync_data().unwrap();
+        let map = Map::of_file(file.as_file(), Pages::Small).unwrap();
+        for range in [0..len, 0..0, SMALL..3 * SMALL, 4 * SMALL..len] {
+            map.touch(len);
+            map.forget(file.as_file(), range.clone());
+            assert!(*map == bytes(len), "{range:?}");
+        }
     }
 
     /// How much becomes huge is the system's business; that the bytes stay is ours.

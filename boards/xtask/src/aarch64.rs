@@ -9,7 +9,7 @@ use crate::Outcome;
 use crate::machine;
 use crate::step::{Step, cache, root};
 
-const TARGET: &str = "aarch64-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// Emulated cores: everything the emulator knows (i8mm too), and a core with dotprod alone, as on Orin.
 const CPUS: [&str; 2] = ["max", "cortex-a76"];
 /// What is tested: integer and float kernels against their scalar definition, and what stands on them.
@@ -37,6 +37,17 @@ pub(crate) fn lint() -> Outcome {
         return Ok(());
     }
     Step::cargo(&format!("clippy --release --target {TARGET} -p saccade --all-targets -- -D warnings")).run()
+}
+
+/// Whether programs for the boards can be built here; a sentence if not.
+pub(crate) fn can_build() -> Outcome {
+    if !has_target() {
+        return Err(format!("the toolchain lacks the target: rustup target add {TARGET}"));
+    }
+    if !has_cross_compiler() {
+        machine::install(&["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"], "the cross linker")?;
+    }
+    Ok(())
 }
 
 /// The compiler and its C library's headers, which are a package of their own.

@@ -18,6 +18,7 @@ mod fuzz;
 mod golden;
 mod machine;
 mod onnx;
+mod package;
 mod step;
 mod test;
 mod train;
@@ -30,7 +31,7 @@ type Outcome = Result<(), String>;
 /// One line of the list: the name, what it does, the function.
 type Verb = (&'static str, &'static str, fn(&[String]) -> Outcome);
 
-const VERBS: [Verb; 9] = [
+const VERBS: [Verb; 10] = [
     ("demo", "the camera demo: first camera, or the bundled clip; arguments go to `camera`", demo::run),
     ("test", "every test of the default members; arguments go to the test runner", test::run),
     ("check", "formatting, lints, documentation, examples: all warnings are errors", check::run),
@@ -40,6 +41,11 @@ const VERBS: [Verb; 9] = [
         bench::run,
     ),
     ("cubin", "the CUDA kernels for every board, compiled without a card, with what each uses", cubin::run),
+    (
+        "package",
+        "one archive: programs, CUDA kernels, model, clip; `[--target aarch64-unknown-linux-gnu]`",
+        package::run,
+    ),
     ("golden", "make the stored outputs that tests compare with", golden::run),
     ("fuzz", "the readers of files on whatever bytes come; `[TARGET] [--seconds N]`", fuzz::run),
     ("train", "saccade-train on libtorch, which is installed first; arguments go to it", train::run),

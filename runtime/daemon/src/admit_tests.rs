@@ -16,11 +16,7 @@ fn served() -> Served {
         max_new_tokens: 48,
         caption: "what is happening?".into(),
         kernels: "scalar".into(),
-        device: saccade::engine::DeviceReport {
-            name: "cpu",
-            what: "scalar".into(),
-            reason: "asked for".into(),
-        },
+        device: saccade::engine::DeviceReport::cpu("scalar", "asked for"),
         threads: 1,
         created: 0,
     }

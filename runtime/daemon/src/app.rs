@@ -23,6 +23,7 @@ pub(crate) const MAX_BODIES_KIB: usize = 64 << 10;
 pub(crate) struct App {
     served: OnceLock<Served>,
     stopping: AtomicBool,
+    card_lost: AtomicBool,
     queue: SyncSender<Job>,
     /// What is left for bodies, in KiB.
     pub(crate) bodies: Arc<Semaphore>,
@@ -37,6 +38,7 @@ impl App {
         Self {
             served: OnceLock::new(),
             stopping: AtomicBool::new(false),
+            card_lost: AtomicBool::new(false),
             queue,
             bodies: Arc::new(Semaphore::new(MAX_BODIES_KIB)),
             next_id: AtomicU64::new(unix_s() << 20),
@@ -57,11 +59,19 @@ impl App {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// The card is lost: that is what every request is told from now on.
+    pub(crate) fn lose_card(&self) {
+        self.card_lost.store(true, Ordering::Relaxed);
+    }
+
     /// The model's facts.
     ///
     /// # Errors
-    /// 503 while the model is being loaded and while the service stops.
+    /// 503 while the model is being loaded, while the service stops, and when the card was lost.
     pub(crate) fn served(&self) -> Result<&Served, ApiError> {
+        if self.card_lost.load(Ordering::Relaxed) {
+            return Err(ApiError::card_lost());
+        }
         if self.stopping.load(Ordering::Relaxed) {
             return Err(ApiError::stopping());
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 #[cfg(feature = "cuda")]
 use saccade::engine::DeviceOptions;
-use saccade::engine::{DeviceChoice, EngineOptions};
+use saccade::engine::{DeviceChoice, EngineOptions, Placement};
 use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
@@ -55,9 +55,15 @@ pub(crate) struct Args {
     /// What the engine's bench runs on: cpu, or cuda (in a build with that feature).
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     device: DeviceChoice,
-    /// The folder of compiled CUDA kernels.
+    /// The folder of compiled CUDA kernels; for developers, nvrtc or nvrtc:LIBRARY compiles them now.
     #[arg(long, value_name = "DIR")]
     kernels: Option<PathBuf>,
+    /// Where the card finds the weights: mapped (the file's own pages), device (copied), or auto.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    weights: Placement,
+    /// Run every part of the card's bench on a handful of tokens: a check of the program, whose figures mean nothing.
+    #[arg(long, requires = "engine")]
+    quick: bool,
     /// Reckon what the card of a board would need for the model instead, from its profile.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["source", "frames", "engine"])]
     board: Option<String>,
@@ -110,9 +116,11 @@ fn on_card(dir: &Path, args: &Args) -> anyhow::Result<Value> {
     let device = DeviceOptions {
         choice: DeviceChoice::Cuda,
         kernels: args.kernels.clone(),
+        weights: args.weights,
         ..DeviceOptions::default()
     };
-    card::run(dir, args.threads, device)
+    let sizes = if args.quick { card::Sizes::QUICK } else { card::Sizes::WHOLE };
+    card::run(dir, args.threads, device, &sizes)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -199,10 +199,7 @@ fn refuse(error: &Error) -> ApiError {
         }
         Error::Session(error @ SessionError::Text(_)) => ApiError::invalid("prompt", error.to_string()),
         Error::Memory { .. } => ApiError::invalid("size", format!("{error}, or ask for a smaller `size`")),
-        _ => {
-            log::error!("a drawing failed: {}", error.sentence());
-            ApiError::engine()
-        }
+        _ => ApiError::of_model("a drawing", error),
     }
 }
 
@@ -228,11 +225,7 @@ mod tests {
             max_new_tokens: 16,
             caption: String::new(),
             kernels: "scalar".into(),
-            device: saccade::engine::DeviceReport {
-                name: "cpu",
-                what: "scalar".into(),
-                reason: "asked for".into(),
-            },
+            device: saccade::engine::DeviceReport::cpu("scalar", "asked for"),
             threads: 1,
             created: 1,
         }

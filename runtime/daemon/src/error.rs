@@ -5,6 +5,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+const CARD_LOST: &str = "card_lost";
+
 /// A refusal: a status, a kind, a sentence, and the parameter concerned.
 ///
 /// The sentence is ours, never a library's: the text of a decoder may carry more than the client should see.
@@ -109,6 +111,39 @@ impl ApiError {
             "engine_error",
             "the model could not finish this request: the log of saccaded says why",
         )
+    }
+
+    /// 503: there is no memory for this request; the service goes on. The sentence is the runtime's, which knows how much was asked for.
+    pub(crate) fn no_memory(sentence: String) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "out_of_memory", sentence)
+    }
+
+    /// 503: the card was lost, and the service ends.
+    pub(crate) fn card_lost() -> Self {
+        let error = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable_error",
+            CARD_LOST,
+            "the card was lost and the service ends, to be started again: try again in some seconds",
+        );
+        Self { retry_after_s: Some(5), ..error }
+    }
+
+    /// Whether this says that the card was lost.
+    pub(crate) fn is_card_lost(&self) -> bool {
+        self.code == CARD_LOST
+    }
+
+    /// What the model says of `what`, which is no fault of the request.
+    pub(crate) fn of_model(what: &str, error: &saccade::Error) -> Self {
+        log::error!("{what} failed: {}", error.sentence());
+        if error.is_card_lost() {
+            Self::card_lost()
+        } else if error.is_out_of_memory() {
+            Self::no_memory(error.to_string())
+        } else {
+            Self::engine()
+        }
     }
 
     /// 503: the model is being loaded.

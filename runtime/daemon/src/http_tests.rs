@@ -38,7 +38,7 @@ fn served() -> Served {
         max_new_tokens: 16,
         caption: "what is happening?".into(),
         kernels: "scalar".into(),
-        device: DeviceReport { name: "cpu", what: "scalar".into(), reason: "asked for".into() },
+        device: DeviceReport::cpu("scalar", "asked for"),
         threads: 1,
         created: 1,
     }

@@ -17,6 +17,7 @@ use crate::admit::{Asks, Look, Served};
 use crate::app::unix_s;
 use crate::draw;
 use crate::error::ApiError;
+use crate::exit::CardLost;
 use crate::job::{Done, Event, Finish, Job, Timings};
 use crate::metrics::Metrics;
 use crate::picture::Picture;
@@ -29,7 +30,7 @@ const MAX_PICTURES: usize = 16;
 /// Loads the bundle, says so through `ready`, and answers jobs until their queue is closed.
 ///
 /// # Errors
-/// If the bundle cannot be opened.
+/// If the bundle cannot be opened, or the card is lost.
 pub(crate) fn run(
     model: Option<&Path>,
     options: &EngineOptions,
@@ -49,9 +50,24 @@ pub(crate) fn run(
             metrics.cancelled.inc();
             continue;
         }
-        engine.answer(&job, metrics);
+        if engine.answer(&job, metrics) == Fate::Lost {
+            for job in jobs.try_iter() {
+                // A client that left needs no reason.
+                let _ = job.reply.try_send(Event::Failed(ApiError::card_lost()));
+            }
+            return Err(CardLost.into());
+        }
     }
     Ok(())
+}
+
+/// What is left after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// An engine for the next one.
+    Works,
+    /// Nothing: the card does no more for this process.
+    Lost,
 }
 
 /// A model with everything that one request at a time needs.
@@ -114,9 +130,15 @@ impl Answerer {
         }
     }
 
-    /// Answers one job; whatever goes wrong is that job's alone.
-    fn answer(&mut self, job: &Job, metrics: &Metrics) {
-        let ended = self.answer_prompt(job, metrics).unwrap_or_else(|error| Some(Event::Failed(error)));
+    /// Answers one job; whatever goes wrong is that job's alone, unless the card is lost.
+    fn answer(&mut self, job: &Job, metrics: &Metrics) -> Fate {
+        let mut fate = Fate::Works;
+        let ended = self.answer_prompt(job, metrics).unwrap_or_else(|error| {
+            if error.is_card_lost() {
+                fate = Fate::Lost;
+            }
+            Some(Event::Failed(error))
+        });
         metrics.request_s.observe(job.queued.elapsed().as_secs_f64());
         match ended {
             // There is room for every event; a closed channel means that the client left.
@@ -127,6 +149,7 @@ impl Answerer {
                 metrics.cancelled.inc();
             }
         }
+        fate
     }
 
     /// Answers one prompt token by token; nothing if the client left.
@@ -306,10 +329,7 @@ fn refuse(error: &Error) -> ApiError {
             | SessionError::PictureSize { .. }
             | SessionError::Places { .. }),
         ) => ApiError::invalid("messages", error.to_string()),
-        _ => {
-            log::error!("a request failed: {}", error.sentence());
-            ApiError::engine()
-        }
+        _ => ApiError::of_model("a request", error),
     }
 }
 

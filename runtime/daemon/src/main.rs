@@ -8,6 +8,7 @@ mod count;
 mod doctor;
 mod draw;
 mod error;
+mod exit;
 mod infer;
 mod job;
 mod listen;
@@ -30,12 +31,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions};
+use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions, Placement};
 use saccade::onnx::{OnnxOptions, Provider};
 
 /// The on-device service of Saccade.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = exit::CODES)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -63,9 +64,12 @@ enum Command {
         /// Do not start without a card.
         #[arg(long)]
         require_gpu: bool,
-        /// The folder of compiled CUDA kernels [default: `cuda` beside this program].
+        /// The folder of compiled CUDA kernels [default: `cuda` beside this program]; for developers, nvrtc or nvrtc:LIBRARY.
         #[arg(long, value_name = "DIR")]
         kernels: Option<PathBuf>,
+        /// Where a card finds the weights: mapped (the file's own pages), device (copied), or auto.
+        #[arg(long, value_name = "NAME", default_value = "auto")]
+        weights: Placement,
         /// What runs the ONNX graph of a bundle that has one: cpu, cuda or tensorrt.
         #[arg(long, value_name = "NAME")]
         onnx_provider: Option<Provider>,
@@ -97,7 +101,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // The last word of the program: nothing is left to do if stderr is closed.
             let _ = writeln!(std::io::stderr(), "saccaded: {error:#}");
-            ExitCode::FAILURE
+            exit::code(&error)
         }
     }
 }
@@ -112,12 +116,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             device,
             require_gpu,
             kernels,
+            weights,
             onnx_provider,
             onnx_library,
         } => {
             let onnx = OnnxOptions { provider: onnx_provider, library: onnx_library };
             let choice = if require_gpu { DeviceChoice::Cuda } else { device };
-            let device = DeviceOptions { choice, kernels, ..DeviceOptions::default() };
+            let device = DeviceOptions { choice, kernels, weights, ..DeviceOptions::default() };
             let engine = EngineOptions { threads, onnx, device, ..EngineOptions::default() };
             serve::run(model, listen, engine, context)
         }

@@ -23,6 +23,8 @@ struct DeviceLabels {
     device: &'static str,
     name: String,
     reason: String,
+    weights: &'static str,
+    weights_reason: String,
 }
 
 /// Every figure of the service. Counting is a relaxed atomic addition; only reading formats anything.
@@ -70,7 +72,11 @@ impl Metrics {
         };
         let r = &mut this.registry;
         r.register("requests", "Requests for answers and pictures, by HTTP status", this.requests.clone());
-        r.register("device", "What the model runs on, and why: always 1", this.device.clone());
+        r.register(
+            "device",
+            "What the model runs on, where it finds the weights, and why: always 1",
+            this.device.clone(),
+        );
         r.register("prompt_tokens", "Tokens read", this.prompt_tokens.clone());
         r.register(
             "prompt_tokens_cached",
@@ -106,8 +112,8 @@ impl Metrics {
 
     /// Says what the model runs on.
     pub(crate) fn tell_device(&self, device: &DeviceReport) {
-        let DeviceReport { name, what, reason } = device.clone();
-        self.device.get_or_create(&DeviceLabels { device: name, name: what, reason }).set(1);
+        let DeviceReport { name: device, what: name, reason, weights, weights_reason } = device.clone();
+        self.device.get_or_create(&DeviceLabels { device, name, reason, weights, weights_reason }).set(1);
     }
 
     /// Counts a request for an answer or a picture that ended with `status`.
@@ -146,15 +152,14 @@ mod tests {
         metrics.count_request(200);
         metrics.count_request(200);
         metrics.count_request(429);
-        let (what, reason) = ("scalar".into(), "asked for".into());
-        metrics.tell_device(&DeviceReport { name: "cpu", what, reason });
+        metrics.tell_device(&DeviceReport::cpu("scalar", "asked for"));
         metrics.generated_tokens.inc_by(17);
         metrics.time_to_first_token_s.observe(0.05);
         let text = metrics.to_text();
         for line in [
             "saccade_requests_total{status=\"200\"} 2",
             "saccade_requests_total{status=\"429\"} 1",
-            "saccade_device{device=\"cpu\",name=\"scalar\",reason=\"asked for\"} 1",
+            "saccade_device{device=\"cpu\",name=\"scalar\",reason=\"asked for\",weights=\"mapped\",weights_reason=\"",
             "saccade_generated_tokens_total 17",
             "saccade_time_to_first_token_seconds_count 1",
             "saccade_memory_anonymous_bytes ",

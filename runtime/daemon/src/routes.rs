@@ -59,6 +59,8 @@ async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
         "device": served.device.name,
         "device_name": served.device.what,
         "device_reason": served.device.reason,
+        "weights": served.device.weights,
+        "weights_reason": served.device.weights_reason,
         "kernels": served.kernels,
         "threads": served.threads,
         "version": env!("CARGO_PKG_VERSION"),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use saccade::engine::EngineOptions;
@@ -12,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 use crate::app::App;
+use crate::exit::CardLost;
 use crate::job::QUEUE_LEN;
 use crate::metrics::Metrics;
 use crate::{infer, listen, routes};
@@ -19,10 +21,13 @@ use crate::{infer, listen, routes};
 /// Threads that wait for the network. The engine has its own; these only parse and copy.
 const NETWORK_THREADS: usize = 2;
 
+/// How long `/health` says that the card was lost, for whoever asks every second.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Serves the bundle in `model` until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If the address or the bundle cannot be opened.
+/// If the address or the bundle cannot be opened, or the card is lost.
 pub(crate) fn run(
     model: Option<PathBuf>,
     address: SocketAddr,
@@ -81,6 +86,11 @@ async fn serve(
         _ = interrupt.recv() => Ok(()),
         ended = engine_ended => ended.unwrap_or_else(|_| Err(anyhow::anyhow!("the inference thread has died: this is a bug in saccaded"))),
     };
+    if result.as_ref().is_err_and(|error| error.is::<CardLost>()) {
+        app.lose_card();
+        log::error!("{CardLost}: the service ends in {} s", LAST_WORDS.as_secs());
+        tokio::time::sleep(LAST_WORDS).await;
+    }
     log::info!("stopping");
     app.stop();
     // Closed receivers are fine: then the server has ended by itself.

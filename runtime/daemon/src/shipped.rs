@@ -1,4 +1,4 @@
-//! What lies in `examples/` of the repository: the defaults of the commands.
+//! What lies in `examples/` of the repository, or beside `bin/` in a package: the defaults of the commands.
 
 use std::path::{Path, PathBuf};
 
@@ -27,9 +27,11 @@ pub(crate) fn clip() -> anyhow::Result<PathBuf> {
     clips.min().context("there is no clip in examples/clips here: name a source, for example test://pattern")
 }
 
-/// Below `examples/` here, or where this program was built.
+/// Below `examples/` here, in the package that this program lies in, or where it was built.
 fn find(what: &str) -> Option<PathBuf> {
     let here = Path::new("examples").join(what);
+    let program = std::env::current_exe().unwrap_or_default();
+    let packaged = program.ancestors().nth(2).unwrap_or(&program).join(what);
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(what);
-    [here, built].into_iter().find(|path| path.exists())
+    [here, packaged, built].into_iter().find(|path| path.exists())
 }

@@ -2,118 +2,23 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use saccade::config::WeightDtype;
-use saccade_convert::bundle::convert;
-use saccade_convert::checkpoint::Checkpoint;
-use saccade_convert::progress::Progress;
-use saccade_convert::random::write_bundle;
 use serde_json::{Value, json};
-use tempfile::TempDir;
+
+mod service;
+
+use service::{Service, random_bundle};
 
 const SACCADED: &str = env!("CARGO_BIN_EXE_saccaded");
 
-/// A nano bundle with random weights: it talks nonsense, always the same.
-fn random_bundle() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    write_bundle(&dir.path().join("nano"), &saccade::config::nano(), WeightDtype::Int8, 7).unwrap();
-    dir
-}
-
-/// A running service, killed when the test ends.
-struct Service {
-    child: Child,
-    address: SocketAddr,
-    _bundle: TempDir,
-}
-
-impl Service {
-    fn start() -> Self {
-        Self::of(random_bundle(), "nano")
-    }
-
-    /// A service of the bundle `name` in a folder.
-    fn of(bundle: TempDir, name: &str) -> Self {
-        let mut child = Command::new(SACCADED)
-            .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1", "--model"])
-            .arg(bundle.path().join(name))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        let address = loop {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "the service ended before it listened");
-            if let Some((_, address)) = line.split_once("listening address=http://") {
-                break address.trim().parse().unwrap();
-            }
-        };
-        // A full pipe would stop the service in the middle of a log line.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        let service = Self { child, address, _bundle: bundle };
-        let start = Instant::now();
-        while service.get("/health").0 != 200 {
-            assert!(start.elapsed() < Duration::from_secs(60), "the model never became ready");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        service
-    }
-
-    /// Status and body of one request.
-    fn exchange(&self, request: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
-    }
-
-    fn get(&self, path: &str) -> (u16, String) {
-        self.exchange(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
-    }
-
-    fn chat(&self, body: &Value) -> (u16, String) {
-        self.post("/v1/chat/completions", body)
-    }
-
-    fn post(&self, path: &str, body: &Value) -> (u16, String) {
-        let body = body.to_string();
-        let length = body.len();
-        self.exchange(&format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer EMPTY\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-        ))
-    }
-
-    fn completion(&self, body: &Value) -> Value {
-        let (status, text) = self.chat(body);
-        assert_eq!(status, 200, "{text}");
-        serde_json::from_str(&text).unwrap()
-    }
-
-    fn metric(&self, name: &str) -> f64 {
-        let (_, text) = self.get("/metrics");
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
-            .unwrap_or_else(|| panic!("no {name} in\n{text}"));
-        line.parse().unwrap()
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A service of a random bundle.
+fn nano() -> Service {
+    let bundle = random_bundle();
+    Service::start(&bundle.path().join("nano"), &[], &[]).unwrap()
 }
 
 /// What live-vlm-webui sends: one user message, text first, one JPEG as a data URI.
@@ -146,7 +51,7 @@ fn streamed(body: &str) -> (String, Vec<Value>) {
 
 #[test]
 fn answers_pictures_whole_and_streamed_alike() {
-    let service = Service::start();
+    let service = nano();
     let health: Value = serde_json::from_str(&service.get("/health").1).unwrap();
     assert_eq!(
         (&health["status"], &health["model"], &health["threads"]),
@@ -188,7 +93,7 @@ fn answers_pictures_whole_and_streamed_alike() {
 
 #[test]
 fn a_seed_repeats_an_answer_and_a_stop_string_ends_it() {
-    let service = Service::start();
+    let service = nano();
     let ask = |seed: u64| {
         let body = json!({"messages": [{"role": "user", "content": "hello"}], "temperature": 1.5, "seed": seed, "max_tokens": 12});
         service.completion(&body)["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
@@ -210,7 +115,7 @@ fn a_seed_repeats_an_answer_and_a_stop_string_ends_it() {
 
 #[test]
 fn a_bad_request_fails_alone() {
-    let service = Service::start();
+    let service = nano();
     let broken = &jpeg(10)[..900];
     let (status, body) = service.chat(&webui(broken));
     assert_eq!(status, 400);
@@ -224,7 +129,7 @@ fn a_bad_request_fails_alone() {
 
 #[test]
 fn many_clients_leave_nothing_behind() {
-    let service = Service::start();
+    let service = nano();
     let ask = webui(&jpeg(77));
     let round = || {
         std::thread::scope(|scope| {
@@ -251,7 +156,7 @@ fn many_clients_leave_nothing_behind() {
 
 #[test]
 fn sigterm_ends_it_with_success() {
-    let mut service = Service::start();
+    let mut service = nano();
     let pid = service.child.id().to_string();
     assert!(Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status().unwrap().success());
     let start = Instant::now();
@@ -327,14 +232,10 @@ fn the_doctor_speaks_json_and_words() {
     assert!(String::from_utf8_lossy(&saccaded(&["doctor"], None).stdout).contains("board"));
 }
 
-/// A tiny published model of random weights: it talks nonsense, always the same.
+/// A service of a tiny published model.
 fn published(checkpoint: &str) -> Service {
-    let dir = tempfile::tempdir().unwrap();
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../convert/tests/fixtures");
-    let mut checkpoint = Checkpoint::open(&fixtures.join(checkpoint)).unwrap();
-    convert(&mut checkpoint, &dir.path().join("tiny"), WeightDtype::Int8, false, &mut Progress::silent())
-        .unwrap();
-    Service::of(dir, "tiny")
+    let bundle = service::published(checkpoint);
+    Service::start(&bundle.path().join("tiny"), &[], &[]).unwrap()
 }
 
 #[test]

@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_uint, c_void};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
 use super::error::CudaError;
+use super::host::HostReads;
 use super::memory::{Graph, Memory};
-use super::sources::{ARCHITECTURES, Architecture, SOURCES};
+use super::nvrtc::{self, Compiler};
+use super::sources::{ARCHITECTURES, Architecture, KernelFile, SOURCES};
 
 /// The oldest driver whose calls are used: JetPack 5.
 const OLDEST_DRIVER: i32 = 11_040;
@@ -19,7 +21,8 @@ const OLDEST_DRIVER: i32 = 11_040;
 pub struct CudaOptions {
     /// The card's number.
     pub ordinal: usize,
-    /// The folder of compiled kernels, with a folder `sm_NN` for each architecture.
+    /// The folder of compiled kernels, with a folder `sm_NN` for each architecture; `nvrtc` or `nvrtc:LIBRARY` has them compiled for the
+    /// card by that library of NVIDIA's.
     pub kernels: PathBuf,
 }
 
@@ -35,6 +38,9 @@ pub struct Device {
     sm: u32,
     multiprocessors: usize,
     integrated: bool,
+    host_reads: HostReads,
+    /// As the driver counts: 11040 is 11.4.
+    driver: i32,
     /// Shared memory that a block may have on request.
     block_memory: usize,
 }
@@ -97,13 +103,20 @@ impl Device {
         use sys::CUdevice_attribute as A;
         let sm = 10 * attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
             + attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let Some(arch) = architecture(sm) else {
+        let compiler = nvrtc::library(&options.kernels).map(|path| Compiler::open(&path)).transpose()?;
+        let known = architecture(sm).map(|arch| arch.sm);
+        let Some(arch) = compiler.as_ref().map(|_| sm).or(known) else {
             let known: Vec<_> =
                 ARCHITECTURES.iter().map(|a| format!("{}.{}", a.sm / 10, a.sm % 10)).collect();
             return Err(CudaError::UnknownArchitecture { device: name, sm, known: known.join(", ") });
         };
         let multiprocessors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let integrated = attribute(A::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
+        let host_reads = HostReads::of(
+            attribute(A::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS)? != 0,
+            attribute(A::CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED)? != 0,
+            attribute(A::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED)? != 0,
+        );
         let block_memory = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // SAFETY: the device was found above; `Drop` releases the context.
         let context = unsafe { result::primary_ctx::retain(device) };
@@ -118,12 +131,27 @@ impl Device {
             sm,
             multiprocessors,
             integrated,
+            host_reads,
+            driver: found,
             block_memory,
         };
         this.enter()?;
         this.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(CudaError::of("cuStreamCreate"))?;
-        this.load(&options.kernels.join(format!("sm_{}", arch.sm)))?;
+        let folder = options.kernels.join(format!("sm_{arch}"));
+        match &compiler {
+            Some(compiler) => {
+                let [major, minor] = compiler.version;
+                log::warn!(
+                    "kernels are compiled by NVRTC {major}.{minor} for sm_{sm}, now: an option for developers"
+                );
+                this.load(&|file| compiler.compile(file, sm))?;
+            }
+            None => this.load(&|file| {
+                let path = folder.join(format!("{}.cubin", file.name));
+                std::fs::read(&path).map_err(|source| CudaError::NoKernels { path, source })
+            })?,
+        }
         // Those that hold a row of floats, or four (`layer_norm`): from 12,288 or 3,072 on they are larger than what a block has unasked.
         for kernel in ["quantise_rows", "rms_norm_rows", "quantise_patches", "layer_norm"] {
             this.allow_block_memory(kernel)?;
@@ -131,7 +159,7 @@ impl Device {
         log::info!(
             "engine=cuda device=\"{}\" sm={sm} kernels=sm_{} multiprocessors={multiprocessors} integrated={integrated} driver={}.{}",
             this.name,
-            arch.sm,
+            arch,
             found / 1000,
             found % 1000 / 10,
         );
@@ -158,11 +186,20 @@ impl Device {
         self.integrated
     }
 
-    /// Loads every kernel file's module from `dir`.
-    fn load(&mut self, dir: &Path) -> Result<(), CudaError> {
+    /// How it reads memory that the host has mapped.
+    pub(crate) fn host_reads(&self) -> HostReads {
+        self.host_reads
+    }
+
+    /// The driver's version, as it counts: 11040 is 11.4.
+    pub(crate) fn driver(&self) -> i32 {
+        self.driver
+    }
+
+    /// Loads every kernel file's module, whose image `image` has.
+    fn load(&mut self, image: &dyn Fn(&KernelFile) -> Result<Vec<u8>, CudaError>) -> Result<(), CudaError> {
         for file in &SOURCES {
-            let path = dir.join(format!("{}.cubin", file.name));
-            let image = std::fs::read(&path).map_err(|source| CudaError::NoKernels { path, source })?;
+            let image = image(file)?;
             // SAFETY: the image outlives the call, which copies it. A file that is no image for this card is refused by the driver.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
             let module = module.map_err(CudaError::of("cuModuleLoadData"))?;

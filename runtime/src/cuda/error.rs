@@ -2,7 +2,29 @@
 
 use std::path::PathBuf;
 
-use cudarc::driver::DriverError;
+use cudarc::driver::{DriverError, sys};
+
+use sys::CUresult as Code;
+
+/// After these every call fails until the process has ended: the context is damaged, or the card is gone.
+///
+/// Source: the CUDA Driver API's list of error codes, "the process must be terminated and relaunched".
+const LOSSES: [Code; 14] = [
+    Code::CUDA_ERROR_DEINITIALIZED,
+    Code::CUDA_ERROR_ECC_UNCORRECTABLE,
+    Code::CUDA_ERROR_NVLINK_UNCORRECTABLE,
+    Code::CUDA_ERROR_ILLEGAL_ADDRESS,
+    Code::CUDA_ERROR_LAUNCH_TIMEOUT,
+    Code::CUDA_ERROR_CONTEXT_IS_DESTROYED,
+    Code::CUDA_ERROR_ASSERT,
+    Code::CUDA_ERROR_HARDWARE_STACK_ERROR,
+    Code::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+    Code::CUDA_ERROR_MISALIGNED_ADDRESS,
+    Code::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+    Code::CUDA_ERROR_INVALID_PC,
+    Code::CUDA_ERROR_LAUNCH_FAILED,
+    Code::CUDA_ERROR_UNKNOWN,
+];
 
 /// A card that cannot be used, or stopped working.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +72,26 @@ pub enum CudaError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A compiler was named that is none.
+    #[error(
+        "`{}` is no NVRTC that can be used ({reason}); name the library with `--kernels nvrtc:PATH`, or the folder of compiled kernels", path.display()
+    )]
+    NoCompiler {
+        /// What was named.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A kernel does not compile.
+    #[error("{file}.cu does not compile for sm_{sm}: {log}")]
+    DoesNotCompile {
+        /// The file without its ending.
+        file: &'static str,
+        /// The compute capability.
+        sm: u32,
+        /// What the compiler said.
+        log: String,
+    },
     /// The card's memory does not suffice.
     #[error(
         "{what} needs {needed} bytes of the card's memory, and {free} are free; use a smaller model or context, or end other programs"
@@ -74,6 +116,32 @@ pub enum CudaError {
         /// The most there may be.
         most: usize,
     },
+    /// Weights were to be read where they are mapped.
+    #[error(
+        "`{device}` cannot read the weights where they are mapped: {reason}; place them with `--weights device`, or `auto`"
+    )]
+    CannotMap {
+        /// Its name.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The driver has no memory for something of its own.
+    #[error(
+        "the CUDA driver has no memory left for {call}; use a smaller model or context, or end other programs"
+    )]
+    Exhausted {
+        /// What was asked of it.
+        call: &'static str,
+    },
+    /// The card does nothing more for this process.
+    #[error("the card was lost in {call}: {message}; only a new process can open it again")]
+    Lost {
+        /// What was asked of the driver.
+        call: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// The driver refused something.
     #[error("the CUDA driver failed in {call}: {message}; the card must be opened again")]
     Call {
@@ -92,7 +160,11 @@ impl CudaError {
                 found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
             };
             let message = format!("{} ({})", text(error.error_name()), text(error.error_string()));
-            Self::Call { call, message }
+            match error.0 {
+                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Self::Exhausted { call },
+                code if LOSSES.contains(&code) => Self::Lost { call, message },
+                _ => Self::Call { call, message },
+            }
         }
     }
 }

@@ -2,18 +2,20 @@
 //! figure that is compared with them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::driver::Device;
 use super::error::CudaError;
 use super::launch::{Layer, Layers};
 use super::memory::Memory;
-use crate::quant::{pad_k, pad_n};
+use crate::quant::{TILE_N, pad_k, pad_n};
 
 /// Runs of each measurement; the best counts, the others met a clock that was still rising.
 const RUNS: usize = 5;
 /// Launches of a run.
 const LAUNCHES: usize = 10;
+/// No run begins after so long.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What is measured with.
 struct Sizes {
@@ -31,6 +33,18 @@ struct Sizes {
 /// More bytes than any cache of a card; the layer is one of the largest shape that engines are compared at.
 const SIZES: Sizes =
     Sizes { bytes: 256 << 20, stream_k: 4096, layer: [5632, 2048], tokens: [576, 2048], rounds: 2000 };
+
+/// What a check of the programs that measure is run with, in seconds on an emulated card: its figures mean nothing.
+const QUICK: Sizes = Sizes { bytes: 1 << 16, stream_k: 256, layer: [32, 64], tokens: [4, 8], rounds: 1 };
+
+/// How much is measured with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// What figures need.
+    Whole,
+    /// What runs every line once: a check of the program, not of the card.
+    Quick,
+}
 
 /// Figures of a card.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +76,12 @@ impl CardLimits {
     ///
     /// # Errors
     /// If the card has not as much memory, or fails.
-    pub fn measure(device: &Arc<Device>) -> Result<Self, CudaError> {
-        Self::measure_with(device, &SIZES)
+    pub fn measure(device: &Arc<Device>, effort: Effort) -> Result<Self, CudaError> {
+        let sizes = match effort {
+            Effort::Whole => &SIZES,
+            Effort::Quick => &QUICK,
+        };
+        Self::measure_with(device, sizes)
     }
 
     fn measure_with(device: &Arc<Device>, sizes: &Sizes) -> Result<Self, CudaError> {
@@ -96,6 +114,66 @@ impl CardLimits {
             peak_tops: operations / peak / 1e12,
             gemm_tops,
         })
+    }
+}
+
+/// What is read to compare two places of weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadSizes {
+    /// Bytes of them, at most.
+    pub(crate) bytes: usize,
+    /// Inputs of the layers.
+    pub(crate) k: usize,
+    /// Outputs of the one that a prompt goes through, at most.
+    pub(crate) n: usize,
+    /// Tokens of the prompt.
+    pub(crate) tokens: usize,
+}
+
+impl ReadSizes {
+    /// More than the caches of a board hold, and a prompt whose products read each weight many times.
+    pub(crate) const BOARD: Self = Self { bytes: 64 << 20, k: 4096, n: 2048, tokens: 576 };
+}
+
+/// How fast layers are whose weights lie in some place.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReadRates {
+    /// Bytes of weights that a layer of one token streams.
+    ///
+    /// Units: GB/s.
+    pub(crate) decode_gbps: f64,
+    /// INT8 operations of a layer of a prompt.
+    ///
+    /// Units: 10¹² a second.
+    pub(crate) prompt_tops: f64,
+}
+
+impl ReadRates {
+    /// Of the `bytes` at `at`, whatever they are; `None` where they are too few.
+    pub(crate) fn measure(
+        device: &Arc<Device>,
+        at: u64,
+        bytes: usize,
+        sizes: &ReadSizes,
+    ) -> Result<Option<Self>, CudaError> {
+        let ReadSizes { k, tokens, .. } = *sizes;
+        let whole = |n: usize| n / TILE_N * TILE_N;
+        let (n, wide) = (whole(bytes / k), whole(sizes.n.min(bytes / k)));
+        if n == 0 {
+            return Ok(None);
+        }
+        let shape = Sizes { bytes, stream_k: k, layer: [wide, k], tokens: [1, tokens], rounds: 0 };
+        let scratch = Scratch::new(device, n, &shape)?;
+        let layer = scratch.layers(at, n, k);
+        let one = seconds(device, || device.linear_i8_of_floats(&layer, scratch.x.at(), 0, 0.0))?;
+        let layer = scratch.layers(at, wide, k);
+        let prompt =
+            seconds(device, || device.linear_i8(&layer, scratch.q.at(), scratch.scale.at(), tokens))?;
+        Ok(Some(Self {
+            decode_gbps: as_f64(n * k) / one / 1e9,
+            prompt_tops: 2.0 * as_f64(tokens * wide * k) / prompt / 1e12,
+        }))
     }
 }
 
@@ -137,7 +215,11 @@ impl Scratch {
 /// Seconds of one launch.
 fn seconds(device: &Device, work: impl Fn() -> Result<(), CudaError>) -> Result<f64, CudaError> {
     let mut best = f64::INFINITY;
-    for _ in 0..RUNS {
+    let begun = Instant::now();
+    for run in 0..RUNS {
+        if run > 0 && begun.elapsed() > PATIENCE {
+            break;
+        }
         device.wait()?;
         let start = Instant::now();
         for _ in 0..LAUNCHES {
@@ -161,9 +243,8 @@ mod tests {
 
     #[test]
     fn every_figure_is_measured() {
-        let sizes = Sizes { bytes: 1 << 18, stream_k: 256, layer: [64, 128], tokens: [20, 40], rounds: 2 };
         let card = orin();
-        let limits = CardLimits::measure_with(&card.device, &sizes).unwrap();
+        let limits = CardLimits::measure(&card.device, Effort::Quick).unwrap();
         let CardLimits { copy_gbps, gemv_gbps, gemv8_gbps, peak_tops, gemm_tops: [some, many] } = limits;
         for figure in [copy_gbps, gemv_gbps, gemv8_gbps, peak_tops, some, many] {
             assert!(figure.is_finite() && figure > 0.0, "{limits:?}");

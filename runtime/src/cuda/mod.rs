@@ -10,15 +10,19 @@
 mod arguments;
 mod driver;
 mod error;
+mod host;
 pub(crate) mod launch;
 mod limits;
 mod memory;
+mod nvrtc;
 mod sources;
 #[cfg(test)]
 mod tests;
 
 pub use driver::{CudaOptions, Device};
 pub use error::CudaError;
-pub use limits::CardLimits;
+pub(crate) use host::HostPages;
+pub use limits::{CardLimits, Effort};
+pub(crate) use limits::{ReadRates, ReadSizes};
 pub(crate) use memory::{Graph, Memory, Pinned};
 pub use sources::{ARCHITECTURES, Architecture, HEADERS, KernelFile, SOURCES};

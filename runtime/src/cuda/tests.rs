@@ -24,6 +24,7 @@ mod attention;
 mod faults;
 mod models;
 mod pick;
+mod placement;
 mod vision;
 
 const SCALAR: Kernels = Kernels::SCALAR;

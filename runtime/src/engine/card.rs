@@ -1,26 +1,29 @@
 //! A pass on a card: the operations of a block as launches of kernels.
 //!
-//! The weights lie on the card as they lie in the file, so a tensor's address is where it begins in the file behind one base. What
+//! The weights lie before the card as they lie in the file, so a tensor's address is where it begins in the file behind one base. What
 //! the rows of a step are is written by the host into one list ([`Lists`]); the buffers stay where they are, so the launches of a step
 //! of one row a sequence are captured once for each number of sequences and then put into the stream as one graph.
 
 mod buffers;
 mod maps;
+pub(crate) mod placement;
+mod verdicts;
 
 use std::sync::Arc;
 
 pub(crate) use buffers::CardBuffers;
 use buffers::{Lists, narrow};
 pub(crate) use maps::{CardMaps, MapBuffers};
+use placement::Placed;
 
-use super::device::{DeviceOptions, kernels_dir};
+use super::device::{DeviceOptions, DeviceReport, kernels_dir};
 use super::pass::{HEAD_EPS, Layer, Pass, QkNorms, Rows};
 use crate::Result;
 use crate::config::{DecoderConfig, NormPlace};
 use crate::cuda::launch::{
     At, AttentionShape, HeadNorms, HeadShape, Layer as LayerAt, Layers, StepAt, TableAt,
 };
-use crate::cuda::{CudaOptions, Device, Memory, Pinned};
+use crate::cuda::{CudaOptions, Device};
 use crate::weights::{LinearPlace, LinearRef, VectorRef, Weights};
 
 /// Bytes that the weights are copied by.
@@ -35,29 +38,27 @@ pub(crate) const SLOTS: i32 = 3;
 #[derive(Debug)]
 pub(crate) struct Card {
     pub(crate) device: Arc<Device>,
-    weights: Memory,
+    weights: Placed,
 }
 
 impl Card {
-    /// Opens the card that is asked for, and copies the weights to it.
+    /// Opens the card that is asked for, and places the weights.
     pub(crate) fn choose(options: &DeviceOptions, weights: &Weights) -> Result<Self> {
         let kernels = kernels_dir(options);
-        Self::new(Device::open(&CudaOptions { ordinal: options.ordinal, kernels })?, weights)
+        let device = Device::open(&CudaOptions { ordinal: options.ordinal, kernels })?;
+        let weights = Placed::new(&device, weights, options)?;
+        Ok(Self { device, weights })
     }
 
-    /// Copies the weights to a card.
-    fn new(device: Arc<Device>, weights: &Weights) -> Result<Self> {
-        let bytes: &[u8] = weights.map();
-        let memory = device.allocate("the weights", bytes.len())?;
-        let mut rooms = [Pinned::new(&device, CHUNK)?, Pinned::new(&device, CHUNK)?];
-        for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
-            let room = &mut rooms[i % 2];
-            room.get()?[..chunk.len()].copy_from_slice(chunk);
-            memory.write_from(i * CHUNK, room, chunk.len())?;
+    /// What it is, and where it finds the weights.
+    pub(crate) fn report(&self) -> DeviceReport {
+        DeviceReport {
+            name: "cuda",
+            what: self.device.name().into(),
+            reason: "a card is there".into(),
+            weights: self.weights.name(),
+            weights_reason: self.weights.reason().into(),
         }
-        device.wait()?;
-        log::info!("weights on the card: {} bytes", bytes.len());
-        Ok(Self { device, weights: memory })
     }
 
     fn at(&self, place: usize) -> At {

@@ -27,6 +27,43 @@ impl std::str::FromStr for DeviceChoice {
     }
 }
 
+/// Where a card finds the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// Where its attributes and a timing of a second say.
+    #[default]
+    Auto,
+    /// In the pages of the mapped file, or nowhere.
+    Mapped,
+    /// In memory of its own, into which they are copied once.
+    Device,
+}
+
+impl Placement {
+    /// As it is typed.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Mapped => "mapped",
+            Self::Device => "device",
+        }
+    }
+}
+
+impl std::str::FromStr for Placement {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::Auto, Self::Mapped, Self::Device]
+            .into_iter()
+            .find(|placement| placement.name() == name)
+            .ok_or_else(|| {
+                format!("weights cannot be placed as `{name}`; choose one of: auto, device, mapped")
+            })
+    }
+}
+
 /// How to choose a device.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
@@ -34,8 +71,13 @@ pub struct DeviceOptions {
     pub choice: DeviceChoice,
     /// The card's number.
     pub ordinal: usize,
-    /// The folder of compiled kernels; `None` looks for `cuda` and `../cubin` beside the running program.
+    /// The folder of compiled kernels; `None` looks for `cuda` and `../cubin` beside the running program. `nvrtc` or `nvrtc:LIBRARY` has
+    /// them compiled when the card is opened.
     pub kernels: Option<PathBuf>,
+    /// Where a card finds the weights; the CPU reads the mapped file.
+    pub weights: Placement,
+    /// The folder that keeps what was measured to place them; `None` takes `saccade` in the user's cache.
+    pub cache: Option<PathBuf>,
 }
 
 /// What a model's decoder and image networks run on.
@@ -47,6 +89,24 @@ pub struct DeviceReport {
     pub what: String,
     /// Why this one.
     pub reason: String,
+    /// Where it finds the weights: `mapped` or `device`.
+    pub weights: &'static str,
+    /// Why there.
+    pub weights_reason: String,
+}
+
+impl DeviceReport {
+    /// Of the CPU, which reads the mapped file itself.
+    #[must_use]
+    pub fn cpu(kernels: &str, reason: &str) -> Self {
+        Self {
+            name: "cpu",
+            what: kernels.into(),
+            reason: reason.into(),
+            weights: Placement::Mapped.name(),
+            weights_reason: "the CPU reads the file's own pages".into(),
+        }
+    }
 }
 
 /// A card that was asked for in a build that knows none.
@@ -66,4 +126,12 @@ pub(crate) fn kernels_dir(options: &DeviceOptions) -> PathBuf {
         .into_iter()
         .find(|dir| dir.is_dir())
         .unwrap_or_else(|| beside("cuda"))
+}
+
+/// Where what was measured is kept, if the user has a place for such things.
+#[cfg(feature = "cuda")]
+pub(crate) fn cache_dir(options: &DeviceOptions) -> Option<PathBuf> {
+    let of = |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let users = || of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")));
+    options.cache.clone().or_else(|| Some(users()?.join("saccade")))
 }

@@ -29,7 +29,7 @@ const ROW_BLOCK: usize = 8;
 pub(crate) use cpu::{CpuPass, CpuScratch, Net};
 pub(crate) use pass::{Layer, Most, Own, Pass, QkNorms, Rows, Sequence, Visible};
 
-pub use device::{DeviceChoice, DeviceOptions, DeviceReport};
+pub use device::{DeviceChoice, DeviceOptions, DeviceReport, Placement};
 pub use linear::{ActivationKinds, Activations, Biased, Linear};
 
 /// An engine that cannot be had on this machine.

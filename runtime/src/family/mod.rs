@@ -222,18 +222,14 @@ impl Model {
             }
             None => None,
         };
-        let cpu = |reason: &str| DeviceReport {
-            name: "cpu",
-            what: engine.kernels().name.into(),
-            reason: reason.into(),
-        };
+        let cpu = |reason: &str| DeviceReport::cpu(engine.kernels().name, reason);
         #[cfg(feature = "cuda")]
         let (card, device) = match options.device.choice {
             DeviceChoice::Cpu => (None, cpu("asked for")),
             choice => match Card::choose(&options.device, &weights) {
                 Ok(card) => {
-                    let what = card.device.name().into();
-                    (Some(card), DeviceReport { name: "cuda", what, reason: "a card is there".into() })
+                    let report = card.report();
+                    (Some(card), report)
                 }
                 Err(error) if choice == DeviceChoice::Auto => (None, cpu(&error.to_string())),
                 Err(error) => return Err(error),
@@ -246,6 +242,7 @@ impl Model {
             DeviceChoice::Auto => cpu(&EngineError::NoCuda.to_string()),
         };
         log::info!("device={} what=\"{}\" reason=\"{}\"", device.name, device.what, device.reason);
+        log::info!("weights={} reason=\"{}\"", device.weights, device.weights_reason);
         log::info!(
             "model={} family={} dtype={:?} blake3={} dir={} kernels={} threads={}",
             config.model.name(),

@@ -3,7 +3,9 @@
 // What a real card punishes at random is punished here for certain: device memory ends at a page that nobody may touch, host memory given
 // to a background copy is read only when the stream is waited for, launches run then and in order, and kernels are run with a new
 // seed each. Environment: EMULATOR_MAJOR, EMULATOR_MINOR (compute capability, 8.7), EMULATOR_MEMORY_MB (1024), EMULATOR_DRIVER (11040),
-// EMULATOR_DEVICES (1), EMULATOR_FAIL=call:code:after (the call fails with the code after so many successes), EMULATOR_SEED.
+// EMULATOR_DEVICES (1), EMULATOR_FAIL=call:code:after (the call fails with the code after so many successes), EMULATOR_SEED; what it shares
+// with the host: EMULATOR_INTEGRATED (1), EMULATOR_PAGEABLE (0), EMULATOR_REGISTER (0; 1: memory of the host can be registered, 2: that which
+// is read-only, too).
 #include "emulator.h"
 #include "launch.h"
 
@@ -13,6 +15,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <sys/mman.h>
 #include <vector>
@@ -25,7 +28,7 @@ namespace {
 
 using Result = int;
 constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALISED = 3, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
-                 LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900;
+                 LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900;
 constexpr std::size_t PAGE = 4096;
 
 int setting(const char *name, int otherwise) {
@@ -60,6 +63,7 @@ struct Allocation {
 };
 std::map<unsigned long long, Allocation> allocations;
 std::size_t used;
+std::map<void *, std::pair<void *, std::size_t>> registered;
 Result lost = SUCCESS;
 
 using Work = std::function<Result()>;
@@ -76,6 +80,7 @@ struct Function {
 };
 
 Stream default_stream;
+std::set<Stream *> streams{&default_stream};
 Stream &of(void *stream) { return stream ? *static_cast<Stream *>(stream) : default_stream; }
 
 Result enqueue(void *stream, Work work) {
@@ -94,6 +99,11 @@ Result drain(Stream &s) {
         }
     s.queue.clear();
     return lost;
+}
+
+// What gives memory back waits for the work that may use it, as the driver does.
+void drain_all() {
+    for (Stream *s : streams) drain(*s);
 }
 
 bool inside(unsigned long long at, std::size_t bytes) {
@@ -142,7 +152,10 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     case 76: *value = setting("EMULATOR_MINOR", 7); break;
     case 16: *value = 8; break;                            // multiprocessors
     case 97: *value = 163 << 10; break;                    // shared memory of a block, on request
-    case 18: *value = 1; break;                            // integrated
+    case 18: *value = setting("EMULATOR_INTEGRATED", 1); break;
+    case 88: *value = setting("EMULATOR_PAGEABLE", 0); break;
+    case 99: *value = setting("EMULATOR_REGISTER", 0) >= 1; break;
+    case 113: *value = setting("EMULATOR_REGISTER", 0) >= 2; break;
     default: *value = 0;
     }
     emulator::has_mma = setting("EMULATOR_MAJOR", 8) >= 8;
@@ -203,6 +216,7 @@ API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
 API cuMemFree_v2(unsigned long long at) {
     auto found = allocations.find(at);
     if (found == allocations.end()) return INVALID_VALUE;
+    drain_all();
     const Allocation &a = found->second;
     const unsigned char *end = reinterpret_cast<const unsigned char *>(at) + a.bytes;
     for (std::size_t i = 0; i < (a.bytes + 255) / 256 * 256 - a.bytes; i++)
@@ -221,7 +235,34 @@ API cuMemHostAlloc(void **at, std::size_t bytes, unsigned) {
     return SUCCESS;
 }
 API cuMemFreeHost(void *at) {
+    drain_all();
     std::free(at);
+    return SUCCESS;
+}
+// Memory of the host that the card may read, at addresses that are the card's own: pages of the same file, mapped once more, so that
+// whoever reads them without asking for the card's address, or after they were given back, meets nothing.
+API cuMemHostRegister_v2(void *at, std::size_t bytes, unsigned flags) {
+    MAY_FAIL("cuMemHostRegister_v2");
+    constexpr unsigned READ_ONLY = 8;
+    if (setting("EMULATOR_REGISTER", 0) < (flags & READ_ONLY ? 2 : 1)) return NOT_SUPPORTED;
+    // What tests register is mapped read-only: the driver of a card asks for the flag, too.
+    if (!(flags & READ_ONLY) || !bytes || registered.count(at)) return INVALID_VALUE;
+    void *again = mremap(at, 0, bytes, MREMAP_MAYMOVE);
+    if (again == MAP_FAILED) return INVALID_VALUE;
+    registered[at] = {again, bytes};
+    return SUCCESS;
+}
+API cuMemHostGetDevicePointer_v2(unsigned long long *device, void *at, unsigned) {
+    auto found = registered.find(at);
+    if (found == registered.end()) return INVALID_VALUE;
+    *device = reinterpret_cast<unsigned long long>(found->second.first);
+    return SUCCESS;
+}
+API cuMemHostUnregister(void *at) {
+    auto found = registered.find(at);
+    if (found == registered.end()) return INVALID_VALUE;
+    munmap(found->second.first, found->second.second);
+    registered.erase(found);
     return SUCCESS;
 }
 API cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, std::size_t bytes, void *stream) {
@@ -259,10 +300,13 @@ API cuMemsetD8Async(unsigned long long at, unsigned char value, std::size_t byte
     });
 }
 API cuStreamCreate(void **stream, unsigned) {
-    *stream = new Stream;
+    Stream *made = new Stream;
+    streams.insert(made);
+    *stream = made;
     return SUCCESS;
 }
 API cuStreamDestroy_v2(void *stream) {
+    streams.erase(static_cast<Stream *>(stream));
     delete static_cast<Stream *>(stream);
     return SUCCESS;
 }

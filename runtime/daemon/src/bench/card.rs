@@ -1,13 +1,15 @@
 //! `saccaded bench --engine --device cuda`: the engine on a card, beside what the card can do at most.
 //!
-//! Targets of a data-centre card, where gaps between launches outweigh bytes, stand beside the figures.
+//! What each figure should be stands beside it, with a verdict ([`checks`]).
+
+mod checks;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use saccade::cuda::{CardLimits, CudaOptions, Device};
+use saccade::cuda::{CardLimits, CudaOptions, Device, Effort};
 use saccade::engine::{DeviceOptions, EngineOptions};
 use saccade::family::Model;
 use saccade::sample::argmax;
@@ -18,36 +20,78 @@ use super::engine::Work;
 use super::{percentile, rounded};
 use crate::count::Count;
 
-/// Tokens of the prompts whose prefill is measured.
-const PROMPTS: [usize; 2] = [256, 576];
-/// Tokens before a decoded one, at first.
-const DECODE_PROMPT: usize = 64;
-/// Steps that are timed, after some that capture the graph and raise the clock.
-const STEPS: [usize; 2] = [100, 20];
-/// Sequences that are decoded together.
-const BATCHES: [usize; 4] = [1, 2, 4, 8];
-/// Greedy steps that are compared with the CPU's.
-const PARITY_STEPS: usize = 16;
-/// Prompts that are timed.
-const REPEATS: usize = 7;
+/// Two tokens whose logits differ by less may change places between engines.
+const NEAR_TIE: f32 = 0.05;
+
+/// How much is measured.
+pub(super) struct Sizes {
+    /// For the card itself.
+    effort: Effort,
+    /// Tokens of the prompts whose prefill is measured.
+    prompts: &'static [usize],
+    /// Prompts that are timed.
+    repeats: usize,
+    /// Tokens before a decoded one, at first.
+    decode_prompt: usize,
+    /// Steps that are timed, after some that capture the graph and raise the clock.
+    steps: [usize; 2],
+    /// Sequences that are decoded together.
+    batches: &'static [usize],
+    /// Tokens of the prompt, and greedy steps behind it, that are compared with the CPU's.
+    parity: [usize; 2],
+}
+
+impl Sizes {
+    /// What figures need.
+    pub(super) const WHOLE: Self = Self {
+        effort: Effort::Whole,
+        prompts: &[256, 576, 2048],
+        repeats: 7,
+        decode_prompt: 64,
+        steps: [100, 20],
+        batches: &[1, 2, 4, 8],
+        parity: [24, 64],
+    };
+    /// What runs every line.
+    pub(super) const QUICK: Self = Self {
+        effort: Effort::Quick,
+        prompts: &[2, 3],
+        repeats: 1,
+        decode_prompt: 2,
+        steps: [1, 1],
+        batches: &[1, 8],
+        parity: [3, 2],
+    };
+
+    /// Tokens that a session has room for, of a model that reads at most `most`.
+    fn room(&self, most: usize) -> usize {
+        let longest = self.prompts.iter().copied().filter(|&tokens| tokens + 2 <= most).max().unwrap_or(0);
+        (longest + 2).max(self.decode_prompt + self.steps.iter().sum::<usize>() + 2)
+    }
+}
 
 /// Measures everything.
 ///
 /// # Errors
 /// If there is no card, the model fails, or there is no memory for the sessions.
 #[allow(clippy::cast_precision_loss, reason = "tokens and sequences are far below 2⁵²")]
-pub(super) fn run(dir: &Path, threads: usize, options: DeviceOptions) -> anyhow::Result<Value> {
+pub(super) fn run(
+    dir: &Path,
+    threads: usize,
+    options: DeviceOptions,
+    sizes: &Sizes,
+) -> anyhow::Result<Value> {
     // The context exists before anything is timed.
     let kernels = options.kernels.clone().context("name the folder of compiled kernels with --kernels")?;
     let device = Device::open(&CudaOptions { ordinal: options.ordinal, kernels })?;
-    let limits = CardLimits::measure(&device)?;
+    let limits = CardLimits::measure(&device, sizes.effort)?;
 
     let start = Instant::now();
     let model = Model::open(dir, &EngineOptions { threads, device: options, ..EngineOptions::default() })?;
     let work = Work::of(&model);
     let token = model.config().text_range().start + 10;
-    let longest = PROMPTS[1] + 2;
-    let room = longest.max(DECODE_PROMPT + STEPS[0] + STEPS[1] + 2);
+    let most = model.config().language().map_or(usize::MAX, |language| language.max_positions);
+    let room = sizes.room(most);
     let session = |sequences: usize| {
         Session::new(&model, &SessionOptions { max_text_tokens: room, max_sequences: sequences })
     };
@@ -56,15 +100,15 @@ pub(super) fn run(dir: &Path, threads: usize, options: DeviceOptions) -> anyhow:
     let first_token_ms = start.elapsed().as_secs_f64() * 1e3;
     drop(first);
     let on_cpu = Model::open(dir, &EngineOptions { threads, ..EngineOptions::default() })?;
-    let parity = parity(&on_cpu, &model, token)?;
+    let parity = parity(&on_cpu, &model, token, sizes.parity)?;
     drop(on_cpu);
 
     let mut prefill = Map::new();
-    for tokens in PROMPTS {
+    for &tokens in sizes.prompts.iter().filter(|&&tokens| tokens + 2 <= room) {
         let prompt = vec![token; tokens];
         let mut session = session(1)?;
         let mut times = Vec::new();
-        for _ in 0..=REPEATS {
+        for _ in 0..=sizes.repeats {
             let start = Instant::now();
             ask(&mut session, &prompt)?;
             times.push(start.elapsed().as_secs_f64());
@@ -74,13 +118,14 @@ pub(super) fn run(dir: &Path, threads: usize, options: DeviceOptions) -> anyhow:
         prefill.insert(
             tokens.to_string(),
             json!({"tokens_per_s": rounded(tokens as f64 / time), "ms": rounded(time * 1e3),
-                "gemm_share": rounded(rate / (limits.gemm_tops[1] * 1e12))}),
+                "gemm_share": rounded(rate / (limits.gemm_tops[1] * 1e12)),
+                "peak_share": rounded(rate / (limits.peak_tops * 1e12))}),
         );
     }
 
     let (mut batch, mut alone, mut allocations) = (Map::new(), f64::NAN, 0.0);
-    for sequences in BATCHES {
-        let (time, allocs) = decode(&mut || session(sequences), sequences, token)?;
+    for &sequences in sizes.batches {
+        let (time, allocs) = decode(&mut || session(sequences), sequences, token, sizes)?;
         if sequences == 1 {
             (alone, allocations) = (time, allocs);
             continue;
@@ -89,15 +134,19 @@ pub(super) fn run(dir: &Path, threads: usize, options: DeviceOptions) -> anyhow:
         let speedup = rounded(sequences as f64 * alone / time);
         batch.insert(sequences.to_string(), json!({"tokens_per_s": rounded(per_s), "speedup": speedup}));
     }
-    Ok(json!({
+    let mut report = json!({
         "model": model.config().name(),
         "device": model.device().what,
         "sm": device.sm(),
+        "weights": model.device().weights,
+        "weights_reason": model.device().weights_reason,
         "limits": {
             "copy_gbps": rounded(limits.copy_gbps), "gemv_gbps": rounded(limits.gemv_gbps),
             "gemv8_gbps": rounded(limits.gemv8_gbps), "gemv_share": rounded(limits.gemv_gbps / limits.copy_gbps),
             "peak_tops": rounded(limits.peak_tops), "gemm_tops_576": rounded(limits.gemm_tops[0]),
-            "gemm_tops_2048": rounded(limits.gemm_tops[1]), "gemm_share": rounded(limits.gemm_tops[1] / limits.peak_tops),
+            "gemm_tops_2048": rounded(limits.gemm_tops[1]),
+            "gemm_share_576": rounded(limits.gemm_tops[0] / limits.peak_tops),
+            "gemm_share_2048": rounded(limits.gemm_tops[1] / limits.peak_tops),
         },
         "parity": parity,
         "prefill": prefill,
@@ -106,34 +155,65 @@ pub(super) fn run(dir: &Path, threads: usize, options: DeviceOptions) -> anyhow:
         "batch": batch,
         "first_token_ms": rounded(first_token_ms),
         "allocs_per_step": rounded(allocations),
-        "targets": {"gemv_share": 0.8, "gemm_share": 0.6, "gemm_share_576": 0.35, "copy_share_L": 0.5, "step_us_M": 350, "step_us_nano": 150,
-            "speedup_8": 6, "first_token_ms_M": 100, "first_token_ms_L": 250},
-    }))
+        "quick": sizes.effort == Effort::Quick,
+    });
+    report["checks"] = checks::checks(&report);
+    Ok(report)
 }
 
 /// The logits of a prompt and of some greedy steps on both: whether they are the same bits, and how far apart they are.
-fn parity(cpu: &Arc<Model>, card: &Arc<Model>, token: u32) -> anyhow::Result<Value> {
-    let said = |model: &Arc<Model>| -> anyhow::Result<Vec<Vec<f32>>> {
-        let mut session = Session::new(model, &SessionOptions { max_text_tokens: 64, max_sequences: 1 })?;
-        ask(&mut session, &(0..24).map(|i| token + i % 7).collect::<Vec<_>>())?;
-        let mut said = Vec::new();
-        for _ in 0..PARITY_STEPS {
+///
+/// The steps follow the CPU's choices on both, so that one near tie does not make two texts of one.
+fn parity(
+    cpu: &Arc<Model>,
+    card: &Arc<Model>,
+    token: u32,
+    [tokens, steps]: [usize; 2],
+) -> anyhow::Result<Value> {
+    let prompt: Vec<u32> = (token..token + 7).cycle().take(tokens).collect();
+    let said = |model: &Arc<Model>, choices: Option<&[usize]>| -> anyhow::Result<Vec<Vec<f32>>> {
+        let options = SessionOptions { max_text_tokens: tokens + steps + 2, max_sequences: 1 };
+        let mut session = Session::new(model, &options)?;
+        ask(&mut session, &prompt)?;
+        let mut said: Vec<Vec<f32>> = Vec::new();
+        for i in 0..steps {
             step(&mut [&mut session], &mut |_, logits| {
                 said.push(logits.to_vec());
-                argmax(logits).unwrap_or(0)
+                choices.map_or_else(|| argmax(logits).unwrap_or(0), |choices| choices[i])
             })?;
         }
         Ok(said)
     };
-    let (want, got) = (said(cpu)?, said(card)?);
+    let want = said(cpu, None)?;
+    let choices: Vec<usize> = want.iter().map(|logits| argmax(logits).unwrap_or(0)).collect();
+    let got = said(card, Some(&choices))?;
     let pairs = || want.iter().zip(&got);
     let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     let same_bits = pairs().filter(|(want, got)| bits(want) == bits(got)).count();
-    let same_top = pairs().filter(|(want, got)| argmax(want) == argmax(got)).count();
-    let kl = pairs().map(|(want, got)| divergence(want, got)).fold(0.0, f64::max);
-    Ok(
-        json!({"steps": PARITY_STEPS, "same_bits": same_bits, "same_top": same_top, "kl_max": kl, "kl_target": 1e-4}),
-    )
+    let differ = |want: &[f32], got: &[f32]| argmax(want) != argmax(got);
+    let same_top = pairs().filter(|(want, got)| !differ(want, got)).count();
+    let clear = pairs().filter(|(want, got)| differ(want, got) && lead(want) > NEAR_TIE).count();
+    let kl = largest(pairs().map(|(want, got)| divergence(want, got)));
+    Ok(json!({"steps": steps, "same_bits": same_bits, "same_top": same_top, "other_top_of_clear": clear,
+        "kl_max": kl}))
+}
+
+/// The largest value, or none of them: `f64::max` would step over a NaN.
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |most, value| if value.is_nan() || value > most { value } else { most })
+}
+
+/// By how much the most likely token leads the next one.
+fn lead(logits: &[f32]) -> f32 {
+    let mut top = [f32::NEG_INFINITY; 2];
+    for &logit in logits {
+        if logit > top[0] {
+            top = [logit, top[0]];
+        } else if logit > top[1] {
+            top[1] = logit;
+        }
+    }
+    top[0] - top[1]
 }
 
 /// Kullback-Leibler divergence of what `got` says from what `want` says.
@@ -169,22 +249,41 @@ fn decode(
     session: &mut dyn FnMut() -> saccade::Result<Session>,
     sequences: usize,
     token: u32,
+    sizes: &Sizes,
 ) -> anyhow::Result<(f64, f64)> {
+    let [timed, warm_up] = sizes.steps;
+    let prompt = vec![token; sizes.decode_prompt];
     let mut sessions = (0..sequences).map(|_| session()).collect::<saccade::Result<Vec<_>>>()?;
     for session in &mut sessions {
-        ask(session, &[token; DECODE_PROMPT])?;
+        ask(session, &prompt)?;
     }
     let mut together: Vec<&mut Session> = sessions.iter_mut().collect();
     let mut times = Vec::new();
     let mut allocations = 0;
-    for i in 0..STEPS[0] + STEPS[1] {
+    for i in 0..timed + warm_up {
         let (start, count) = (Instant::now(), Count::start());
         step(&mut together, &mut |_, logits| argmax(logits).unwrap_or(0))?;
         let counted = count.stop();
-        if i >= STEPS[1] {
+        if i >= warm_up {
             times.push(start.elapsed().as_secs_f64());
             allocations += counted;
         }
     }
     Ok((percentile(&times, 50).unwrap_or(f64::NAN), allocations as f64 / times.len() as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparators_see_what_differs() {
+        assert_eq!(lead(&[1.0, 3.0, 2.5]), 0.5);
+        assert_eq!(lead(&[3.0, 3.0]), 0.0);
+        assert!(divergence(&[1.0, 2.0], &[1.0, 2.0]).abs() < 1e-12);
+        assert!(divergence(&[1.0, 2.0], &[1.0, 2.1]) > 1e-4);
+        assert!(divergence(&[1.0, 2.0], &[f32::NAN, 2.0]).is_nan());
+        assert_eq!(largest([0.1, 0.3, 0.2].into_iter()), 0.3);
+        assert!(largest([0.1, f64::NAN, 0.2].into_iter()).is_nan());
+    }
 }

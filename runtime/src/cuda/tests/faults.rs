@@ -81,5 +81,24 @@ fn memory_that_does_not_suffice() {
 fn a_card_that_is_lost() {
     let device = open(&[("EMULATOR_FAIL", "cuStreamSynchronize:719:0")]).unwrap();
     let error = device.wait().unwrap_err();
-    assert!(matches!(&error, CudaError::Call { call: "cuStreamSynchronize", .. }), "{error}");
+    assert!(matches!(&error, CudaError::Lost { call: "cuStreamSynchronize", .. }), "{error}");
+    assert!(crate::Error::from(error).is_card_lost());
+}
+
+#[test]
+fn a_call_that_fails_loses_no_card() {
+    let device = open(&[("EMULATOR_FAIL", "cuStreamSynchronize:1:0")]).unwrap();
+    let error = crate::Error::from(device.wait().unwrap_err());
+    assert!(!error.is_card_lost() && !error.is_out_of_memory(), "{error}");
+}
+
+#[test]
+fn memory_that_the_driver_itself_lacks() {
+    let device = open(&[("EMULATOR_FAIL", "cuMemHostAlloc:2:0")]).unwrap();
+    let error = crate::Error::from(crate::cuda::Pinned::new(&device, 16).unwrap_err());
+    assert!(error.is_out_of_memory() && !error.is_card_lost(), "{error}");
+    assert!(
+        error.to_string().starts_with("the CUDA driver has no memory left for cuMemHostAlloc"),
+        "{error}"
+    );
 }

@@ -12,7 +12,7 @@ use crate::sample::{Sampler, SamplerOptions, argmax};
 use crate::session::{ActionChunk, Session, SessionOptions, step, step_sampled};
 use crate::tokenize::{ImageTokenizer, Picture, Tokenizer};
 
-fn nano() -> PathBuf {
+pub(super) fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/nano")
 }
 
@@ -20,7 +20,7 @@ fn nano() -> PathBuf {
 fn both(dir: &Path) -> [Arc<Model>; 2] {
     let kernels = Some(emulator::plug_in().join("kernels"));
     let cpu = EngineOptions { threads: 1, ..EngineOptions::default() };
-    let device = DeviceOptions { choice: DeviceChoice::Cuda, kernels, ordinal: 0 };
+    let device = DeviceOptions { choice: DeviceChoice::Cuda, kernels, ..DeviceOptions::default() };
     let card = EngineOptions { device, ..cpu.clone() };
     let both = [cpu, card].map(|options| Model::open(dir, &options).unwrap());
     assert_eq!(both.each_ref().map(|model| model.device().name), ["cpu", "cuda"]);
@@ -129,7 +129,7 @@ fn an_image_tokenizer_that_does_not_fit_is_refused() {
 fn what_cannot_be_had_is_refused_or_said() {
     let kernels = Some(PathBuf::from("nowhere"));
     let open = |choice| {
-        let device = DeviceOptions { choice, kernels: kernels.clone(), ordinal: 0 };
+        let device = DeviceOptions { choice, kernels: kernels.clone(), ..DeviceOptions::default() };
         Model::open(nano(), &EngineOptions { threads: 1, device, ..EngineOptions::default() })
     };
     emulator::plug_in();

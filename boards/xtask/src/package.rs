@@ -1,0 +1,166 @@
+//! `cargo xtask package [--target TRIPLE]`: one archive with the programs, the CUDA kernels, the shipped model and the clip.
+//!
+//! The same sources and tools give the same bytes: files are sorted, and their times, owners and modes fixed.
+
+use std::path::{Path, PathBuf};
+
+use crate::step::{Step, root};
+use crate::{Outcome, aarch64, cubin};
+
+/// What is built, with the card's engine: it opens the driver at run time, so every machine gets the same programs.
+const BUILD: &str =
+    "build --release -p saccaded -p saccade-convert --features saccaded/cuda,saccade-convert/cuda";
+const PROGRAMS: [&str; 2] = ["saccaded", "saccade-convert"];
+/// Where files of the repository go.
+const FILES: [(&str, &str); 4] = [
+    ("examples/models/nano", "models/nano"),
+    ("examples/clips", "clips"),
+    ("LICENSE-MIT", "LICENSE-MIT"),
+    ("LICENSE-APACHE", "LICENSE-APACHE"),
+];
+const README: &str = include_str!("package/README.md");
+
+pub(crate) fn run(args: &[String]) -> Outcome {
+    let target = match args {
+        [] => None,
+        [flag, target] if flag == "--target" => (target != "host").then_some(target.as_str()),
+        _ => return Err("usage: cargo xtask package [--target host|aarch64-unknown-linux-gnu]".to_owned()),
+    };
+    match target {
+        None => Step::cargo(BUILD).run()?,
+        Some(aarch64::TARGET) => {
+            aarch64::can_build()?;
+            Step::cargo(&format!("{BUILD} --target {}", aarch64::TARGET)).run()?;
+        }
+        Some(other) => {
+            return Err(format!("no package is made for `{other}`; choose host or {}", aarch64::TARGET));
+        }
+    }
+    cubin::run(&[])?;
+
+    let triple = match target {
+        Some(target) => target.to_owned(),
+        None => host().ok_or("`rustc -vV` does not name this machine")?,
+    };
+    let name = format!("saccade-{}-{triple}", env!("CARGO_PKG_VERSION"));
+    let out = root().join("target/package");
+    let stage = out.join(&name);
+    let io = |path: &Path, error: std::io::Error| format!("{} cannot be written: {error}", path.display());
+    if stage.exists() {
+        std::fs::remove_dir_all(&stage).map_err(|error| io(&stage, error))?;
+    }
+    let built = root().join("target").join(target.unwrap_or_default()).join("release");
+    for program in PROGRAMS {
+        let to = stage.join("bin").join(program);
+        copy(&built.join(program), &to)?;
+        strip(&to, target);
+    }
+    copy(&root().join("target/cubin"), &stage.join("bin/cuda"))?;
+    for (from, to) in FILES {
+        copy(&root().join(from), &stage.join(to))?;
+    }
+    let readme = stage.join("README.md");
+    std::fs::write(&readme, README).map_err(|error| io(&readme, error))?;
+
+    let archive = out.join(format!("{name}.tar.gz"));
+    Step::new("tar")
+        .args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--format=ustar"])
+        .args(["--mode=u=rwX,go=rX", "--use-compress-program=gzip -n -9", "-C"])
+        .args([&out])
+        .args(["-cf"])
+        .args([&archive])
+        .args([&name])
+        .run()?;
+    table(&stage, &archive)
+}
+
+/// Copies a file or a folder, with what lies in it; hidden files stay behind.
+fn copy(from: &Path, to: &Path) -> Outcome {
+    let io = |error: std::io::Error| format!("{} cannot be copied: {error}", from.display());
+    if from.is_dir() {
+        for name in names(from)? {
+            copy(&from.join(&name), &to.join(&name))?;
+        }
+        return Ok(());
+    }
+    std::fs::create_dir_all(to.parent().unwrap_or(to)).map_err(io)?;
+    std::fs::copy(from, to).map(|_| ()).map_err(io)
+}
+
+/// What lies in a folder, sorted.
+fn names(folder: &Path) -> Result<Vec<String>, String> {
+    let entries =
+        std::fs::read_dir(folder).map_err(|error| format!("{} cannot be read: {error}", folder.display()))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Takes the debug information out of a program.
+fn strip(program: &Path, target: Option<&str>) {
+    let tool = if target == Some(aarch64::TARGET) { "aarch64-linux-gnu-strip" } else { "strip" };
+    if !Step::new(tool).args([program]).succeeds() {
+        eprintln!(
+            "{} keeps its debug information: `{tool}` is not installed or refuses it",
+            program.display()
+        );
+    }
+}
+
+/// What rustc calls this machine.
+fn host() -> Option<String> {
+    let version = Step::new("rustc").args(["-vV"]).output()?;
+    version.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned)
+}
+
+/// Prints what is in the package, two folders deep.
+fn table(stage: &Path, archive: &Path) -> Outcome {
+    for (path, bytes, files) in parts(stage, 2)? {
+        let shown = path.strip_prefix(stage).unwrap_or(&path).display().to_string();
+        println!("{shown:<28}{files:>6} files{bytes:>12} bytes");
+    }
+    let packed =
+        archive.metadata().map_err(|error| format!("{} cannot be read: {error}", archive.display()))?;
+    println!("{}: {} bytes", archive.display(), packed.len());
+    Ok(())
+}
+
+/// Files, and folders `depth` levels down, with their bytes and how many files they have.
+fn parts(path: &Path, depth: usize) -> Result<Vec<(PathBuf, u64, usize)>, String> {
+    if !path.is_dir() {
+        let bytes = path.metadata().map_or(0, |metadata| metadata.len());
+        return Ok(vec![(path.to_owned(), bytes, 1)]);
+    }
+    let mut inside = Vec::new();
+    for name in names(path)? {
+        inside.extend(parts(&path.join(name), depth.saturating_sub(1))?);
+    }
+    if depth > 0 {
+        return Ok(inside);
+    }
+    let (bytes, files) = inside.iter().fold((0, 0), |(b, f), (_, bytes, files)| (b + bytes, f + files));
+    Ok(vec![(path.to_owned(), bytes, files)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_files_and_folders_of_a_depth() {
+        let dir = std::env::temp_dir().join(format!("saccade-package-{}", std::process::id()));
+        for (name, bytes) in [("a", 1), ("b/c", 2), ("b/d/e", 4), ("b/d/f", 8), ("b/.hidden", 16)] {
+            let path = dir.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, vec![0; bytes]).unwrap();
+        }
+        let found = parts(&dir, 2).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        let names: Vec<_> = found
+            .iter()
+            .map(|(path, bytes, files)| (path.strip_prefix(&dir).unwrap(), *bytes, *files))
+            .collect();
+        assert_eq!(names, [(Path::new("a"), 1, 1), (Path::new("b/c"), 2, 1), (Path::new("b/d"), 12, 2)]);
+    }
+}
