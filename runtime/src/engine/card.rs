@@ -5,6 +5,7 @@
 //! of one row a sequence are captured once for each number of sequences and then put into the stream as one graph.
 
 mod buffers;
+mod head;
 mod maps;
 pub(crate) mod placement;
 mod verdicts;

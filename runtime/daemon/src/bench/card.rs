@@ -12,8 +12,8 @@ use anyhow::Context as _;
 use saccade::cuda::{CardLimits, CudaOptions, Device, Effort};
 use saccade::engine::{DeviceOptions, EngineOptions};
 use saccade::family::Model;
-use saccade::sample::argmax;
-use saccade::session::{Session, SessionOptions, step};
+use saccade::sample::{Sampler, argmax};
+use saccade::session::{Session, SessionOptions, step, step_sampled};
 use serde_json::{Map, Value, json};
 
 use super::engine::Work;
@@ -239,7 +239,7 @@ fn ask(session: &mut Session, prompt: &[u32]) -> anyhow::Result<()> {
         session.begin(&task, &[])?;
     }
     session.open(prompt)?;
-    step(&mut [&mut *session], &mut |_, logits| argmax(logits).unwrap_or(0))?;
+    step_sampled(&mut [&mut *session], &mut [Sampler::greedy()])?;
     Ok(())
 }
 
@@ -258,11 +258,12 @@ fn decode(
         ask(session, &prompt)?;
     }
     let mut together: Vec<&mut Session> = sessions.iter_mut().collect();
+    let mut samplers = vec![Sampler::greedy(); sequences];
     let mut times = Vec::new();
     let mut allocations = 0;
     for i in 0..timed + warm_up {
         let (start, count) = (Instant::now(), Count::start());
-        step(&mut together, &mut |_, logits| argmax(logits).unwrap_or(0))?;
+        step_sampled(&mut together, &mut samplers)?;
         let counted = count.stop();
         if i >= warm_up {
             times.push(start.elapsed().as_secs_f64());
