@@ -1,9 +1,10 @@
 //! A card: its context, its stream, its kernels, its memory. The one place that calls the driver.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_uint, c_void};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 
@@ -15,6 +16,11 @@ use super::sources::{ARCHITECTURES, Architecture, KernelFile, SOURCES};
 
 /// The oldest driver whose calls are used: JetPack 5.
 const OLDEST_DRIVER: i32 = 11_040;
+
+thread_local! {
+    /// Whether this thread's launches go into a graph.
+    static CAPTURING: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Which card, and where its kernels are.
 #[derive(Clone, Debug)]
@@ -31,6 +37,9 @@ pub struct Device {
     device: sys::CUdevice,
     context: sys::CUcontext,
     pub(super) stream: sys::CUstream,
+    /// What is launched here becomes a graph: nothing that another thread puts into the other stream gets into it.
+    captured: sys::CUstream,
+    capturing: Mutex<()>,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, sys::CUfunction>,
     name: String,
@@ -125,6 +134,8 @@ impl Device {
             device,
             context,
             stream: std::ptr::null_mut(),
+            captured: std::ptr::null_mut(),
+            capturing: Mutex::new(()),
             modules: Vec::new(),
             functions: HashMap::new(),
             name,
@@ -136,8 +147,10 @@ impl Device {
             block_memory,
         };
         this.enter()?;
-        this.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
-            .map_err(CudaError::of("cuStreamCreate"))?;
+        for stream in [&mut this.stream, &mut this.captured] {
+            *stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+                .map_err(CudaError::of("cuStreamCreate"))?;
+        }
         let folder = options.kernels.join(format!("sm_{arch}"));
         match &compiler {
             Some(compiler) => {
@@ -179,6 +192,11 @@ impl Device {
     /// How many multiprocessors it has.
     pub fn multiprocessors(&self) -> usize {
         self.multiprocessors
+    }
+
+    /// Bytes of rows that a block can hold, beside what kernels declare.
+    pub(crate) fn block_room(&self) -> usize {
+        self.block_memory.saturating_sub(1 << 10)
     }
 
     /// Whether it shares the memory of the CPU.
@@ -235,8 +253,18 @@ impl Device {
 
     /// Lets a block of a kernel have as much shared memory as the card has.
     fn allow_block_memory(&self, kernel: &'static str) -> Result<(), CudaError> {
-        let most = i32::try_from(self.block_memory).unwrap_or(i32::MAX);
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        use sys::CUfunction_attribute as A;
+        // What the kernel declares counts too.
+        // SAFETY: the function is of a loaded module.
+        let declared = unsafe {
+            result::function::get_function_attribute(
+                self.functions[kernel],
+                A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            )
+        };
+        let declared = declared.map_err(CudaError::of("cuFuncGetAttribute"))?;
+        let most = i32::try_from(self.block_memory).unwrap_or(i32::MAX) - declared;
+        let attribute = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is of a loaded module.
         unsafe { result::function::set_function_attribute(self.functions[kernel], attribute, most) }
             .map_err(CudaError::of("cuFuncSetAttribute"))
@@ -264,28 +292,32 @@ impl Device {
                 (x, y, z),
                 (narrow(threads), 1, 1),
                 narrow(shared),
-                self.stream,
+                if CAPTURING.get() { self.captured } else { self.stream },
                 arguments,
             )
         }
         .map_err(CudaError::of(kernel))
     }
 
-    /// Runs `work`, whose launches go into a graph instead of the stream.
+    /// Runs `work`, whose launches go into a graph instead of the stream. Other threads' go into the stream meanwhile.
     pub(crate) fn capture<E: From<CudaError>>(
         self: &Arc<Self>,
         work: impl FnOnce() -> Result<(), E>,
     ) -> Result<Graph, E> {
+        // Nothing is behind the lock that a panic could leave half done.
+        let _one_at_a_time = self.capturing.lock().unwrap_or_else(PoisonError::into_inner);
         self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives until `Drop`, here and below.
-        unsafe { result::stream::begin_capture(self.stream, mode) }
+        unsafe { result::stream::begin_capture(self.captured, mode) }
             .map_err(CudaError::of("cuStreamBeginCapture"))?;
+        CAPTURING.set(true);
         let worked = work();
+        CAPTURING.set(false);
         // A capture is ended even if the work failed.
         // SAFETY: as above.
-        let graph =
-            unsafe { result::stream::end_capture(self.stream) }.map_err(CudaError::of("cuStreamEndCapture"));
+        let graph = unsafe { result::stream::end_capture(self.captured) }
+            .map_err(CudaError::of("cuStreamEndCapture"));
         worked?;
         let graph = graph?;
         let mut executable = std::ptr::null_mut();
@@ -315,9 +347,9 @@ impl Drop for Device {
             // SAFETY: loaded by `load`, and unloaded once.
             let _ = unsafe { result::module::unload(module) };
         }
-        if !self.stream.is_null() {
+        for stream in [self.stream, self.captured].into_iter().filter(|stream| !stream.is_null()) {
             // SAFETY: created by `open`, and destroyed once.
-            let _ = unsafe { result::stream::destroy(self.stream) };
+            let _ = unsafe { result::stream::destroy(stream) };
         }
         // SAFETY: retained by `open`, and released once.
         let _ = unsafe { result::primary_ctx::release(self.device) };

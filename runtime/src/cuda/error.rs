@@ -116,6 +116,18 @@ pub enum CudaError {
         /// The most there may be.
         most: usize,
     },
+    /// Rows that no block of the card can hold.
+    #[error(
+        "{what} have rows of {bytes} bytes, and a block of this card holds {most}; run this model on the cpu"
+    )]
+    RowTooLong {
+        /// What has them.
+        what: &'static str,
+        /// Bytes of a row.
+        bytes: usize,
+        /// The most there may be.
+        most: usize,
+    },
     /// Weights were to be read where they are mapped.
     #[error(
         "`{device}` cannot read the weights where they are mapped: {reason}; place them with `--weights device`, or `auto`"

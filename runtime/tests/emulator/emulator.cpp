@@ -60,7 +60,7 @@ ucontext_t scheduler_context;
 const Kernel *running;
 void **running_arguments;
 std::vector<unsigned char> shared_memory;
-std::size_t dynamic_bytes;
+std::size_t dynamic_bytes, shared_room;
 std::mt19937 order;
 std::string fault;
 
@@ -135,7 +135,7 @@ void *shared(std::size_t bytes) {
     Fibre &f = self();
     std::size_t at = (f.shared_used + 15) / 16 * 16;
     f.shared_used = at + bytes;
-    if (dynamic_bytes + f.shared_used > shared_memory.size()) {
+    if (dynamic_bytes + f.shared_used > shared_room) {
         std::fprintf(stderr, "kernel `%s` declares more shared memory than a block has\n", running->name);
         std::abort();
     }
@@ -192,14 +192,15 @@ void wait(int newest) {
     copies.resize(kept);
 }
 
-std::string launch(const Kernel &kernel, dim3 grid, dim3 block, std::size_t dynamic, void **arguments, unsigned seed) {
-    constexpr std::size_t SHARED_PER_BLOCK = 100 << 10;
+std::string launch(const Kernel &kernel, dim3 grid, dim3 block, std::size_t dynamic, std::size_t room, void **arguments, unsigned seed) {
+    constexpr std::size_t SHARED_PER_BLOCK = 164 << 10;
     if (block.y != 1 || block.z != 1 || block.x == 0 || block.x % 32 != 0 || block.x > 1024)
         return "a block is a row of whole warps, at most 1024 threads";
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) return "a grid of no blocks or too many";
     if (dynamic > SHARED_PER_BLOCK) return "more shared memory than a block has";
     while (fibres.size() < block.x) fibres.push_back(std::make_unique<Fibre>());
     dynamic_bytes = (dynamic + 15) / 16 * 16;
+    shared_room = room;
     shared_memory.resize(SHARED_PER_BLOCK);
     block_dim = block;
     grid_dim = grid;

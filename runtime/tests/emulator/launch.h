@@ -24,7 +24,7 @@ template <class... A, void (*F)(A...)> struct Describe<F> {
 
 template <auto F> constexpr Kernel describe(const char *name) { return {name, Describe<F>::invoke, Describe<F>::COUNT, Describe<F>::SIZES}; }
 
-// Runs every block; returns a sentence if that went wrong. `seed` shuffles the order of blocks and threads.
-std::string launch(const Kernel &kernel, dim3 grid, dim3 block, std::size_t dynamic, void **arguments, unsigned seed);
+// Runs every block, whose shared memory may be `room` bytes; returns a sentence if that went wrong. `seed` shuffles the order of blocks and threads.
+std::string launch(const Kernel &kernel, dim3 grid, dim3 block, std::size_t dynamic, std::size_t room, void **arguments, unsigned seed);
 
 } // namespace emulator

@@ -120,6 +120,8 @@ unsigned seed() {
 
 } // namespace
 
+// Shared memory of a block on request, and what every kernel that asks for it is said to declare.
+constexpr unsigned MOST_BLOCK_MEMORY = 163 << 10, DECLARED = 1 << 10;
 #define API extern "C" __attribute__((visibility("default"))) Result
 
 API cuInit(unsigned) {
@@ -151,7 +153,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     case 75: *value = setting("EMULATOR_MAJOR", 8); break; // compute capability
     case 76: *value = setting("EMULATOR_MINOR", 7); break;
     case 16: *value = 8; break;                            // multiprocessors
-    case 97: *value = 163 << 10; break;                    // shared memory of a block, on request
+    case 97: *value = MOST_BLOCK_MEMORY; break;                    // shared memory of a block, on request
     case 18: *value = setting("EMULATOR_INTEGRATED", 1); break;
     case 88: *value = setting("EMULATOR_PAGEABLE", 0); break;
     case 99: *value = setting("EMULATOR_REGISTER", 0) >= 1; break;
@@ -190,10 +192,17 @@ API cuModuleGetFunction(void **function, void *, const char *name) {
         }
     return NOT_FOUND;
 }
-// Shared memory that a kernel may have on request; without one it is 48 KB.
+// Shared memory that a kernel may have on request; without one it is 48 KB. What it declares, which a card knows from the kernel's image,
+// counts too.
 std::map<void *, unsigned> block_memory;
+API cuFuncGetAttribute(int *value, int attribute, void *) {
+    if (attribute != 1) return INVALID_VALUE;
+    *value = DECLARED;
+    return SUCCESS;
+}
 API cuFuncSetAttribute(void *function, int attribute, int value) {
-    if (attribute == 8) block_memory[function] = (unsigned)value;
+    if (attribute != 8 || value < 0 || (unsigned)value + DECLARED > MOST_BLOCK_MEMORY) return INVALID_VALUE;
+    block_memory[function] = (unsigned)value;
     return SUCCESS;
 }
 API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
@@ -383,7 +392,8 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
     MAY_FAIL("cuLaunchKernel");
     const emulator::Kernel *kernel = static_cast<const emulator::Kernel *>(function);
     auto asked = block_memory.find(function);
-    if (dynamic > (asked == block_memory.end() ? 48u << 10 : asked->second)) return INVALID_VALUE;
+    unsigned room = asked == block_memory.end() ? 48u << 10 : asked->second + DECLARED;
+    if (dynamic > room) return INVALID_VALUE;
     // Arguments are copied now, as the driver does.
     std::vector<std::vector<unsigned char>> copies;
     for (std::size_t i = 0; i < kernel->arguments; i++) {
@@ -394,7 +404,7 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
         launches[kernel->name]++;
         std::vector<void *> pointers;
         for (auto &copy : copies) pointers.push_back(copy.data());
-        std::string fault = emulator::launch(*kernel, {gx, gy, gz}, {bx, by, bz}, dynamic, pointers.data(), seed());
+        std::string fault = emulator::launch(*kernel, {gx, gy, gz}, {bx, by, bz}, dynamic, room, pointers.data(), seed());
         if (fault.empty()) return SUCCESS;
         std::fprintf(stderr, "emulator: kernel `%s`: %s\n", kernel->name, fault.c_str());
         return LAUNCH_FAILED;

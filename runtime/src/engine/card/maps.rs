@@ -68,6 +68,11 @@ impl MapBuffers {
         if let Some(&values) = s.slots.iter().find(|&&values| values > most) {
             return Err(CudaError::MapTooLarge { what, values, most }.into());
         }
+        // A block holds a patch that it quantises, and four arrays of a row that it norms.
+        let (row, most) = (4 * k.max(4 * s.normed), card.device.block_room());
+        if row > most {
+            return Err(CudaError::RowTooLong { what, bytes: row, most }.into());
+        }
         Ok(Self {
             memory: card.device.allocate(what, bytes)?,
             slots,

@@ -25,6 +25,8 @@ pub(crate) struct Sizes {
     pub(crate) strips: [usize; 2],
     /// Places and inputs of the largest layer over INT8 rows.
     pub(crate) int8: [usize; 2],
+    /// Channels of the widest layer norm.
+    pub(crate) normed: usize,
 }
 
 impl Sizes {
@@ -42,6 +44,7 @@ impl Sizes {
             attended: each(self.attended, other.attended),
             strips: each(self.strips, other.strips),
             int8: each(self.int8, other.int8),
+            normed: self.normed.max(other.normed),
         }
     }
 
@@ -169,6 +172,7 @@ impl Maps for Needs {
     }
 
     fn layer_norm(&mut self, _: &Affine, _: f32, from: Slot, to: Slot) -> Result<()> {
+        self.sizes.normed = self.sizes.normed.max(self.slots.shape(from).channels);
         self.same(from, to)
     }
 
