@@ -7,7 +7,13 @@ use std::path::{Path, PathBuf};
 use saccade::config::WeightDtype;
 use saccade::cuda;
 use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions};
+use saccade::family::Model;
+use saccade::sample::{Sampler, SamplerOptions};
+use saccade::session::{Session, SessionOptions};
+use saccade_convert::bundle::convert;
+use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::golden::{Subject, golden};
+use saccade_convert::progress::Progress;
 
 #[path = "../../runtime/tests/emulator/mod.rs"]
 mod emulator;
@@ -35,6 +41,41 @@ fn compare(model: &str, stored: &str, dtype: WeightDtype) {
 fn llama_in_float32_and_int8() {
     compare("llama/tiny.gguf", "llama/golden.safetensors", WeightDtype::F32);
     compare("llama/tiny", "llama/golden.safetensors", WeightDtype::Int8);
+}
+
+/// A question that takes two passes, of which the first chooses nothing.
+#[test]
+fn a_long_question_is_answered_by_draws_as_on_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let [hub, bundle] = ["hub", "bundle"].map(|name| dir.path().join(name));
+    std::fs::create_dir(&hub).unwrap();
+    for file in std::fs::read_dir(fixture("llama/tiny")).unwrap() {
+        let from = file.unwrap().path();
+        std::fs::copy(&from, hub.join(from.file_name().unwrap())).unwrap();
+    }
+    let config = std::fs::read_to_string(hub.join("config.json")).unwrap();
+    let longer = config.replace("\"max_position_embeddings\": 256", "\"max_position_embeddings\": 1024");
+    std::fs::write(hub.join("config.json"), longer).unwrap();
+    let mut checkpoint = Checkpoint::open(&hub).unwrap();
+    convert(&mut checkpoint, &bundle, WeightDtype::Int8, false, &mut Progress::silent()).unwrap();
+    let kernels = Some(emulator::plug_in().join("kernels"));
+    let [cpu, card] = [DeviceChoice::Cpu, DeviceChoice::Cuda].map(|choice| {
+        let device = DeviceOptions { choice, kernels: kernels.clone(), ..DeviceOptions::default() };
+        let model = Model::open(&bundle, &EngineOptions { device, ..EngineOptions::default() }).unwrap();
+        let options = SessionOptions { max_text_tokens: 450, max_sequences: 1 };
+        let mut session = Session::new(&model, &options).unwrap();
+        let question: Vec<u32> = (0..400).map(|i| 3 + i * 7 % 200).collect();
+        let options = SamplerOptions { temperature: 1.5, seed: 4, ..SamplerOptions::default() };
+        let (mut sampler, mut answers) = (Sampler::new(options), Vec::new());
+        for _ in 0..3 {
+            let mut answer = Vec::new();
+            session.answer(&question, 5, &mut sampler, &mut answer, &mut |_| true).unwrap();
+            answers.push(answer);
+        }
+        answers
+    });
+    assert_eq!(card, cpu);
+    assert!(emulator::launches("pick") > 0);
 }
 
 #[test]

@@ -251,6 +251,12 @@ mod tests {
     }
 
     /// The same by sorting, as the papers have it.
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "sums of weights are below 2⁵³"
+    )]
     fn sorted(draw: &Draw, weights: &[u32]) -> Option<usize> {
         let mut order: Vec<(usize, u64)> =
             weights.iter().map(|&w| u64::from(w)).enumerate().filter(|(_, w)| *w > 0).collect();

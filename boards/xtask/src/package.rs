@@ -1,6 +1,7 @@
 //! `cargo xtask package [--target TRIPLE]`: one archive with the programs, the CUDA kernels, the shipped model and the clip.
 //!
-//! The same sources and tools give the same bytes: files are sorted, and their times, owners and modes fixed.
+//! The same files give the same archive: they are sorted, and their times, owners and modes fixed. (Programs differ with the path that they are
+//! built at.)
 
 use std::path::{Path, PathBuf};
 

@@ -88,6 +88,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let report = forecast::run(board, &dir)?;
         return print(&if args.json { format!("{report}\n") } else { forecast::to_table(&report) });
     }
+    let of_card = args.quick || args.kernels.is_some() || args.weights != Placement::Auto;
+    if of_card && !(args.engine && args.device != DeviceChoice::Cpu) {
+        bail!("--quick, --kernels and --weights are for the bench of a card; add `--engine --device cuda`");
+    }
     if args.engine && args.device != DeviceChoice::Cpu {
         return print(&format!("{}\n", on_card(&dir, args)?));
     }

@@ -11,7 +11,7 @@ pub(crate) type At = u64;
 
 /// Most layers that share their activations in one launch.
 pub(crate) const MAX_LAYERS: usize = 3;
-/// Most rows that tokens are picked for in one launch.
+/// Most rows that tokens are picked for in one launch: `MOST_ROWS` of `pick.cu`.
 pub(crate) const MAX_PICKED: usize = 16;
 /// Most panels whose weights lie in the memory of a block of attention: 33 KB.
 const MAX_RANGE: usize = 64;

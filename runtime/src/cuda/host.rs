@@ -74,9 +74,13 @@ impl HostPages {
             let flags = sys::CU_MEMHOSTREGISTER_DEVICEMAP | sys::CU_MEMHOSTREGISTER_READ_ONLY;
             // Every driver that `Device::open` accepts has the three calls of this file.
             // SAFETY: the range is mapped and stays so, since this holds the map; the card only reads it, as the flag says.
-            unsafe { sys::cuMemHostRegister_v2(host, map.len(), flags) }
-                .result()
-                .map_err(|error| cannot(&CudaError::of("cuMemHostRegister")(error).to_string()))?;
+            unsafe { sys::cuMemHostRegister_v2(host, map.len(), flags) }.result().map_err(|error| {
+                match CudaError::of("cuMemHostRegister")(error) {
+                    CudaError::Call { message, .. } => cannot(&format!("cuMemHostRegister says {message}")),
+                    // A card that is lost, or out of memory.
+                    other => other,
+                }
+            })?;
         }
         let mut this = Self { device: Arc::clone(device), map: map.clone(), at, registered };
         if registered {

@@ -314,7 +314,7 @@ impl Device {
 
     /// The next token of each row of `logits`, drawn or the likeliest → `picked [rows] u32`. `flag` is set where a logit is not finite.
     pub(crate) fn pick(&self, logits: &Parts, draws: &Draws, rows: usize, flag: At, picked: At) -> Result {
-        debug_assert!(rows <= draws.0.len());
+        assert!(rows <= draws.0.len(), "{rows} rows");
         launch!(self, "pick", [rows, 1, 1], 512, 0, *logits, *draws, flag, picked)
     }
 }

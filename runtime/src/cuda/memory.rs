@@ -187,11 +187,15 @@ impl Pinned {
     pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
         device.enter()?;
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let event = result::event::create(flags).map_err(CudaError::of("cuEventCreate"))?;
-        // SAFETY: `Drop` frees it.
+        // SAFETY: freed below, or by `Drop`.
         let at = unsafe { result::malloc_host(bytes.max(1), 0) }
             .map_err(CudaError::of("cuMemHostAlloc"))?
             .cast::<u8>();
+        let event = result::event::create(flags).map_err(|error| {
+            // SAFETY: allocated above, and nobody else has it.
+            let _ = unsafe { result::free_host(at.cast()) };
+            CudaError::of("cuEventCreate")(error)
+        })?;
         // SAFETY: allocated above, as long.
         unsafe { at.write_bytes(0, bytes) };
         Ok(Self { device: Arc::clone(device), at, bytes, event, busy: false })

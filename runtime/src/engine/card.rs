@@ -17,7 +17,7 @@ use buffers::{Lists, narrow};
 pub(crate) use maps::{CardMaps, MapBuffers};
 use placement::Placed;
 
-use super::device::{DeviceOptions, DeviceReport, kernels_dir};
+use super::device::{DeviceOptions, DeviceReport};
 use super::pass::{HEAD_EPS, Layer, Pass, QkNorms, Rows};
 use crate::Result;
 use crate::config::{DecoderConfig, NormPlace};
@@ -45,7 +45,7 @@ pub(crate) struct Card {
 impl Card {
     /// Opens the card that is asked for, and places the weights.
     pub(crate) fn choose(options: &DeviceOptions, weights: &Weights) -> Result<Self> {
-        let kernels = kernels_dir(options);
+        let kernels = options.kernels_dir();
         let device = Device::open(&CudaOptions { ordinal: options.ordinal, kernels })?;
         let weights = Placed::new(&device, weights, options)?;
         Ok(Self { device, weights })

@@ -113,25 +113,27 @@ impl DeviceReport {
 #[cfg(not(feature = "cuda"))]
 pub(super) const NOT_BUILT: &str = "this build has no CUDA engine; build it with `--features cuda`";
 
-/// Where compiled kernels are looked for.
 #[cfg(feature = "cuda")]
-pub(crate) fn kernels_dir(options: &DeviceOptions) -> PathBuf {
-    if let Some(dir) = &options.kernels {
-        return dir.clone();
+impl DeviceOptions {
+    /// Where compiled kernels are looked for.
+    #[must_use]
+    pub fn kernels_dir(&self) -> PathBuf {
+        if let Some(dir) = &self.kernels {
+            return dir.clone();
+        }
+        let program = std::env::current_exe().unwrap_or_default();
+        let beside = |name: &str| program.parent().unwrap_or(&program).join(name);
+        // `cuda` in a package, `target/cubin` in a checkout.
+        [beside("cuda"), beside("../cubin")]
+            .into_iter()
+            .find(|dir| dir.is_dir())
+            .unwrap_or_else(|| beside("cuda"))
     }
-    let program = std::env::current_exe().unwrap_or_default();
-    let beside = |name: &str| program.parent().unwrap_or(&program).join(name);
-    // `cuda` in a package, `target/cubin` in a checkout.
-    [beside("cuda"), beside("../cubin")]
-        .into_iter()
-        .find(|dir| dir.is_dir())
-        .unwrap_or_else(|| beside("cuda"))
-}
 
-/// Where what was measured is kept, if the user has a place for such things.
-#[cfg(feature = "cuda")]
-pub(crate) fn cache_dir(options: &DeviceOptions) -> Option<PathBuf> {
-    let of = |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let users = || of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")));
-    options.cache.clone().or_else(|| Some(users()?.join("saccade")))
+    /// Where what was measured is kept, if the user has a place for such things.
+    pub(crate) fn cache_dir(&self) -> Option<PathBuf> {
+        let of = |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let users = || of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")));
+        self.cache.clone().or_else(|| Some(users()?.join("saccade")))
+    }
 }

@@ -231,7 +231,9 @@ impl Model {
                     let report = card.report();
                     (Some(card), report)
                 }
-                Err(error) if choice == DeviceChoice::Auto => (None, cpu(&error.to_string())),
+                Err(error) if choice == DeviceChoice::Auto && !error.is_card_lost() => {
+                    (None, cpu(&error.to_string()))
+                }
                 Err(error) => return Err(error),
             },
         };

@@ -10,6 +10,10 @@ use crate::Result;
 use crate::family::Model;
 use crate::sample::Sampler;
 
+#[cfg(feature = "cuda")]
+const _: () =
+    assert!(super::answer::MAX_SEQUENCES <= crate::cuda::launch::MAX_PICKED, "a card picks for a whole step");
+
 /// Who chooses.
 pub(super) enum Chooser<'a> {
     /// Gets the index of a session and its logits.
@@ -84,6 +88,11 @@ impl Buffers {
         if !all {
             return Ok(false);
         }
+        // A question of several passes chooses behind the last of them.
+        if rows.is_empty() {
+            return Ok(true);
+        }
+        assert_eq!(rows.len(), picked.len(), "a choice for each row");
         let parts = parts.map(|part| part.start as usize..part.end as usize);
         let together = self.logits.len() / (parts[0].len() + parts[1].len());
         for (at, picked) in picked.chunks_mut(together.max(1)).enumerate() {

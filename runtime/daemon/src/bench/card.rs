@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context as _;
 use saccade::cuda::{CardLimits, CudaOptions, Device, Effort};
 use saccade::engine::{DeviceOptions, EngineOptions};
 use saccade::family::Model;
@@ -82,7 +81,7 @@ pub(super) fn run(
     sizes: &Sizes,
 ) -> anyhow::Result<Value> {
     // The context exists before anything is timed.
-    let kernels = options.kernels.clone().context("name the folder of compiled kernels with --kernels")?;
+    let kernels = options.kernels_dir();
     let device = Device::open(&CudaOptions { ordinal: options.ordinal, kernels })?;
     let limits = CardLimits::measure(&device, sizes.effort)?;
 

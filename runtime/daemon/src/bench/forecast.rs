@@ -116,7 +116,7 @@ fn kernels(bundle: &BundleConfig, rows: usize, sequences: usize) -> Vec<Kernel> 
     let bytes = (text * c.d_model) as f64 + (bytes - (text * c.d_model) as f64) * share;
     add("head", 2, (bytes / 2.0, operations * share / 2.0));
     add("check_finite", 1, (4.0 * rows * c.d_model as f64, 0.0));
-    add("pick", 1, (2.0 * 4.0 * rows * text as f64, 0.0));
+    add("pick", 1, (4.0 * rows * text as f64, 0.0));
     list
 }
 

@@ -6,7 +6,7 @@
 // highest first, instead of sorting. Logits of a row lie in two parts; between them stand `gap` tokens that are never said.
 //
 // Logits f32 [rows, width] of each part, replaced by the weights where a row is drawn. picked [rows] u32. `flag` is set where a logit is not finite.
-// Launch: a block of 512 threads a row. Bound by the latency of reading a row 2 times (the likeliest) to 14 times.
+// Launch: a block of 512 threads a row. Bound by the latency of reading a row once (the likeliest) to 16 times.
 #include "common.cuh"
 
 constexpr int THREADS = 512, WARPS = THREADS / 32, BINS = 256;

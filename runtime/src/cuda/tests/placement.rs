@@ -127,7 +127,7 @@ fn a_timing_is_kept_and_a_damaged_or_old_one_made_again() {
     let cache = dir.path().join("deep").join(VERDICTS_FILE);
     let place = |driver| place(&[REGISTERS[0], ("EMULATOR_DRIVER", driver)], Placement::Auto, Some(&cache));
     let text = || std::fs::read_to_string(&cache).unwrap();
-    let (name, reason) = place("13000");
+    let (_, reason) = place("13000");
     assert!(reason.contains("GB/s mapped and") && reason.contains("measured on 20"), "{reason}");
 
     // A hit: what the file says is what counts, whatever the card would do now.
@@ -169,6 +169,7 @@ fn a_timing_is_kept_and_a_damaged_or_old_one_made_again() {
     let file = dir.path().join("a file");
     std::fs::write(&file, "").unwrap();
     let unwritable = file.join(VERDICTS_FILE);
-    let (again, _) = super::placement::place(REGISTERS, Placement::Auto, Some(&unwritable));
-    assert!([name, again].iter().all(|name| ["mapped", "device"].contains(name)));
+    let (_, reason) = super::placement::place(REGISTERS, Placement::Auto, Some(&unwritable));
+    assert!(reason.contains("measured on"), "{reason}");
+    assert!(!unwritable.exists());
 }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::super::device::{DeviceOptions, Placement, cache_dir};
+use super::super::device::{DeviceOptions, Placement};
 use super::CHUNK;
 use super::verdicts::{Verdict, Verdicts};
 use crate::config::WEIGHTS_FILE;
@@ -34,7 +34,7 @@ enum Held {
 impl Placed {
     /// Places a bundle's weights as asked, or says why that cannot be.
     pub(super) fn new(device: &Arc<Device>, weights: &Weights, options: &DeviceOptions) -> Result<Self> {
-        let cache = cache_dir(options).map(|dir| dir.join(VERDICTS_FILE));
+        let cache = options.cache_dir().map(|dir| dir.join(VERDICTS_FILE));
         Self::with(device, weights, options.weights, cache.as_deref(), &ReadSizes::BOARD)
     }
 
