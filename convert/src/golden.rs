@@ -191,10 +191,9 @@ fn logits(
         let reason = format!("`logits` has {} values, expected {} × {width}", expected.len(), ids.len());
         return Err(stored.refuse(&reason));
     }
-    // Codes of pictures, which answers do not consist of, are minus infinity here and left out.
     let mut compared = Compared::default();
     let (first, rest) = ids.split_at(1);
-    session.score_answer(first, rest, &mut |row, found| {
+    session.score_vocabulary(first, rest, &mut |row, found| {
         compared.add(&expected[row * width..][..width], found, ids.get(row + 1).map(|&id| id as usize));
     })?;
     let rows = compared.positions.rows();
@@ -218,13 +217,14 @@ struct Compared {
 }
 
 impl Compared {
-    /// Adds a position; where the true token is one that is never said, the likeliest stands in for it.
+    /// Adds a position; where the true token is one that is left out, the likeliest stands in for it.
     fn add(&mut self, expected: &[f32], found: &[f32], target: Option<usize>) {
         self.base.clear();
         self.found.clear();
         let mut at = None;
         for (id, (&expected, &found)) in expected.iter().zip(found).enumerate() {
-            if found == f32::NEG_INFINITY {
+            // Chameleon as others have it never says codes of pictures: they have the smallest number.
+            if expected <= f32::MIN {
                 continue;
             }
             if target == Some(id) {

@@ -127,9 +127,10 @@ fn transformers_computes_the_same_with_published_families() {
         let names: Vec<_> =
             report["tensors"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
         assert_eq!((names.as_slice(), &report["pass"]), (tensors, &json!(true)), "{family}: {report}");
-        // Random weights have small margins: nothing more than this can be promised of INT8.
+        // Random weights have small margins: two of janus' 33 positions change places.
         let report = run("int8");
-        assert!(report["logits"]["same_top"].as_f64().unwrap() > 0.85, "{family}: {report}");
+        let least = if family == "janus" { 0.93 } else { 0.95 };
+        assert!(report["logits"]["same_top"].as_f64().unwrap() >= least, "{family}: {report}");
         assert_eq!(report["tensors"][0]["max_rel"], 0.0, "{family}: {report}");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use super::choose::{Choices, Chooser, Wanted};
-use super::forward::{Buffers, OnLogits, Row, Score};
+use super::forward::{Buffers, Row, Score};
 use super::grammar::{Grammar, Next};
 use super::{Segment, Session, SessionError};
 use crate::Result;
@@ -182,40 +182,8 @@ impl Session {
         Ok(finish)
     }
 
-    /// Scores a given answer: `on_logits` gets, for each of its tokens and the closing `<eos>`, the index and the text
-    /// logits before it. The session stays as it was.
-    ///
-    /// # Errors
-    /// If the session was not begun or has an answer open, question and answer are too long or not text, or the output is not a
-    /// number.
-    pub fn score_answer(&mut self, question: &[u32], answer: &[u32], on_logits: OnLogits<'_>) -> Result<()> {
-        self.check_begun()?;
-        self.check_text(question)?;
-        self.check_text(answer)?;
-        if question.len() + answer.len() > self.max_text_tokens {
-            let tokens = question.len() + answer.len();
-            return Err(SessionError::TooLong { tokens, room: self.max_text_tokens }.into());
-        }
-        self.kv.release(&mut self.kept);
-        let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
-        let frame = self.frame();
-        let rows = framed(&frame, question).chain(answer);
-        // Rows before the question's last say nothing about the answer.
-        let first = (frame.len() + question.len()).checked_sub(1).ok_or(SessionError::NoText)?;
-        let score = Score {
-            next: Grammar::Text.next(self.model.config(), 0),
-            first,
-            wanted: Wanted::Logits(on_logits),
-        };
-        self.check_places(question)?;
-        let mut row = row_of(self.model.config());
-        self.extend(&mut segment, rows.map(|&id| row(id)), Own::Causal, Some(score))?;
-        self.kv.release(&mut segment.chain);
-        Ok(())
-    }
-
     /// What stands before and behind a question: `<ask>` and `<ans>`, or nothing where the conversation's text has it all.
-    fn frame(&self) -> ArrayVec<u32, 2> {
+    pub(super) fn frame(&self) -> ArrayVec<u32, 2> {
         match self.model.config() {
             ModelConfig::Unimodal(c) => [c.special.ask, c.special.ans].into(),
             _ => ArrayVec::new(),
@@ -339,7 +307,7 @@ fn step_all(sessions: &mut [&mut Session], chooser: &mut Chooser<'_>) -> Result<
 }
 
 /// A question in its frame.
-fn framed<'a>(frame: &'a [u32], question: &'a [u32]) -> impl Iterator<Item = &'a u32> {
+pub(super) fn framed<'a>(frame: &'a [u32], question: &'a [u32]) -> impl Iterator<Item = &'a u32> {
     frame.iter().take(1).chain(question).chain(frame.iter().skip(1))
 }
 

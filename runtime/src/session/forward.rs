@@ -187,11 +187,11 @@ impl Buffers {
                 self.row = row;
                 scored
             }
-            Next::Token(range) if ids.is_empty() => {
-                let (parts, _) = said(model, range);
+            Next::Token(range) | Next::Any(range) if ids.is_empty() || matches!(next, Next::Any(_)) => {
+                let parts = [range.clone(), 0..0];
                 self.score_parts(model, rows, parts, &mut |at, [logits, _]| on_logits(at, logits))
             }
-            Next::Token(range) => self.score_text(model, rows, range, on_logits),
+            Next::Token(range) | Next::Any(range) => self.score_text(model, rows, range, on_logits),
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) enum Grammar {
 pub(super) enum Next {
     /// A token of these.
     Token(Range<u32>),
+    /// Whatever the head has a logit for, codes of pictures in the vocabulary included: for comparisons.
+    Any(Range<u32>),
     /// A code of a picture.
     Code,
     /// This token, whatever the model thinks: there are no logits.
@@ -50,7 +52,7 @@ impl Next {
     /// The token, or the code of a model that draws with codes of its own, of the logit `index`; nothing if there is no such logit.
     pub(super) fn id(&self, model: &ModelConfig, index: usize) -> Option<u32> {
         match (self, model) {
-            (Self::Token(range), _) => {
+            (Self::Token(range) | Self::Any(range), _) => {
                 range.start.checked_add(u32::try_from(index).ok()?).filter(|id| range.contains(id))
             }
             (Self::Code, ModelConfig::Janus(c)) => {
@@ -64,7 +66,7 @@ impl Next {
     /// How many logits there are.
     pub(super) fn limit(&self, model: &ModelConfig) -> usize {
         match (self, model) {
-            (Self::Token(range), _) => range.len(),
+            (Self::Token(range) | Self::Any(range), _) => range.len(),
             (Self::Code, ModelConfig::Janus(c)) => c.drawing.vq.codebook_size,
             (Self::Code, _) => model.code_ids().len(),
             (Self::Only(_), _) => 1,

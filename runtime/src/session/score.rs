@@ -1,6 +1,6 @@
-//! Pictures that are given: what the model says of their codes.
+//! Answers and pictures that are given: what the model says of their tokens.
 
-use super::answer::row_of;
+use super::answer::{framed, row_of};
 use super::choose::Wanted;
 use super::forward::{OnLogits, Row, Score};
 use super::grammar::{Grammar, Next};
@@ -11,6 +11,59 @@ use crate::engine::Own;
 use crate::kv::Chain;
 
 impl Session {
+    /// Scores a given answer: `on_logits` gets, for each of its tokens and the closing `<eos>`, the index and the text
+    /// logits before it. The session stays as it was.
+    ///
+    /// # Errors
+    /// If the session was not begun or has an answer open, question and answer are too long or not text, or the output is not a
+    /// number.
+    pub fn score_answer(&mut self, question: &[u32], answer: &[u32], on_logits: OnLogits<'_>) -> Result<()> {
+        let next = Grammar::Text.next(self.model.config(), 0);
+        self.score_as(question, answer, next, on_logits)
+    }
+
+    /// The same with the logits of codes of pictures where the vocabulary has them, which an answer never consists of.
+    ///
+    /// # Errors
+    /// As [`Self::score_answer`].
+    pub fn score_vocabulary(
+        &mut self,
+        question: &[u32],
+        answer: &[u32],
+        on_logits: OnLogits<'_>,
+    ) -> Result<()> {
+        let next = Next::Any(self.model.config().text_range());
+        self.score_as(question, answer, next, on_logits)
+    }
+
+    fn score_as(
+        &mut self,
+        question: &[u32],
+        answer: &[u32],
+        next: Next,
+        on_logits: OnLogits<'_>,
+    ) -> Result<()> {
+        self.check_begun()?;
+        self.check_text(question)?;
+        self.check_text(answer)?;
+        if question.len() + answer.len() > self.max_text_tokens {
+            let tokens = question.len() + answer.len();
+            return Err(SessionError::TooLong { tokens, room: self.max_text_tokens }.into());
+        }
+        self.kv.release(&mut self.kept);
+        let mut segment = Segment { modality: Modality::Text, chain: Chain::EMPTY };
+        let frame = self.frame();
+        let rows = framed(&frame, question).chain(answer);
+        // Rows before the question's last say nothing about the answer.
+        let first = (frame.len() + question.len()).checked_sub(1).ok_or(SessionError::NoText)?;
+        let score = Score { next, first, wanted: Wanted::Logits(on_logits) };
+        self.check_places(question)?;
+        let mut row = row_of(self.model.config());
+        self.extend(&mut segment, rows.map(|&id| row(id)), Own::Causal, Some(score))?;
+        self.kv.release(&mut segment.chain);
+        Ok(())
+    }
+
     /// Scores the codes of a picture as of a drawing of `columns` codes a row: `on_logits` gets, for each, its index and the logits over
     /// codes before it, without guidance. The session stays as it was.
     ///
