@@ -29,7 +29,8 @@ DEVICE Room room_of(const AttentionShape &shape, unsigned char *scratch, int spl
 // Blocks of a range, which are whole pairs.
 DEVICE int range_of(const Asked &a, int splits) { return round_up((a.count + splits - 1) / splits, 2); }
 
-KERNEL __launch_bounds__(WARPS * 32, 4)
+// Three blocks a multiprocessor: with four, Volta's path without matrix products would keep registers in memory.
+KERNEL __launch_bounds__(WARPS * 32, 3)
     attention_i8_scores(AttentionShape shape, const Unit *units, const Row *rows, const Sequence *sequences, const Segment *segments,
                         const uint32_t *blocks, const float *cosines, const float *sines, const float *modality_bias, const float *q, int splits,
                         unsigned char *scratch) {
