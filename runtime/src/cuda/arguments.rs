@@ -108,7 +108,8 @@ pub(crate) struct UnitAt {
     pub(crate) rows: i32,
 }
 
-/// What the rows of a step are: lists on the card, as `step.cuh` has them.
+/// What the rows of a step are: `Step` of `step.cuh`.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StepAt {
     pub(crate) rows: At,

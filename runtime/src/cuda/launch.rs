@@ -120,25 +120,7 @@ impl Device {
     ) -> Result {
         let items = (shape.rows * (shape.n_heads + 2 * shape.n_kv_heads)) as usize;
         let shared = 4 * 4 * shape.head_dim as usize;
-        let StepAt { rows, sequences, segments, blocks, cosines, sines } = s;
-        launch!(
-            self,
-            "store_heads",
-            [items.div_ceil(4), 1, 1],
-            128,
-            shared,
-            shape,
-            norms,
-            rows,
-            sequences,
-            segments,
-            blocks,
-            cosines,
-            sines,
-            q,
-            k,
-            v,
-        )
+        launch!(self, "store_heads", [items.div_ceil(4), 1, 1], 128, shared, shape, norms, s, q, k, v)
     }
 
     /// Attention of `q [rows, n_heads · head_dim]` over an INT8 arena → `out`, alike. `units`: a list of `count` units on the card.
@@ -157,26 +139,7 @@ impl Device {
         let grid = [count, shape.n_kv_heads as usize, shape.group().div_ceil(UNIT_QUERIES)];
         let shared =
             Self::query_memory(&shape) + if scratch == 0 { UNIT_QUERIES * shape.query_bytes() } else { 0 };
-        let StepAt { rows, sequences, segments, blocks, cosines, sines } = s;
-        launch!(
-            self,
-            "attention_i8",
-            grid,
-            128,
-            shared,
-            shape,
-            units,
-            rows,
-            sequences,
-            segments,
-            blocks,
-            cosines,
-            sines,
-            bias,
-            q,
-            out,
-            scratch,
-        )
+        launch!(self, "attention_i8", grid, 128, shared, shape, units, s, bias, q, out, scratch)
     }
 
     /// The same of few rows: the keys of a query are split over `splits` blocks. `scratch` has [`AttentionShape::scratch_split`] bytes.
@@ -194,7 +157,7 @@ impl Device {
         let chunks = shape.group().div_ceil(UNIT_QUERIES);
         let grid = [count, shape.n_kv_heads as usize, chunks * splits];
         let memory = [Self::query_memory(&shape), 2 * UNIT_QUERIES * (KV_BLOCK * shape.range(splits) + 16)];
-        let (splits, StepAt { rows, sequences, segments, blocks, cosines, sines }) = (splits as i32, s);
+        let splits = splits as i32;
         launch!(
             self,
             "attention_i8_scores",
@@ -203,33 +166,13 @@ impl Device {
             memory[0],
             shape,
             units,
-            rows,
-            sequences,
-            segments,
-            blocks,
-            cosines,
-            sines,
+            s,
             bias,
             q,
             splits,
-            scratch,
+            scratch
         )?;
-        launch!(
-            self,
-            "attention_i8_values",
-            grid,
-            128,
-            memory[1],
-            shape,
-            units,
-            rows,
-            sequences,
-            segments,
-            blocks,
-            out,
-            splits,
-            scratch,
-        )
+        launch!(self, "attention_i8_values", grid, 128, memory[1], shape, units, s, out, splits, scratch)
     }
 
     fn query_memory(shape: &AttentionShape) -> usize {
@@ -255,25 +198,7 @@ impl Device {
     ) -> Result {
         let grid = [count, shape.n_heads as usize, 1];
         let shared = 4 * shape.head_dim as usize;
-        let StepAt { rows, sequences, segments, blocks, cosines, sines } = s;
-        launch!(
-            self,
-            "attention_f32",
-            grid,
-            128,
-            shared,
-            shape,
-            rows,
-            sequences,
-            segments,
-            blocks,
-            cosines,
-            sines,
-            bias,
-            q,
-            out,
-            scratch,
-        )
+        launch!(self, "attention_f32", grid, 128, shared, shape, s, bias, q, out, scratch)
     }
 
     /// `y = norm(x)`, or `y += norm(x)`: `x, y [rows, k] f32`.

@@ -115,8 +115,7 @@ DEVICE int blocks_of(const Asked &a, int segment, const Row *rows) {
     return is_own ? rows[a.unit.first + a.unit.rows - 1].offset / KV_BLOCK + 1 : (a.segments[segment].len + KV_BLOCK - 1) / KV_BLOCK;
 }
 
-DEVICE Asked asked_of(const AttentionShape &shape, const Unit *units, const Row *rows, const Sequence *sequences, const Segment *segments,
-                      const uint32_t *blocks, int chunk) {
+DEVICE Asked asked_of(const AttentionShape &shape, const Unit *units, const Step &lists, int chunk) {
     Asked a;
     a.unit = units[blockIdx.x];
     a.group = shape.n_heads / shape.n_kv_heads;
@@ -124,11 +123,11 @@ DEVICE Asked asked_of(const AttentionShape &shape, const Unit *units, const Row 
     a.first_in_group = chunk * QUERIES;
     a.heads = a.group - a.first_in_group < QUERIES ? a.group - a.first_in_group : QUERIES;
     a.queries = a.unit.rows * a.heads;
-    a.s = sequences + rows[a.unit.first].sequence;
-    a.segments = segments + a.s->first_segment;
-    a.blocks = blocks + a.segments[0].first_block;
+    a.s = lists.sequences + lists.rows[a.unit.first].sequence;
+    a.segments = lists.segments + a.s->first_segment;
+    a.blocks = lists.blocks + a.segments[0].first_block;
     a.count = 0;
-    for (int i = 0; i < a.s->segments; i++) a.count += blocks_of(a, i, rows);
+    for (int i = 0; i < a.s->segments; i++) a.count += blocks_of(a, i, lists.rows);
     return a;
 }
 
@@ -139,9 +138,8 @@ DEVICE int panel_at(const Asked &a, const AttentionShape &shape, int at) {
 }
 
 // Scores in bits of the blocks from `from` to below `to`, segment by segment: scores[query · max_keys + key].
-DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Row *rows, const float *cosines, const float *sines,
-                         const float *modality_bias, const float *q, int from, int to, int8_t *q8, float *query_scale, float *query_bias,
-                         float *scores) {
+DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Step &lists, const float *modality_bias, const float *q, int from,
+                         int to, int8_t *q8, float *query_scale, float *query_bias, float *scores) {
     const int hd = shape.head_dim, half = hd / 2, k_padded = pad_k(hd), q_stride = k_padded + 16;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const Segment *own = a.segments + a.s->segments - 1;
@@ -149,15 +147,15 @@ DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Row 
     for (int i = 0; i < a.s->segments; i++) {
         const Segment segment = a.segments[i];
         const bool is_own = i + 1 == a.s->segments;
-        const int in_segment = blocks_of(a, i, rows);
+        const int in_segment = blocks_of(a, i, lists.rows);
         const int first = from > block ? from - block : 0, end = to - block < in_segment ? to - block : in_segment;
         block += in_segment;
         if (first >= end) continue;
         for (int query = warp; query < a.queries; query += WARPS) {
             int row = row_of(a, query), head = head_of(a, query);
-            uint64_t angle = (uint64_t)(rows[row].position - segment.base) * half;
-            turn(q + ((uint64_t)row * shape.n_heads + head) * hd, cosines + angle, sines + angle, hd, q8 + query * q_stride, shape.factor,
-                 &query_scale[query]);
+            uint64_t angle = (uint64_t)(lists.rows[row].position - segment.base) * half;
+            turn(q + ((uint64_t)row * shape.n_heads + head) * hd, lists.cosines + angle, lists.sines + angle, hd,
+                 q8 + query * q_stride, shape.factor, &query_scale[query]);
             if (lane == 0) {
                 int at = (head * shape.modalities + own->modality) * shape.modalities + segment.modality;
                 query_bias[query] = modality_bias ? modality_bias[at] * 1.44269504f : 0.0f;
@@ -176,7 +174,7 @@ DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Row 
                     if (query >= a.queries) continue;
                     bool live = key < segment.len;
                     if (is_own) {
-                        int offset = rows[row_of(a, query)].offset;
+                        int offset = lists.rows[row_of(a, query)].offset;
                         live = live && (a.s->causal ? key <= offset : key == offset);
                     }
                     float score = (float)acc[tile][j] * (query_scale[query] * a.s->scales[panel].key[token]) + query_bias[query];

@@ -6,23 +6,24 @@
 // `scratch` has max_keys floats a block.
 #include "step.cuh"
 
-KERNEL attention_f32(AttentionShape shape, const Row *rows, const Sequence *sequences, const Segment *segments, const uint32_t *blocks,
-                     const float *cosines, const float *sines, const float *modality_bias, const float *q, float *out, float *scratch) {
+KERNEL attention_f32(AttentionShape shape, Step lists, const float *modality_bias, const float *q, float *out, float *scratch) {
     DYNAMIC_SHARED(memory);
     SHARED(float, inverse_sum);
     float *turned = (float *)memory;
     const int hd = shape.head_dim, half = hd / 2, row = blockIdx.x, head = blockIdx.y, kv_head = head / (shape.n_heads / shape.n_kv_heads);
-    const Row r = rows[row];
-    const Sequence &s = sequences[r.sequence];
-    const int own_modality = segments[s.first_segment + s.segments - 1].modality, first_block = segments[s.first_segment].first_block;
+    const Row r = lists.rows[row];
+    const Sequence &s = lists.sequences[r.sequence];
+    const int own_modality = lists.segments[s.first_segment + s.segments - 1].modality;
+    const int first_block = lists.segments[s.first_segment].first_block;
     const float *query = q + ((uint64_t)row * shape.n_heads + head) * hd;
     float *scores = scratch + (uint64_t)(blockIdx.y * gridDim.x + blockIdx.x) * shape.max_keys;
 
     int block = 0;
     for (int i = 0; i < s.segments; i++) {
-        const Segment segment = segments[s.first_segment + i];
+        const Segment segment = lists.segments[s.first_segment + i];
         const bool is_own = i + 1 == s.segments;
-        const float *cosine = cosines + (uint64_t)(r.position - segment.base) * half, *sine = sines + (uint64_t)(r.position - segment.base) * half;
+        const uint64_t angle = (uint64_t)(r.position - segment.base) * half;
+        const float *cosine = lists.cosines + angle, *sine = lists.sines + angle;
         for (int d = threadIdx.x; d < half; d += blockDim.x) {
             turned[d] = query[d] * cosine[d] - query[d + half] * sine[d];
             turned[d + half] = query[d + half] * cosine[d] + query[d] * sine[d];
@@ -31,7 +32,7 @@ KERNEL attention_f32(AttentionShape shape, const Row *rows, const Sequence *sequ
         float bias = modality_bias ? modality_bias[(head * shape.modalities + own_modality) * shape.modalities + segment.modality] : 0.0f;
         int in_segment = is_own ? r.offset / KV_BLOCK + 1 : (segment.len + KV_BLOCK - 1) / KV_BLOCK;
         for (int key = threadIdx.x; key < in_segment * KV_BLOCK; key += blockDim.x) {
-            int panel = panel_of(s, shape.layer, shape.n_kv_heads, kv_head, blocks[segment.first_block + key / KV_BLOCK]);
+            int panel = panel_of(s, shape.layer, shape.n_kv_heads, kv_head, lists.blocks[segment.first_block + key / KV_BLOCK]);
             const float *k = s.keys + ((uint64_t)panel * KV_BLOCK + key % KV_BLOCK) * hd;
             float lanes[LANES];
 #pragma unroll
@@ -70,7 +71,7 @@ KERNEL attention_f32(AttentionShape shape, const Row *rows, const Sequence *sequ
     for (int d = threadIdx.x; d < hd; d += blockDim.x) {
         float total = 0.0f;
         for (int at = 0; at < block; at++) {
-            int panel = panel_of(s, shape.layer, shape.n_kv_heads, kv_head, blocks[first_block + at]);
+            int panel = panel_of(s, shape.layer, shape.n_kv_heads, kv_head, lists.blocks[first_block + at]);
             const float *v = s.values + (uint64_t)panel * KV_BLOCK * hd + d;
             for (int token = 0; token < KV_BLOCK; token++) total += scores[at * KV_BLOCK + token] * inverse_sum * v[token * hd];
         }

@@ -1,20 +1,19 @@
 // Attention over the INT8 arena, one block for all keys of up to 16 queries: see `attention.cuh`.
 //
-// q, out [rows, n_heads · head_dim] f32, cosines, sines [positions, head_dim/2], modality_bias [n_heads, modalities, modalities] or null.
+// q, out [rows, n_heads · head_dim] f32, modality_bias [n_heads, modalities, modalities] or null.
 // Launch: grid (units, n_kv_heads, chunks of 16 heads of a group), 128 threads; a unit has at most 16 / min(group, 16) rows. Dynamic shared memory:
 // 16 · (pad_k(head_dim) + 16) bytes, and where `scratch` is null 6 · max_keys + 32 for each query of a unit. `scratch` has
 // 16 · (6 · max_keys + 32) bytes a block. Bound in decode by the bytes of the panels.
 #include "attention.cuh"
 
 KERNEL __launch_bounds__(WARPS * 32, 4)
-    attention_i8(AttentionShape shape, const Unit *units, const Row *rows, const Sequence *sequences, const Segment *segments, const uint32_t *blocks,
-                 const float *cosines, const float *sines, const float *modality_bias, const float *q, float *out, unsigned char *scratch) {
+    attention_i8(AttentionShape shape, const Unit *units, Step lists, const float *modality_bias, const float *q, float *out, unsigned char *scratch) {
     DYNAMIC_SHARED(memory);
     SHARED(float[QUERIES], query_scale);
     SHARED(float[QUERIES], query_bias);
     const int hd = shape.head_dim, max_keys = shape.max_keys;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const Asked a = asked_of(shape, units, rows, sequences, segments, blocks, blockIdx.z);
+    const Asked a = asked_of(shape, units, lists, blockIdx.z);
 
     // [queries, k_padded + 16] i8; then scores [queries, max_keys] f32 and weights [queries, 2, max_keys + 16] i8. The 16 bytes put
     // rows on different banks.
@@ -24,7 +23,7 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
     float *scores = (float *)rest;
     int8_t *weights = (int8_t *)(rest + (uint64_t)a.queries * max_keys * 4);
 
-    score_blocks(a, shape, rows, cosines, sines, modality_bias, q, 0, a.count, (int8_t *)memory, query_scale, query_bias, scores);
+    score_blocks(a, shape, lists, modality_bias, q, 0, a.count, (int8_t *)memory, query_scale, query_bias, scores);
 
     // Softmax: a half-warp a query, its lanes those of `quant.rs`.
     const int keys = a.count * KV_BLOCK, token = lane % LANES;

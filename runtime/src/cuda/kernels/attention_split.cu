@@ -31,21 +31,20 @@ DEVICE int range_of(const Asked &a, int splits) { return round_up((a.count + spl
 
 // Three blocks a multiprocessor: with four, Volta's path without matrix products would keep registers in memory.
 KERNEL __launch_bounds__(WARPS * 32, 3)
-    attention_i8_scores(AttentionShape shape, const Unit *units, const Row *rows, const Sequence *sequences, const Segment *segments,
-                        const uint32_t *blocks, const float *cosines, const float *sines, const float *modality_bias, const float *q, int splits,
+    attention_i8_scores(AttentionShape shape, const Unit *units, Step lists, const float *modality_bias, const float *q, int splits,
                         unsigned char *scratch) {
     DYNAMIC_SHARED(memory);
     SHARED(float[QUERIES], query_scale);
     SHARED(float[QUERIES], query_bias);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, split = blockIdx.z % splits, chunk = blockIdx.z / splits;
-    const Asked a = asked_of(shape, units, rows, sequences, segments, blocks, chunk);
+    const Asked a = asked_of(shape, units, lists, chunk);
     const Room room = room_of(shape, scratch, splits, chunk);
     const int range = range_of(a, splits), from = split * range, to = from + range < a.count ? from + range : a.count;
     if (split == 0) {
         for (int i = threadIdx.x; i < QUERIES * pad_n(shape.head_dim) * 2; i += blockDim.x) room.sums[i] = 0;
         if (threadIdx.x == 0) *room.arrived = 0;
     }
-    score_blocks(a, shape, rows, cosines, sines, modality_bias, q, from, to, (int8_t *)memory, query_scale, query_bias, room.scores);
+    score_blocks(a, shape, lists, modality_bias, q, from, to, (int8_t *)memory, query_scale, query_bias, room.scores);
     for (int pair = warp * 2; pair < a.queries; pair += WARPS * 2) {
         bool stands = pair + lane / LANES < a.queries;
         int query = stands ? pair + lane / LANES : pair;
@@ -55,8 +54,7 @@ KERNEL __launch_bounds__(WARPS * 32, 3)
 }
 
 KERNEL __launch_bounds__(WARPS * 32, 4)
-    attention_i8_values(AttentionShape shape, const Unit *units, const Row *rows, const Sequence *sequences, const Segment *segments,
-                        const uint32_t *blocks, float *out, int splits, unsigned char *scratch) {
+    attention_i8_values(AttentionShape shape, const Unit *units, Step lists, float *out, int splits, unsigned char *scratch) {
     DYNAMIC_SHARED(memory);
     SHARED(float[QUERIES], factor);
     SHARED(float[QUERIES], query_scale);
@@ -65,7 +63,7 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
     const int hd = shape.head_dim, dims_padded = pad_n(hd);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, token = lane % LANES;
     const int split = blockIdx.z % splits, chunk = blockIdx.z / splits;
-    const Asked a = asked_of(shape, units, rows, sequences, segments, blocks, chunk);
+    const Asked a = asked_of(shape, units, lists, chunk);
     const Room room = room_of(shape, scratch, splits, chunk);
     const int range = range_of(a, splits), from = split * range, to = from + range < a.count ? from + range : a.count;
     const int w_stride = range * KV_BLOCK + 16;

@@ -59,8 +59,7 @@ DEVICE float write_head(const float *x, int n, int8_t *tiles, int token, bool ke
     return scale_of(amax);
 }
 
-KERNEL store_heads(HeadShape shape, HeadNorms norms, const Row *rows, const Sequence *sequences, const Segment *segments,
-                   const uint32_t *blocks, const float *cosines, const float *sines, float *q, const float *k, const float *v) {
+KERNEL store_heads(HeadShape shape, HeadNorms norms, Step lists, float *q, const float *k, const float *v) {
     DYNAMIC_SHARED(memory);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, hd = shape.head_dim, half = hd / 2;
     int heads = shape.n_heads + 2 * shape.n_kv_heads, item = blockIdx.x * 4 + warp;
@@ -82,11 +81,11 @@ KERNEL store_heads(HeadShape shape, HeadNorms norms, const Row *rows, const Sequ
     const float *at = (keys ? k : v) + ((uint64_t)row * shape.n_kv_heads + head) * hd;
     for (int i = lane; i < hd; i += 32) x[i] = at[i];
     __syncwarp();
-    Row r = rows[row];
-    const Sequence &s = sequences[r.sequence];
+    Row r = lists.rows[row];
+    const Sequence &s = lists.sequences[r.sequence];
     if (keys) {
         if (norms.k) norm_head(x, hd, norms.k + (norms.k_bias ? head * hd : 0), norms.k_bias ? norms.k_bias + head * hd : nullptr, norms.eps);
-        const float *cosine = cosines + (uint64_t)r.offset * half, *sine = sines + (uint64_t)r.offset * half;
+        const float *cosine = lists.cosines + (uint64_t)r.offset * half, *sine = lists.sines + (uint64_t)r.offset * half;
         for (int i = lane; i < half; i += 32) {
             float a = x[i], b = x[i + half];
             x[i] = a * cosine[i] - b * sine[i];
@@ -94,8 +93,9 @@ KERNEL store_heads(HeadShape shape, HeadNorms norms, const Row *rows, const Sequ
         }
         __syncwarp();
     }
-    const Segment &own = segments[s.first_segment + s.segments - 1];
-    int panel = panel_of(s, shape.layer, shape.n_kv_heads, head, blocks[own.first_block + r.offset / KV_BLOCK]), token = r.offset % KV_BLOCK;
+    const Segment &own = lists.segments[s.first_segment + s.segments - 1];
+    int panel = panel_of(s, shape.layer, shape.n_kv_heads, head, lists.blocks[own.first_block + r.offset / KV_BLOCK]);
+    int token = r.offset % KV_BLOCK;
     if (s.keys) {
         float *to = (keys ? s.keys : s.values) + ((uint64_t)panel * KV_BLOCK + token) * hd;
         for (int i = lane; i < hd; i += 32) to[i] = x[i];

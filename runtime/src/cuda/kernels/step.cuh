@@ -43,6 +43,15 @@ struct Unit {
     int rows;
 };
 
+// The lists of a step, and the rotations by position.
+struct Step {
+    const Row *rows;
+    const Sequence *sequences;
+    const Segment *segments;
+    const uint32_t *blocks;
+    const float *cosines, *sines; // [positions, head_dim / 2]
+};
+
 // A layer's attention.
 struct AttentionShape {
     int n_heads, n_kv_heads, head_dim, layer, modalities;
