@@ -94,13 +94,10 @@ impl Buffers {
         }
         assert_eq!(rows.len(), picked.len(), "a choice for each row");
         let parts = parts.map(|part| part.start as usize..part.end as usize);
-        let together = self.logits.len() / (parts[0].len() + parts[1].len());
-        for (at, picked) in picked.chunks_mut(together.max(1)).enumerate() {
-            let first = at * together.max(1);
-            let rows = rows.start + first..rows.start + first + picked.len();
-            let draws = sessions[first..].iter().map(|&session| samplers[session].draw());
-            numbers(buffers.pick(card, model.decoder(), rows, &parts, draws, picked)?)?;
-        }
+        // A row a sequence, and there is room for the whole vocabulary of each.
+        assert!(rows.len() * (parts[0].len() + parts[1].len()) <= self.logits.len());
+        let draws = sessions.iter().map(|&session| samplers[session].draw());
+        numbers(buffers.pick(card, model.decoder(), rows, &parts, draws, picked)?)?;
         Ok(true)
     }
 }
