@@ -56,6 +56,11 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
+    /// A layer alone.
+    pub(crate) fn alone(layer: Layer, k: i32, parts: i32) -> Self {
+        Self { layer: [layer, Layer::default(), Layer::default()], count: 1, k, parts, ..Self::default() }
+    }
+
     /// Groups of 16 outputs that blocks are made for.
     pub(super) fn groups(&self, per_block: usize) -> usize {
         let of = |layer: &Layer| layer.groups().div_ceil(per_block);

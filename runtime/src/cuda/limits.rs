@@ -205,10 +205,8 @@ impl Scratch {
     fn layers(&self, tiles: u64, n: usize, k: usize) -> Layers {
         debug_assert_eq!(pad_n(n), n);
         let narrow = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        let mut layers = Layers { count: 1, k: narrow(k), parts: 1, ..Layers::default() };
         let (scale, out) = (self.scale.at(), self.out.at());
-        layers.layer[0] = Layer { tiles, scale, bias: 0, out, first: 0, end: narrow(n) };
-        layers
+        Layers::alone(Layer { tiles, scale, bias: 0, out, first: 0, end: narrow(n) }, narrow(k), 1)
     }
 }
 

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 pub(crate) use buffers::CardBuffers;
 use buffers::{Lists, narrow};
+#[cfg(test)]
+pub(crate) use maps::patches_at;
 pub(crate) use maps::{CardMaps, MapBuffers};
 use placement::Placed;
 

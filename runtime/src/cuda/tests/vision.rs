@@ -4,6 +4,7 @@ use half::f16;
 
 use super::{SCALAR, assert_same, orin};
 use crate::cuda::launch::vision::{GroupNormAt, GroupNormShape, Patches, Product, WeightRows};
+use crate::engine::card::patches_at;
 use crate::engine::layer_norm;
 use crate::engine::maps::{GROUP_EPS, GROUPS, Grid, GroupSums, STRIP, Shape};
 use crate::kernels::tests::Random;
@@ -39,27 +40,6 @@ fn patches_of(x: &[f32], input: Shape, grid: &Grid, out: Shape) -> Vec<f32> {
     patches
 }
 
-fn patches_at(input: Shape, grid: &Grid, out: Shape) -> Patches {
-    let [kt, side] = grid.kernel;
-    Patches {
-        time: input.time as i32,
-        height: input.height as i32,
-        width: input.width as i32,
-        channels: input.channels as i32,
-        out_height: out.height as i32,
-        out_width: out.width as i32,
-        positions: out.places() as i32,
-        kernel_t: kt as i32,
-        kernel: side as i32,
-        stride_t: grid.stride[0] as i32,
-        stride: grid.stride[1] as i32,
-        before_t: grid.before[0] as i32,
-        before: grid.before[1] as i32,
-        k: (kt * side * side * input.channels) as i32,
-        row: input.channels as i32,
-    }
-}
-
 /// Convolutions of every kind: input, grid, outputs.
 fn convolutions() -> Vec<(Shape, Grid, usize)> {
     let of = |time, height, width, channels| Shape { time, height, width, channels };
@@ -86,7 +66,7 @@ fn convolutions_have_the_order_of_the_cpu() {
         if input.len() > 100 {
             (x[3], x[50], x[99]) = (3e38, f32::NAN, -0.0);
         }
-        let p = patches_at(input, &grid, out);
+        let p = patches_at(&grid, input, out);
         let k = p.k as usize;
         let (w, bias) = (random.f32s(n * k), random.f32s(n));
         let halves: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
@@ -128,7 +108,7 @@ fn heads_are_a_batch() {
     let d = heads * width;
     let (q, k) = (random.f32s(rows * d), random.f32s(n * d));
     let row = Shape { time: 1, height: 1, width: rows, channels: width };
-    let patches = Patches { row: d as i32, ..patches_at(row, &Grid::POINT, row) };
+    let patches = Patches { row: d as i32, ..patches_at(&Grid::POINT, row, row) };
     let c = Product {
         patches,
         n: n as i32,
@@ -168,7 +148,7 @@ fn patches_are_quantised_as_on_the_cpu() {
     for (input, grid, n) in convolutions().into_iter().chain([long]) {
         let out = grid.shape(input, n);
         let x = random.f32s(input.len());
-        let p = patches_at(input, &grid, out);
+        let p = patches_at(&grid, input, out);
         let patches = patches_of(&x, input, &grid, out);
         let (k, first) = (p.k as usize, out.places() / 2);
         let count = out.places() - first;

@@ -30,9 +30,7 @@ impl CardBuffers {
         match place {
             LinearPlace::Tiles { scale, parts } => {
                 let (q, x_scale) = (self.at(self.quantised), self.at(self.scale));
-                let mut layers =
-                    Layers { count: 1, k: narrow(c.d_model), parts: narrow(parts), ..Layers::default() };
-                layers.layer[0] = LayerAt {
+                let layer = LayerAt {
                     tiles: card.at(at),
                     scale: card.at(scale),
                     bias: 0,
@@ -40,6 +38,7 @@ impl CardBuffers {
                     first: narrow(range.start),
                     end: narrow(range.end),
                 };
+                let layers = Layers::alone(layer, narrow(c.d_model), narrow(parts));
                 device.quantise_rows(x, norm, [n, c.d_model, parts], q, x_scale)?;
                 device.linear_i8(&layers, q, x_scale, n * parts)?;
             }

@@ -142,23 +142,7 @@ impl<'a> CardMaps<'a> {
     fn layer(&mut self, layer: &Biased, grid: &Grid, from: Slot, to: Slot) -> Result<()> {
         let (input, n) = (self.shape(from), layer.weight.n);
         let shape = grid.shape(input, n);
-        let patches = Patches {
-            time: narrow(input.time),
-            height: narrow(input.height),
-            width: narrow(input.width),
-            channels: narrow(input.channels),
-            out_height: narrow(shape.height),
-            out_width: narrow(shape.width),
-            positions: narrow(shape.places()),
-            kernel_t: narrow(grid.kernel[0]),
-            kernel: narrow(grid.kernel[1]),
-            stride_t: narrow(grid.stride[0]),
-            stride: narrow(grid.stride[1]),
-            before_t: narrow(grid.before[0]),
-            before: narrow(grid.before[1]),
-            k: narrow(layer.weight.k),
-            row: narrow(input.channels),
-        };
+        let patches = patches_at(grid, input, shape);
         let (x, out) = (self.at(from), self.put(to, shape));
         let (device, bias) = (&self.card.device, self.card.at(layer.bias.place()));
         let (at, place) = layer.weight.place();
@@ -174,8 +158,7 @@ impl<'a> CardMaps<'a> {
         let (q, x_scale) = (self.b.at(self.b.quantised), self.b.at(self.b.scale));
         for first in (0..shape.places()).step_by(POSITIONS) {
             let count = POSITIONS.min(shape.places() - first);
-            let mut layers = Layers { count: 1, k: patches.k, parts: narrow(parts), ..Layers::default() };
-            layers.layer[0] = LayerAt {
+            let layer = LayerAt {
                 tiles: self.card.at(at),
                 scale: self.card.at(scale),
                 bias,
@@ -183,10 +166,33 @@ impl<'a> CardMaps<'a> {
                 first: 0,
                 end: narrow(n),
             };
+            let layers = Layers::alone(layer, patches.k, narrow(parts));
             device.quantise_patches(&patches, x, (first, count), parts, q, x_scale)?;
             device.linear_i8(&layers, q, x_scale, count * parts)?;
         }
         Ok(())
+    }
+}
+
+/// Where the patches of a map lie that become a map of shape `out`.
+pub(crate) fn patches_at(grid: &Grid, input: Shape, out: Shape) -> Patches {
+    let [kernel_t, kernel] = grid.kernel;
+    Patches {
+        time: narrow(input.time),
+        height: narrow(input.height),
+        width: narrow(input.width),
+        channels: narrow(input.channels),
+        out_height: narrow(out.height),
+        out_width: narrow(out.width),
+        positions: narrow(out.places()),
+        kernel_t: narrow(kernel_t),
+        kernel: narrow(kernel),
+        stride_t: narrow(grid.stride[0]),
+        stride: narrow(grid.stride[1]),
+        before_t: narrow(grid.before[0]),
+        before: narrow(grid.before[1]),
+        k: narrow(kernel_t * kernel * kernel * input.channels),
+        row: narrow(input.channels),
     }
 }
 
@@ -340,22 +346,9 @@ impl Maps for CardMaps<'_> {
         for first in (0..n).step_by(QUERIES) {
             let rows = QUERIES.min(n - first);
             // Rows of `row` values, of which `k` are read.
-            let rows_of = |k: usize, row: usize| Patches {
-                time: 1,
-                height: 1,
-                width: narrow(rows),
-                channels: narrow(k),
-                out_height: 1,
-                out_width: narrow(rows),
-                positions: narrow(rows),
-                kernel_t: 1,
-                kernel: 1,
-                stride_t: 1,
-                stride: 1,
-                before_t: 0,
-                before: 0,
-                k: narrow(k),
-                row: narrow(row),
+            let rows_of = |k: usize, row: usize| {
+                let input = Shape::picture((1, rows), k);
+                Patches { row: narrow(row), ..patches_at(&Grid::POINT, input, input) }
             };
             let of_rows = 4 * (first * d) as u64;
             let by_keys = Product {
