@@ -121,8 +121,9 @@ impl Session {
             None => (KvArena::new(shape), None),
             Some(card) => {
                 let own = model.unimodal_net().ok().map(|(_, own)| own);
-                let buffers =
-                    CardBuffers::new(card, model.decoder(), own, capacity.most, capacity.logits, dtype)?;
+                let codes = choose::code_places(model);
+                let Capacity { most, logits, .. } = capacity;
+                let buffers = CardBuffers::new(card, model.decoder(), own, most, logits, &codes, dtype)?;
                 (KvArena::on_card(shape, &card.device).map_err(Error::from)?, Some(buffers))
             }
         };
@@ -320,8 +321,9 @@ impl Session {
     /// # Errors
     /// If the session was not begun, or the output is not a number.
     pub fn act(&mut self, chunk: &mut ActionChunk) -> Result<()> {
-        let mut no_score = |_: usize, _: &[f32]| {};
-        self.score_act(chunk, &mut no_score)
+        chunk.bins.clear();
+        self.slots(Wanted::Likeliest(&mut chunk.bins))?;
+        self.values_of(chunk)
     }
 
     /// As [`Self::act`]; `on_logits` gets each slot's index and its logits over bins.
@@ -329,19 +331,29 @@ impl Session {
     /// # Errors
     /// As [`Self::act`].
     pub fn score_act(&mut self, chunk: &mut ActionChunk, on_logits: OnLogits<'_>) -> Result<()> {
-        self.check_begun()?;
-        let slots = self.model.unimodal()?.chunk_len();
-        let next = Grammar::Actions.next(self.model.config(), 0);
         chunk.bins.clear();
-        let mut segment = Segment { modality: Modality::Action, chain: Chain::EMPTY };
         let mut each = |slot: usize, logits: &[f32]| {
             let best = crate::sample::argmax(logits).expect("`extend` gives finite logits");
             chunk.bins.push(u16::try_from(best).expect("bins are checked to be at most 65535"));
             on_logits(slot, logits);
         };
-        let score = Score { next, first: 0, wanted: Wanted::Logits(&mut each) };
+        self.slots(Wanted::Logits(&mut each))?;
+        self.values_of(chunk)
+    }
+
+    /// Computes the slots of a chunk behind what is live.
+    fn slots(&mut self, wanted: Wanted<'_, '_>) -> Result<()> {
+        self.check_begun()?;
+        let slots = self.model.unimodal()?.chunk_len();
+        let next = Grammar::Actions.next(self.model.config(), 0);
+        let mut segment = Segment { modality: Modality::Action, chain: Chain::EMPTY };
+        let score = Score { next, first: 0, wanted };
         self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, Some(score))?;
         self.kv.release(&mut segment.chain);
+        Ok(())
+    }
+
+    fn values_of(&mut self, chunk: &mut ActionChunk) -> Result<()> {
         let [_, action] = self.bins.as_mut().expect("the family has them");
         action.decode(&chunk.bins, &mut chunk.values)
     }

@@ -256,6 +256,13 @@ pub(crate) struct Parts {
     pub(crate) gap: i32,
 }
 
+impl Parts {
+    /// Logits that lie in one part, nothing behind it.
+    pub(crate) const fn alone(at: At, width: i32) -> Self {
+        Self { at: [at, 0], width: [width, 0], gap: 0 }
+    }
+}
+
 /// `Draws` of `pick.cu`: one a row.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

@@ -226,6 +226,19 @@ impl Device {
         launch!(self, "check_finite", [n.div_ceil(256), 1, 1], 256, 0, x, count, flag)
     }
 
+    /// `out [n] = free + guidance · (guided − free)` of two rows of logits `[2, width] f32`, those that `ids [n] i32` names.
+    pub(crate) fn guide_logits(
+        &self,
+        (logits, width): (At, usize),
+        (ids, n): (At, usize),
+        guidance: f32,
+        out: At,
+    ) -> Result {
+        let (width, count) = (width as i32, n as i32);
+        let grid = [n.div_ceil(256), 1, 1];
+        launch!(self, "guide_logits", grid, 256, 0, logits, width, ids, count, guidance, out)
+    }
+
     /// INT8 products in registers alone: `rounds` · 8 of 16 × 8 × 32 in each of 8 warps of `blocks` blocks. `out` is one value.
     pub(crate) fn peak_int8(&self, blocks: usize, rounds: usize, out: At) -> Result {
         let rounds = rounds as i32;

@@ -41,7 +41,7 @@ pub const SOURCES: [KernelFile; 18] = [
     source!("attention_f32": "attention_f32"),
     source!("attention_i8": "attention_i8"),
     source!("attention_split": "attention_i8_scores", "attention_i8_values"),
-    source!("elementwise": "rms_norm_rows", "silu_multiply", "check_finite"),
+    source!("elementwise": "rms_norm_rows", "silu_multiply", "check_finite", "guide_logits"),
     source!("embed": "embed"),
     source!("gemm_i8": "gemm_i8_32", "gemm_i8_64", "gemm_i8_128"),
     source!("gemv_i8": "gemv_i8_1", "gemv_i8_2", "gemv_i8_4", "gemv_i8_8", "gemv_i8_16", "gemv_f32_1", "gemv_f32_2"),

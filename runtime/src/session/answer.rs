@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use super::choose::{Choices, Chooser, Wanted};
+use super::choose::{Choices, Chooser, Guide, Wanted};
 use super::forward::{Buffers, Row, Score};
 use super::grammar::{Grammar, Next};
 use super::{Segment, Session, SessionError};
@@ -261,6 +261,14 @@ pub fn step(sessions: &mut [&mut Session], pick: &mut dyn FnMut(usize, &[f32]) -
 pub fn step_sampled(sessions: &mut [&mut Session], samplers: &mut [Sampler]) -> Result<()> {
     assert_eq!(samplers.len(), sessions.len(), "a sampler for each session");
     step_by(sessions, Chooser::Samplers(samplers))
+}
+
+/// A step of two sessions that draw one picture; `guide` chooses for both.
+///
+/// # Errors
+/// As [`step`].
+pub(super) fn step_guided(sessions: &mut [&mut Session; 2], guide: &mut Guide) -> Result<()> {
+    step_by(sessions, Chooser::Guide(guide))
 }
 
 fn step_by(sessions: &mut [&mut Session], mut chooser: Chooser<'_>) -> Result<()> {

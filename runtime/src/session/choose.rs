@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::forward::{Buffers, OnLogits};
 #[cfg(feature = "cuda")]
-use super::forward::{numbers, said};
+use super::forward::said;
+use super::forward::{Buffers, OnLogits, numbers};
 use super::grammar::Next;
 use crate::Result;
 use crate::family::Model;
-use crate::sample::Sampler;
+use crate::sample::{Sampler, SamplerOptions, argmax};
 
 #[cfg(feature = "cuda")]
 const _: () =
@@ -20,6 +20,45 @@ pub(super) enum Chooser<'a> {
     Logits(&'a mut dyn FnMut(usize, &[f32]) -> usize),
     /// One a session.
     Samplers(&'a mut [Sampler]),
+    /// Two sessions that draw one picture.
+    Guide(&'a mut Guide),
+}
+
+/// Chooses codes by what session 1, which knows a description, says beyond session 0, which does not:
+/// `free + guidance · (guided − free)`.
+///
+/// Source: Ho and Salimans 2022 (arXiv:2207.12598).
+pub(super) struct Guide {
+    sampler: Sampler,
+    guidance: f32,
+    /// Those of session 0, then those of both.
+    logits: Vec<f32>,
+    /// The code that was chosen last.
+    picked: Option<usize>,
+}
+
+impl Guide {
+    pub(super) fn new(sampling: SamplerOptions, guidance: f32) -> Self {
+        Self { sampler: Sampler::new(sampling), guidance, logits: Vec::new(), picked: None }
+    }
+
+    /// Takes the code that was chosen in the last step, if one was.
+    pub(super) fn take(&mut self) -> Option<usize> {
+        self.picked.take()
+    }
+
+    /// Looks at the logits of a session; session 1 comes last.
+    fn look(&mut self, session: usize, logits: &[f32]) {
+        if session == 0 {
+            self.logits.clear();
+            self.logits.extend_from_slice(logits);
+            return;
+        }
+        for (free, &guided) in self.logits.iter_mut().zip(logits) {
+            *free += self.guidance * (guided - *free);
+        }
+        self.picked = self.sampler.pick(&self.logits);
+    }
 }
 
 /// The choices of a step's rows.
@@ -37,6 +76,16 @@ pub(super) enum Wanted<'a, 'b> {
     Logits(OnLogits<'a>),
     /// What comes behind them.
     Choices(Choices<'a, 'b>),
+    /// The likeliest behind each of them, appended: an index into what may come next.
+    Likeliest(&'a mut Vec<u16>),
+}
+
+/// Where the logit of each code of a picture stands among those of the span of codes.
+#[cfg(feature = "cuda")]
+pub(super) fn code_places(model: &Model) -> Vec<i32> {
+    let (config, first) = (model.config(), model.code_span().start);
+    let codes = (0..Next::Code.limit(config)).filter_map(|code| Next::Code.id(config, code));
+    codes.map(|id| i32::try_from(id - first).expect("ids are below 2³¹")).collect()
 }
 
 impl Buffers {
@@ -68,7 +117,68 @@ impl Buffers {
                     picked[row - first] = token.expect("logits are finite, and a sampler picks one of those");
                 })
             }
+            Chooser::Guide(guide) => {
+                #[cfg(feature = "cuda")]
+                if self.guides_on_card(model, rows.clone(), next, guide)? {
+                    picked.fill(guide.picked.unwrap_or(0));
+                    return Ok(());
+                }
+                self.score(model, rows, next, &mut |row, logits| guide.look(sessions[row - first], logits))?;
+                // Guidance can make infinities of finite logits.
+                numbers(guide.logits.iter().all(|logit| logit.is_finite()))?;
+                picked.fill(guide.picked.unwrap_or(0));
+                Ok(())
+            }
         }
+    }
+
+    /// Appends the likeliest token behind each of some rows of `x`.
+    ///
+    /// # Errors
+    /// If a logit is not a number.
+    pub(super) fn likeliest(
+        &mut self,
+        model: &Model,
+        rows: Range<usize>,
+        next: &Next,
+        found: &mut Vec<u16>,
+    ) -> Result<()> {
+        let narrow = |index: usize| u16::try_from(index).expect("bins are checked to be at most 65535");
+        #[cfg(feature = "cuda")]
+        if let (Some(card), Some(buffers), Next::Token(range)) = (model.card(), &mut self.card, next) {
+            let (outputs, together) = (range.start as usize..range.end as usize, self.logits.len() / range.len());
+            let (tokens, finite) = buffers.likeliest(card, model.decoder(), rows, &outputs, together)?;
+            numbers(finite)?;
+            found.extend(tokens.iter().map(|&token| narrow(token as usize)));
+            return Ok(());
+        }
+        self.score(model, rows, next, &mut |_, logits| {
+            found.push(narrow(argmax(logits).expect("`score` gives finite logits")));
+        })
+    }
+
+    /// Guides a step of both sequences on a card, if there is one; says whether. The first step has a pass for each.
+    #[cfg(feature = "cuda")]
+    fn guides_on_card(
+        &mut self,
+        model: &Model,
+        rows: Range<usize>,
+        next: &Next,
+        guide: &mut Guide,
+    ) -> Result<bool> {
+        let (Some(card), Some(buffers), Next::Code, 2) = (model.card(), &mut self.card, next, rows.len()) else {
+            return Ok(false);
+        };
+        if model.janus().is_ok() {
+            return Ok(false);
+        }
+        let span = model.code_span();
+        let outputs = span.start as usize..span.end as usize;
+        buffers.score(card, model.decoder(), rows, outputs, 0)?;
+        let (code, finite) = buffers.pick_guided(card, span.len(), guide.guidance, guide.sampler.draw())?;
+        numbers(finite)?;
+        guide.picked = Some(code);
+        Ok(true)
     }
 
     /// The same on a card, if there is one and it can tell what may come next from what may not; says whether.

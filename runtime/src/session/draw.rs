@@ -1,9 +1,10 @@
 //! Pictures out: one code after the other, with classifier-free guidance.
 
+use super::answer::step_guided;
+use super::choose::Guide;
 use super::grammar::Grammar;
-use super::{Session, SessionError, step};
+use super::{Session, SessionError};
 use crate::Result;
-use crate::sample::Sampler;
 use crate::tokenize::DrawPrompt;
 
 /// Draws what `prompt` says: `codes [rows, columns]` of a picture.
@@ -24,29 +25,17 @@ pub fn draw(
     on_code: &mut dyn FnMut(usize) -> bool,
 ) -> Result<()> {
     let [rows, columns] = prompt.grid;
-    let (mut sampler, guidance) = (Sampler::new(prompt.sampling), prompt.guidance);
+    let mut guide = Guide::new(prompt.sampling, prompt.guidance);
     guided.open_as(&prompt.guided, Grammar::Picture { columns })?;
     let opened = free.open_as(&prompt.free, Grammar::Picture { columns });
     codes.clear();
-    let mut logits = Vec::new();
     let drawn = || {
         opened?;
         while codes.len() < rows * columns {
-            let mut picked = None;
-            step(&mut [&mut *free, &mut *guided], &mut |i, found| {
-                if i == 0 {
-                    logits.clear();
-                    logits.extend_from_slice(found);
-                    return 0;
-                }
-                for (free, &guided) in logits.iter_mut().zip(found) {
-                    *free += guidance * (guided - *free);
-                }
-                // A step gives finite logits; a guidance that makes them infinite gives the first code.
-                *picked.insert(sampler.pick(&logits).unwrap_or(0))
-            })?;
+            step_guided(&mut [&mut *free, &mut *guided], &mut guide)?;
             // Nothing is picked at the end of a row.
-            let Some(picked) = picked else { continue };
+            let Some(picked) = guide.take() else { continue };
+            // It was asked before the other in the first step.
             free.choose(picked)?;
             codes.push(u16::try_from(picked).map_err(|_| SessionError::NumericFault)?);
             if !on_code(codes.len()) {

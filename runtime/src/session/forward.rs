@@ -360,6 +360,7 @@ impl Session {
                         buffers.score(model, rows, next, &mut counted)?;
                     }
                     Wanted::Choices(choices) => buffers.choose(model, rows, next, choices)?,
+                    Wanted::Likeliest(found) => buffers.likeliest(model, rows, next, found)?,
                 }
             } else {
                 buffers.settle()?;

@@ -3,8 +3,10 @@
 //   rms_norm_rows    y = x / √(mean x² + eps) · norm, or y += that (families that norm what comes out)
 //   silu_multiply    gate = silu(gate) · up
 //   check_finite     flag |= 1 where a value is not a number or infinite
+//   guide_logits     out = free + guidance · (guided − free) of the logits that `ids` names
 //
 // x [rows, k] f32. Launch: a block of 256 threads a row (`rms_norm_rows`, k floats of dynamic shared memory), or 256 threads over all values.
+// `guide_logits`: logits [2, width] f32, free and guided; ids [n] below width; out [n]. Source: Ho and Salimans 2022 (arXiv:2207.12598).
 #include "rows.cuh"
 
 KERNEL rms_norm_rows(const float *x, const float *norm, float eps, int k, float *y, int add) {
@@ -24,4 +26,12 @@ KERNEL silu_multiply(float *gate, const float *up, int n) {
 KERNEL check_finite(const float *x, int n, uint32_t *flag) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n && !is_finite(x[i])) atomicOr(flag, 1u);
+}
+
+KERNEL guide_logits(const float *logits, int width, const int *ids, int n, float guidance, float *out) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    int at = ids[i];
+    float free = logits[at], guided = logits[width + at];
+    out[i] = free + guidance * (guided - free);
 }

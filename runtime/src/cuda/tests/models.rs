@@ -42,6 +42,9 @@ fn transcript(model: &Arc<Model>) -> Vec<f32> {
         s.push_state(&[0.1 * f32::from(frame); 4]).unwrap();
         s.score_act(&mut chunk, &mut |_, logits| said.extend_from_slice(logits)).unwrap();
         said.extend_from_slice(&chunk.values);
+        let scored = chunk.clone();
+        s.act(&mut chunk).unwrap();
+        assert_eq!((&chunk.bins, &chunk.values), (&scored.bins, &scored.values), "frame {frame}");
         s.push_action(&chunk.values[..4]).unwrap();
     }
     s.score_image(&codes(5), &mut |_, logits| said.extend_from_slice(logits)).unwrap();

@@ -3,6 +3,7 @@
 use super::orin;
 use crate::cuda::launch::{Draws, Parts};
 use crate::kernels::tests::Random;
+use crate::kernels::tests::compare::assert_same;
 use crate::sample::{Sampler, SamplerOptions, argmax};
 
 /// The rows of both parts, one after the other.
@@ -53,13 +54,37 @@ fn tokens_are_those_of_the_cpu() {
 }
 
 #[test]
+fn guided_logits_are_those_of_the_cpu() {
+    let (mut random, mut card) = (Random(8), orin());
+    for (n, width) in [(1, 1), (255, 300), (256, 256), (257, 1000)] {
+        let mut rows = random.f32s(2 * width);
+        rows[0] = f32::MAX;
+        // From the last on, so that an index is not its place.
+        let ids: Vec<i32> = (0..n).map(|i| (width - 1 - i) as i32).collect();
+        let [logits, out] = [card.put(&rows), card.put(&vec![f32::NAN; n + 1])];
+        let places = card.put(&ids);
+        for guidance in [0.0, 1.0, 5.0, 3.0e38] {
+            card.device.guide_logits((logits, width), (places, n), guidance, out).unwrap();
+            let want = ids.iter().map(|&id| {
+                let [free, guided] = [rows[id as usize], rows[width + id as usize]];
+                free + guidance * (guided - free)
+            });
+            let found = card.get::<f32>(out, n + 1);
+            assert_same(&found[..n], &want.collect::<Vec<_>>(), &format!("{n} of {width}, {guidance}"));
+            assert!(found[n].is_nan());
+        }
+        card.clear();
+    }
+}
+
+#[test]
 fn a_logit_that_is_no_number_is_told() {
     let mut card = orin();
     for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut row = vec![1.0; 600];
         row[599] = wrong;
         let (at, flag, picked) = (card.put(&row), card.put(&[0u32]), card.put(&[0u32]));
-        let logits = Parts { at: [at, 0], width: [600, 0], gap: 0 };
+        let logits = Parts::alone(at, 600);
         for options in [SamplerOptions::default(), SamplerOptions { temperature: 1.0, ..Default::default() }]
         {
             let mut draws = Draws::default();

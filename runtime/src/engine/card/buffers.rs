@@ -74,6 +74,11 @@ pub(crate) struct CardBuffers {
     /// Whether scores and weights of a block fit its memory.
     pub(super) in_block: bool,
     pub(super) logits: usize,
+    /// `[codes] i32`, where each code of a picture stands among the logits; and `[codes] f32`, those of them under guidance.
+    pub(super) codes: usize,
+    pub(super) mixed: usize,
+    pub(super) n_codes: usize,
+    /// Behind it lies what was picked, which comes back with it.
     pub(super) flag: usize,
     pub(super) lists_at: usize,
     pub(super) lists: Lists,
@@ -88,13 +93,15 @@ pub(crate) struct CardBuffers {
 }
 
 impl CardBuffers {
-    /// For steps of at most so much, and so many logits at a time; `own`: what Saccade's own family has beside the decoder.
+    /// For steps of at most so much, and so many logits at a time; `own`: what Saccade's own family has beside the decoder; `codes`: where
+    /// the code of each index stands among the logits over codes.
     pub(crate) fn new(
         card: &Card,
         decoder: &Decoder,
         own: Option<&Unimodal>,
         most: Most,
         logits: usize,
+        codes: &[i32],
         dtype: KvDtype,
     ) -> Result<Self> {
         let c = &decoder.config;
@@ -131,8 +138,8 @@ impl CardBuffers {
         let angles = (most.blocks * KV_BLOCK + 1) * c.head_dim / 2;
         let (cosines, sines, logits_at, scale) =
             (floats(angles), floats(angles), floats(logits), floats(rows * most.parts));
-        // What was picked lies behind the flag, and comes back with it.
-        let flag = arrays.add(4 * (1 + MAX_PICKED));
+        let (codes_at, mixed) = (floats(codes.len()), floats(codes.len()));
+        let flag = arrays.add(4 * (1 + rows.max(MAX_PICKED)));
         let quantised = arrays.add(rows * most.parts * pad_k(widest));
         let scratch = arrays.add(scratch);
         let mut lists = Arrays::default();
@@ -157,11 +164,11 @@ impl CardBuffers {
             (tables.grid, tables.modality) = (card.table(grid.0, grid.1), card.table(modality.0, modality.1));
         }
         memory.fill(0, arrays.bytes)?;
-        let staged = lists.bytes.max(4 * rows * c.d_model).max(8 * angles.min(CHUNK / 8));
+        let staged = lists.bytes.max(4 * rows * c.d_model).max(8 * angles.min(CHUNK / 8)).max(4 * codes.len());
         let staging = [Pinned::new(&card.device, staged)?, Pinned::new(&card.device, staged)?];
-        let results = 4 * (logits.max(rows * c.d_model).max(MAX_PICKED) + 1);
+        let results = 4 * (logits.max(rows * c.d_model).max(rows).max(MAX_PICKED) + 1);
         let results = Pinned::new(&card.device, results)?;
-        Ok(Self {
+        let mut buffers = Self {
             memory,
             head_dim: c.head_dim,
             tables,
@@ -182,6 +189,9 @@ impl CardBuffers {
             scratch,
             in_block,
             logits: logits_at,
+            codes: codes_at,
+            mixed,
+            n_codes: codes.len(),
             flag,
             lists_at,
             lists,
@@ -190,7 +200,12 @@ impl CardBuffers {
             turn: 0,
             results,
             graphs: (0..=most.sequences).map(|_| [None, None]).collect(),
-        })
+        };
+        if !codes.is_empty() {
+            let codes = bytemuck::cast_slice::<i32, u8>(codes);
+            buffers.stage(codes_at, codes.len(), |room| room.copy_from_slice(codes))?;
+        }
+        Ok(buffers)
     }
 
     pub(super) fn at(&self, offset: usize) -> At {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Card;
 use super::buffers::{CardBuffers, narrow};
 use crate::Result;
-use crate::cuda::launch::{Draws, Layer as LayerAt, Layers, Parts};
+use crate::cuda::launch::{Draws, Layer as LayerAt, Layers, MAX_PICKED, Parts};
 use crate::decoder::Decoder;
 use crate::sample::Draw;
 use crate::weights::LinearPlace;
@@ -76,12 +76,59 @@ impl CardBuffers {
         of_rows.0.iter_mut().zip(draws).for_each(|(of_row, draw)| *of_row = draw);
         let flag = self.at(self.flag);
         card.device.pick(&logits, &of_rows, n, flag, flag + 4)?;
+        let (tokens, finite) = self.read_picked(n)?;
+        picked.iter_mut().zip(tokens).for_each(|(to, &token)| *to = token as usize);
+        Ok(finite)
+    }
+
+    /// The likeliest of some outputs of the head behind each of the rows, whose logits are computed of `together` rows at a time; and
+    /// whether everything was a number.
+    pub(crate) fn likeliest(
+        &mut self,
+        card: &Card,
+        decoder: &Decoder,
+        rows: Range<usize>,
+        outputs: &Range<usize>,
+        together: usize,
+    ) -> Result<(&[u32], bool)> {
+        let together = together.min(MAX_PICKED);
+        for first in rows.clone().step_by(together) {
+            let some = first..rows.end.min(first + together);
+            let n = some.len();
+            self.score(card, decoder, some, outputs.clone(), 0)?;
+            let logits = Parts::alone(self.at(self.logits), narrow(outputs.len()));
+            let (flag, at) = (self.at(self.flag), 4 * (1 + first - rows.start) as u64);
+            card.device.pick(&logits, &Draws::default(), n, flag, flag + at)?;
+        }
+        self.read_picked(rows.len())
+    }
+
+    /// Picks a code by the logits of two rows of `width` that were scored, the free one and the guided one; and says whether everything
+    /// was a number.
+    pub(crate) fn pick_guided(
+        &mut self,
+        card: &Card,
+        width: usize,
+        guidance: f32,
+        draw: Draw,
+    ) -> Result<(usize, bool)> {
+        let [logits, codes, mixed, flag] =
+            [self.logits, self.codes, self.mixed, self.flag].map(|offset| self.at(offset));
+        card.device.guide_logits((logits, width), (codes, self.n_codes), guidance, mixed)?;
+        let mut draws = Draws::default();
+        draws.0[0] = draw;
+        card.device.pick(&Parts::alone(mixed, narrow(self.n_codes)), &draws, 1, flag, flag + 4)?;
+        let (codes, finite) = self.read_picked(1)?;
+        Ok((codes[0] as usize, finite))
+    }
+
+    /// Waits for `n` tokens that were picked, and says whether everything since the last time was a number.
+    fn read_picked(&mut self, n: usize) -> Result<(&[u32], bool)> {
         let Self { memory, results, flag, .. } = self;
         memory.read_into(*flag, results, 0, 4 * (n + 1))?;
         memory.fill(*flag, 4)?;
         let words: &[u32] = bytemuck::cast_slice(&results.get()?[..4 * (n + 1)]);
-        picked.iter_mut().zip(&words[1..]).for_each(|(to, &token)| *to = token as usize);
-        Ok(words[0] == 0)
+        Ok((&words[1..], words[0] == 0))
     }
 
     /// Waits for `n` logits, and says whether everything since the last time was a number.
