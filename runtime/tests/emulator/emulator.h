@@ -51,8 +51,22 @@ unsigned char *dynamic_shared();
 void barrier();
 // What a lane gives takes at most so many bytes.
 constexpr int EXCHANGED = 32;
+// Where every lane of the warp puts what it gives, and which lane this is.
+struct Exchange {
+    char (*given)[EXCHANGED];
+    int lane;
+};
+Exchange exchange();
+// Waits until every lane has put something there.
+void arrive();
 // Gives `value` to the warp, and returns what every lane gave.
-const char (*exchange(const void *value, std::size_t bytes))[EXCHANGED];
+template <class T> const char (*exchange(const T &value))[EXCHANGED] {
+    static_assert(sizeof(T) <= EXCHANGED, "lanes give little");
+    Exchange e = exchange();
+    std::memcpy(e.given[e.lane], &value, sizeof(T));
+    arrive();
+    return e.given;
+}
 void copy_async(void *to, const void *from, int bytes);
 void commit();
 void wait(int newest);
@@ -65,12 +79,11 @@ void wait(int newest);
 
 inline void __syncthreads() { emulator::barrier(); }
 inline void __syncwarp(unsigned = 0xffffffffu) {
-    char nothing = 0;
-    emulator::exchange(&nothing, 1);
+    emulator::exchange('\0');
 }
 template <class T> T emulated_shuffle(T value, int lane) {
     T got;
-    std::memcpy(&got, emulator::exchange(&value, sizeof(T))[lane], sizeof(T));
+    std::memcpy(&got, emulator::exchange(value)[lane], sizeof(T));
     return got;
 }
 inline int emulated_lane() { return (int)(emulator::thread_idx.x % 32); }
@@ -109,7 +122,7 @@ inline void __threadfence() {}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned __ballot_sync(unsigned, int vote) {
     char mine = vote != 0;
-    auto given = emulator::exchange(&mine, 1);
+    auto given = emulator::exchange(mine);
     unsigned votes = 0;
     for (int lane = 0; lane < 32; lane++) votes |= (unsigned)given[lane][0] << lane;
     return votes;
@@ -128,8 +141,10 @@ template <int N> void copy_async_wait() { emulator::wait(N); }
 // Fragments as PTX has them (mma.m16n8k32): lane = 4 · g + t holds of A the rows g and g + 8 at inputs 4t.. and 16 + 4t.., of B the
 // column g at the same inputs, of C rows g and g + 8 at columns 2t and 2t + 1.
 inline void mma_s8(int32_t (&c)[4], const int32_t (&a)[4], const int32_t (&b)[2]) {
-    int32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    auto given = emulator::exchange(mine, sizeof mine);
+    struct {
+        int32_t of[6];
+    } mine = {{a[0], a[1], a[2], a[3], b[0], b[1]}};
+    auto given = emulator::exchange(mine);
     int lane = emulated_lane(), g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; i++) {
         int row = i / 2, column = 2 * t + i % 2;

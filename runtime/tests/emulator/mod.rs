@@ -64,7 +64,7 @@ pub(crate) fn build() -> &'static Path {
                 .current_dir(&dir)
                 .args([
                     "-std=c++17",
-                    "-O1",
+                    "-O2",
                     "-g",
                     "-fPIC",
                     "-shared",
