@@ -23,6 +23,15 @@ const BLOCK_MEMORY: usize = 48 << 10;
 /// Stages of `gemm_i8`, inputs of a stage, outputs of a block.
 const GEMM: [usize; 3] = [3, 64, 128];
 
+/// Threads of a block of a kernel that takes any number of warps: `usual`, or in tests what they try.
+fn threads(usual: usize) -> usize {
+    #[cfg(test)]
+    if let Some(threads) = super::tests::BLOCK.get() {
+        return threads;
+    }
+    usual
+}
+
 /// Launches a kernel with these arguments, whose types are those that it takes.
 macro_rules! launch {
     ($device:expr, $kernel:expr, $grid:expr, $threads:expr, $shared:expr, $($argument:expr),+ $(,)?) => {{
@@ -45,7 +54,7 @@ impl Device {
         scale: At,
     ) -> Result {
         let (k32, parts) = (k as i32, parts as i32);
-        launch!(self, "quantise_rows", [rows, 1, 1], 256, 4 * k, x, norm, eps, k32, parts, q, scale)
+        launch!(self, "quantise_rows", [rows, 1, 1], threads(256), 4 * k, x, norm, eps, k32, parts, q, scale)
     }
 
     /// Layers over `rows` INT8 rows: `q [rows, pad_k(k)] i8`, `scale [rows] f32`.
@@ -198,7 +207,7 @@ impl Device {
     ) -> Result {
         let grid = [count, shape.n_heads as usize, 1];
         let shared = 4 * shape.head_dim as usize;
-        launch!(self, "attention_f32", grid, 128, shared, shape, s, bias, q, out, scratch)
+        launch!(self, "attention_f32", grid, threads(128), shared, shape, s, bias, q, out, scratch)
     }
 
     /// `y = norm(x)`, or `y += norm(x)`: `x, y [rows, k] f32`.
@@ -211,19 +220,19 @@ impl Device {
         add: bool,
     ) -> Result {
         let (k32, add) = (k as i32, i32::from(add));
-        launch!(self, "rms_norm_rows", [rows, 1, 1], 256, 4 * k, x, norm, eps, k32, y, add)
+        launch!(self, "rms_norm_rows", [rows, 1, 1], threads(256), 4 * k, x, norm, eps, k32, y, add)
     }
 
     /// `gate = silu(gate) · up`, `n` values.
     pub(crate) fn silu_multiply(&self, gate: At, up: At, n: usize) -> Result {
-        let count = n as i32;
-        launch!(self, "silu_multiply", [n.div_ceil(256), 1, 1], 256, 0, gate, up, count)
+        let (count, threads) = (n as i32, threads(256));
+        launch!(self, "silu_multiply", [n.div_ceil(threads), 1, 1], threads, 0, gate, up, count)
     }
 
     /// Sets `flag` where one of `n` values is not finite.
     pub(crate) fn check_finite(&self, x: At, n: usize, flag: At) -> Result {
-        let count = n as i32;
-        launch!(self, "check_finite", [n.div_ceil(256), 1, 1], 256, 0, x, count, flag)
+        let (count, threads) = (n as i32, threads(256));
+        launch!(self, "check_finite", [n.div_ceil(threads), 1, 1], threads, 0, x, count, flag)
     }
 
     /// `out [n] = free + guidance · (guided − free)` of two rows of logits `[2, width] f32`, those that `ids [n] i32` names.
@@ -235,8 +244,9 @@ impl Device {
         out: At,
     ) -> Result {
         let (width, count) = (width as i32, n as i32);
-        let grid = [n.div_ceil(256), 1, 1];
-        launch!(self, "guide_logits", grid, 256, 0, logits, width, ids, count, guidance, out)
+        let threads = threads(256);
+        let grid = [n.div_ceil(threads), 1, 1];
+        launch!(self, "guide_logits", grid, threads, 0, logits, width, ids, count, guidance, out)
     }
 
     /// INT8 products in registers alone: `rounds` · 8 of 16 × 8 × 32 in each of 8 warps of `blocks` blocks. `out` is one value.
@@ -247,7 +257,7 @@ impl Device {
 
     /// The input vectors of `rows` rows: `inputs [rows]` → `x [rows, d] f32`.
     pub(crate) fn embed(&self, tables: &Tables, inputs: At, rows: usize, x: At) -> Result {
-        launch!(self, "embed", [rows, 1, 1], 128, 0, *tables, inputs, x)
+        launch!(self, "embed", [rows, 1, 1], threads(128), 0, *tables, inputs, x)
     }
 
     /// The next token of each row of `logits`, drawn or the likeliest → `picked [rows] u32`. `flag` is set where a logit is not finite.

@@ -6,6 +6,7 @@
     clippy::cast_precision_loss
 )]
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::launch::{At, Layer, Layers};
@@ -79,8 +80,26 @@ fn each_card(check: impl Fn(&mut Card)) {
     check(&mut card("7", "2"));
 }
 
+thread_local! {
+    /// Threads of a block that are tried, of kernels that take any number of warps.
+    pub(super) static BLOCK: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// Runs `check` with blocks as they are, and of other sizes where kernels take any number of warps.
+fn each_block(check: impl Fn()) {
+    for threads in [None, Some(32), Some(96), Some(1024)] {
+        BLOCK.set(threads);
+        check();
+    }
+    BLOCK.set(None);
+}
+
 #[test]
 fn rows_are_quantised_as_on_the_cpu() {
+    each_block(quantise_rows);
+}
+
+fn quantise_rows() {
     let mut random = Random(3);
     let mut card = orin();
     for (k, parts) in [(1, 1), (20, 2), (32, 1), (33, 2), (192, 2), (1030, 1), (2048, 2), (14_336, 2)] {
@@ -289,6 +308,10 @@ fn float_layers_have_the_order_of_the_cpu() {
 
 #[test]
 fn small_operations_on_floats() {
+    each_block(operate_on_floats);
+}
+
+fn operate_on_floats() {
     let mut card = orin();
     let mut random = Random(11);
     for k in [1, 20, 300] {
@@ -316,6 +339,10 @@ fn small_operations_on_floats() {
 
 #[test]
 fn rows_of_tables_and_what_is_added_to_them() {
+    each_block(embed);
+}
+
+fn embed() {
     use super::launch::{InputAt, TableAt, Tables};
     use half::f16;
     let mut card = orin();

@@ -81,6 +81,10 @@ fn int8_attention_has_the_bits_of_the_cpu() {
 
 #[test]
 fn float_attention_has_the_bits_of_the_cpu() {
+    super::each_block(attend_floats);
+}
+
+fn attend_floats() {
     let mut card = super::orin();
     for shape in &SHAPES[..3] {
         for plans in PLANS {

@@ -55,6 +55,10 @@ fn tokens_are_those_of_the_cpu() {
 
 #[test]
 fn guided_logits_are_those_of_the_cpu() {
+    super::each_block(guide);
+}
+
+fn guide() {
     let (mut random, mut card) = (Random(8), orin());
     for (n, width) in [(1, 1), (255, 300), (256, 256), (257, 1000)] {
         let mut rows = random.f32s(2 * width);
