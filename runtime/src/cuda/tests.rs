@@ -22,6 +22,7 @@ mod emulator;
 
 mod attention;
 mod faults;
+mod graphs;
 mod models;
 mod pick;
 mod placement;

@@ -5,6 +5,7 @@
 //! of one row a sequence are captured once for each number of sequences and then put into the stream as one graph.
 
 mod buffers;
+mod graphs;
 mod head;
 mod maps;
 pub(crate) mod placement;
@@ -14,9 +15,9 @@ use std::sync::Arc;
 
 pub(crate) use buffers::CardBuffers;
 use buffers::{Lists, narrow};
+pub(crate) use maps::MapBuffers;
 #[cfg(test)]
 pub(crate) use maps::patches_at;
-pub(crate) use maps::{CardMaps, MapBuffers};
 use placement::Placed;
 
 use super::device::{DeviceOptions, DeviceReport};

@@ -202,7 +202,7 @@ impl CardBuffers {
         self.turn = 1 - self.turn;
         let room = &mut self.staging[self.turn];
         write(&mut room.get()?[..bytes]);
-        Ok(self.memory.write_from(offset, room, bytes)?)
+        Ok(self.memory.write_from(offset, room, 0, bytes)?)
     }
 
     /// The angles of every position below `end`.
