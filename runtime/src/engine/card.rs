@@ -5,6 +5,7 @@
 //! of one row a sequence are captured once for each number of sequences and then put into the stream as one graph.
 
 mod buffers;
+mod drawing;
 mod graphs;
 mod head;
 mod maps;
@@ -13,7 +14,7 @@ mod verdicts;
 
 use std::sync::Arc;
 
-pub(crate) use buffers::CardBuffers;
+pub(crate) use buffers::{Beside, CardBuffers};
 use buffers::{Lists, narrow};
 pub(crate) use maps::MapBuffers;
 #[cfg(test)]
@@ -32,11 +33,13 @@ use crate::weights::{LinearPlace, LinearRef, VectorRef, Weights};
 
 /// Bytes that the weights are copied by.
 const CHUNK: usize = 8 << 20;
-/// The tables that input vectors come from: the embedding, vectors that the host gives, task prefixes, slots of actions.
+/// The tables that input vectors come from: the embedding, vectors that the host gives, task prefixes, slots of actions, codes that were
+/// drawn.
 pub(crate) const EMBED: i32 = 0;
 pub(crate) const GIVEN: i32 = 1;
 pub(crate) const PREFIX: i32 = 2;
 pub(crate) const SLOTS: i32 = 3;
+pub(crate) const DRAWN: i32 = 4;
 
 /// An open card with a bundle's weights.
 #[derive(Debug)]
