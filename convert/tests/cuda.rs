@@ -4,14 +4,15 @@
 
 use std::path::{Path, PathBuf};
 
-use saccade::config::WeightDtype;
+use regex::Regex;
+use saccade::config::{ModelConfig, WeightDtype};
 use saccade::cuda;
 use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions};
 use saccade::family::Model;
 use saccade::sample::{Sampler, SamplerOptions, argmax};
-use saccade::session::{Session, SessionOptions, step};
-use saccade::tokenize::Message;
-use saccade_convert::bundle::convert;
+use saccade::session::{self, Session, SessionOptions, step};
+use saccade::tokenize::{DrawPrompt, Features, Message, Picture};
+use saccade_convert::bundle::{Recipe, convert};
 use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::golden::{Subject, golden};
 use saccade_convert::progress::Progress;
@@ -101,6 +102,48 @@ fn janus_reads_and_draws() {
     // The eye, and the net that draws.
     ran(&["convolve_f32", "convolve_turned", "softmax_rows", "layer_norm", "gelu_map", "add_table"]);
     ran(&["group_norm", "enlarge_map"]);
+}
+
+/// What a model draws, and the logits of those codes behind a text with a picture in it.
+fn drawn(bundle: &Path, choice: DeviceChoice) -> (Vec<u16>, Vec<u32>) {
+    let kernels = Some(emulator::plug_in().join("kernels"));
+    let device = DeviceOptions { choice, kernels, ..DeviceOptions::default() };
+    let model = Model::open(bundle, &EngineOptions { device, ..EngineOptions::default() }).unwrap();
+    let ModelConfig::Janus(c) = model.config() else { panic!("{}", model.config().family()) };
+    let mut prompt = DrawPrompt::of_tokens(&model, &[5, 40, 7, 300, c.vision.begin], None).unwrap();
+    prompt.sampling.seed = 3;
+    let mut sessions = [0, 1]
+        .map(|_| Session::new(&model, &SessionOptions { max_text_tokens: 100, max_sequences: 2 }).unwrap());
+    let [guided, free] = &mut sessions;
+    let mut codes = Vec::new();
+    session::draw(guided, free, &prompt, &mut codes, &mut |_| true).unwrap();
+    let rgb: Vec<u8> = (0..=250).cycle().take(40 * 30 * 3).collect();
+    let mut features = Features::new(&model).unwrap();
+    guided.show(features.of(Picture { rgb: &rgb, width: 40, height: 30 }).unwrap()).unwrap();
+    let mut seen = vec![9];
+    seen.extend(vec![c.vision.placeholder; c.vision.patches()]);
+    seen.extend(&prompt.guided);
+    let mut logits = Vec::new();
+    let mut on_logits = |_: usize, row: &[f32]| logits.extend(row.iter().map(|x| x.to_bits()));
+    guided.score_drawing(&seen, &codes, prompt.grid[1], &mut on_logits).unwrap();
+    assert_eq!(logits.len(), codes.len() * c.drawing.vq.codebook_size);
+    (codes, logits)
+}
+
+#[test]
+fn janus_draws_with_the_bits_of_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = ["^drawing", r"^drawing\.(aligner\.0|head\.1)$"].map(|kept| Regex::new(kept).unwrap());
+    let recipes = [WeightDtype::F32, WeightDtype::F16, WeightDtype::Int8].map(Recipe::from);
+    let kept = kept.map(|kept| Recipe { keep_float: vec![kept], ..WeightDtype::Int8.into() });
+    for (i, recipe) in recipes.into_iter().chain(kept).enumerate() {
+        let (what, bundle) = (format!("{recipe:?}"), dir.path().join(i.to_string()));
+        let mut checkpoint = Checkpoint::open(&fixture("hf/janus")).unwrap();
+        convert(&mut checkpoint, &bundle, recipe, false, &mut Progress::silent()).unwrap();
+        let [cpu, card] = [DeviceChoice::Cpu, DeviceChoice::Cuda].map(|choice| drawn(&bundle, choice));
+        assert!(cpu.0.iter().any(|code| *code != cpu.0[0]), "{what}");
+        assert_eq!(card, cpu, "{what}");
+    }
 }
 
 /// The kernels of a VQGAN.

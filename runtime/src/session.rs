@@ -23,7 +23,7 @@ use crate::Error;
 use crate::Result;
 use crate::config::{Modality, ModelConfig, WeightDtype};
 #[cfg(feature = "cuda")]
-use crate::engine::card::CardBuffers;
+use crate::engine::card::{Beside, CardBuffers};
 use crate::engine::{ActivationKinds, CpuScratch, Most, Own, Visible};
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
@@ -120,10 +120,14 @@ impl Session {
         let (kv, card) = match model.card() {
             None => (KvArena::new(shape), None),
             Some(card) => {
-                let own = model.unimodal_net().ok().map(|(_, own)| own);
+                let beside = match (model.unimodal_net(), model.janus()) {
+                    (Ok((_, own)), _) => Beside::Own(own),
+                    (_, Ok((_, net))) => Beside::Drawing(&net.drawing),
+                    _ => Beside::Nothing,
+                };
                 let codes = choose::code_places(model);
                 let Capacity { most, logits, .. } = capacity;
-                let buffers = CardBuffers::new(card, model.decoder(), own, most, logits, &codes, dtype)?;
+                let buffers = CardBuffers::new(card, model.decoder(), beside, most, logits, &codes, dtype)?;
                 (KvArena::on_card(shape, &card.device).map_err(Error::from)?, Some(buffers))
             }
         };

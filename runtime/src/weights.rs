@@ -117,7 +117,7 @@ fn bytes_of(info: &TensorInfo) -> Range<usize> {
 }
 
 /// A linear layer's place in the file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct LinearRef {
     kind: LinearKind,
     /// Outputs.
@@ -127,7 +127,7 @@ pub(crate) struct LinearRef {
     weight: Range<usize>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 enum LinearKind {
     I8 { scale: Range<usize>, sum: Range<usize>, parts: usize },
     F16,
@@ -185,7 +185,7 @@ pub(crate) enum LinearPlace {
 }
 
 /// The place in the file of a float matrix whose rows are added to others.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct TableRef {
     half: bool,
     cols: usize,
@@ -214,7 +214,7 @@ impl TableRef {
 }
 
 /// An F32 tensor's place in the file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct VectorRef {
     bytes: Range<usize>,
 }

@@ -229,7 +229,7 @@ pub(crate) struct TableAt {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tables {
-    pub(crate) table: [TableAt; 4],
+    pub(crate) table: [TableAt; 5],
     pub(crate) grid: TableAt,
     pub(crate) modality: TableAt,
     pub(crate) d: i32,

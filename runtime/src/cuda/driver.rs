@@ -18,8 +18,32 @@ use super::sources::{ARCHITECTURES, Architecture, KernelFile, SOURCES};
 const OLDEST_DRIVER: i32 = 11_040;
 
 thread_local! {
-    /// Whether this thread's launches go into a graph.
-    static CAPTURING: Cell<bool> = const { Cell::new(false) };
+    /// Where this thread's launches and copies go.
+    static WAY: Cell<Way> = const { Cell::new(Way::Stream) };
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Stream,
+    /// Into the graph that is captured.
+    Graph,
+    /// Nowhere: a graph has them already.
+    Nowhere,
+}
+
+impl Way {
+    /// Runs `work` with everything going there; even if it panics, not what follows.
+    fn of<T>(self, work: impl FnOnce() -> T) -> T {
+        struct Back;
+        impl Drop for Back {
+            fn drop(&mut self) {
+                WAY.set(Way::Stream);
+            }
+        }
+        let _back = Back;
+        WAY.set(self);
+        work()
+    }
 }
 
 /// Which card, and where its kernels are.
@@ -238,6 +262,15 @@ impl Device {
         unsafe { result::ctx::set_current(self.context) }.map_err(CudaError::of("cuCtxSetCurrent"))
     }
 
+    /// The stream that launches and copies of this thread go into, if they go anywhere.
+    pub(super) fn way(&self) -> Option<sys::CUstream> {
+        match WAY.get() {
+            Way::Stream => Some(self.stream),
+            Way::Graph => Some(self.captured),
+            Way::Nowhere => None,
+        }
+    }
+
     /// Allocates device memory for `what`, whose contents are arbitrary.
     pub(crate) fn allocate(self: &Arc<Self>, what: &'static str, bytes: usize) -> Result<Memory, CudaError> {
         self.enter()?;
@@ -282,6 +315,7 @@ impl Device {
         shared: usize,
         arguments: &mut [*mut c_void],
     ) -> Result<(), CudaError> {
+        let Some(stream) = self.way() else { return Ok(()) };
         self.enter()?;
         let narrow = |n: usize| c_uint::try_from(n).unwrap_or(c_uint::MAX);
         let [x, y, z] = grid.map(narrow);
@@ -292,14 +326,14 @@ impl Device {
                 (x, y, z),
                 (narrow(threads), 1, 1),
                 narrow(shared),
-                if CAPTURING.get() { self.captured } else { self.stream },
+                stream,
                 arguments,
             )
         }
         .map_err(CudaError::of(kernel))
     }
 
-    /// Runs `work`, whose launches go into a graph instead of the stream. Other threads' go into the stream meanwhile.
+    /// Runs `work`, whose launches and copies go into a graph instead of the stream. Other threads' go into the stream meanwhile.
     pub(crate) fn capture<E: From<CudaError>>(
         self: &Arc<Self>,
         work: impl FnOnce() -> Result<(), E>,
@@ -311,9 +345,7 @@ impl Device {
         // SAFETY: the stream lives until `Drop`, here and below.
         unsafe { result::stream::begin_capture(self.captured, mode) }
             .map_err(CudaError::of("cuStreamBeginCapture"))?;
-        CAPTURING.set(true);
-        let worked = work();
-        CAPTURING.set(false);
+        let worked = Way::Graph.of(work);
         // A capture is ended even if the work failed.
         // SAFETY: as above.
         let graph = unsafe { result::stream::end_capture(self.captured) }
@@ -327,6 +359,16 @@ impl Device {
         let _ = unsafe { result::graph::destroy(graph) };
         made.map_err(CudaError::of("cuGraphInstantiate"))?;
         Ok(Graph::new(Arc::clone(self), executable))
+    }
+
+    /// Runs `work` without its launches and copies, which are those of `graph`, and then puts these into the stream as one.
+    pub(crate) fn replay<E: From<CudaError>>(
+        &self,
+        graph: &Graph,
+        work: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        Way::Nowhere.of(work)?;
+        Ok(graph.launch()?)
     }
 
     /// Waits for everything in the stream.

@@ -255,7 +255,7 @@ impl Device {
         launch!(self, "peak_int8", [blocks, 1, 1], 256, 0, rounds, out)
     }
 
-    /// The input vectors of `rows` rows: `inputs [rows]` → `x [rows, d] f32`.
+    /// The input vectors of `rows` rows: `inputs [rows]` → `x [rows, d] f32`. Rows of a table that is nowhere stay as they are.
     pub(crate) fn embed(&self, tables: &Tables, inputs: At, rows: usize, x: At) -> Result {
         launch!(self, "embed", [rows, 1, 1], threads(128), 0, *tables, inputs, x)
     }

@@ -65,28 +65,36 @@ impl Memory {
 }
 
 impl Memory {
-    /// Puts a copy of the first `bytes` of `from` to `offset` into the stream.
+    /// Puts a copy of `bytes` from the place `at` of pinned memory to `offset` into the stream.
     ///
     /// # Panics
     /// If it does not fit.
-    pub(crate) fn write_from(&self, offset: usize, from: &mut Pinned, bytes: usize) -> Result<(), CudaError> {
+    pub(crate) fn write_from(
+        &self,
+        offset: usize,
+        from: &mut Pinned,
+        at: usize,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
         assert!(
-            offset + bytes <= self.bytes && bytes <= from.bytes,
+            offset + bytes <= self.bytes && at + bytes <= from.bytes,
             "{bytes} bytes at {offset} of {}",
             self.bytes
         );
+        let Some(stream) = self.device.way() else { return Ok(()) };
         self.device.enter()?;
-        let stream = self.device.stream;
-        // SAFETY: checked above; `Pinned` is not written to before the event that is recorded here has passed.
+        // SAFETY: checked above; `Pinned` is not written to before the event that `follow` records has passed.
         unsafe {
-            sys::cuMemcpyHtoDAsync_v2(self.at + offset as u64, from.at.cast_const().cast(), bytes, stream)
+            sys::cuMemcpyHtoDAsync_v2(
+                self.at + offset as u64,
+                from.at.wrapping_add(at).cast_const().cast(),
+                bytes,
+                stream,
+            )
         }
         .result()
         .map_err(CudaError::of("cuMemcpyHtoD"))?;
-        // SAFETY: both live.
-        unsafe { result::event::record(from.event, stream) }.map_err(CudaError::of("cuEventRecord"))?;
-        from.busy = true;
-        Ok(())
+        if stream == self.device.stream { from.follow() } else { Ok(()) }
     }
 
     /// Puts a copy of `bytes` from `offset` to the place `to` of pinned memory into the stream.
@@ -105,18 +113,15 @@ impl Memory {
             "{bytes} bytes at {offset} of {}",
             self.bytes
         );
+        let Some(stream) = self.device.way() else { return Ok(()) };
         self.device.enter()?;
-        let stream = self.device.stream;
-        // SAFETY: checked above; `Pinned` is not read before the event that is recorded here has passed.
+        // SAFETY: checked above; `Pinned` is not read before the event that `follow` records has passed.
         unsafe {
             sys::cuMemcpyDtoHAsync_v2(to.at.wrapping_add(at).cast(), self.at + offset as u64, bytes, stream)
         }
         .result()
         .map_err(CudaError::of("cuMemcpyDtoH"))?;
-        // SAFETY: both live.
-        unsafe { result::event::record(to.event, stream) }.map_err(CudaError::of("cuEventRecord"))?;
-        to.busy = true;
-        Ok(())
+        if stream == self.device.stream { to.follow() } else { Ok(()) }
     }
 
     /// Puts a copy of the first `bytes` to `other` into the stream.
@@ -130,9 +135,10 @@ impl Memory {
             self.bytes,
             other.bytes
         );
+        let Some(stream) = self.device.way() else { return Ok(()) };
         self.device.enter()?;
         // SAFETY: checked above; the two do not overlap.
-        unsafe { result::memcpy_dtod_async(other.at, self.at, bytes, self.device.stream) }
+        unsafe { result::memcpy_dtod_async(other.at, self.at, bytes, stream) }
             .map_err(CudaError::of("cuMemcpyDtoD"))
     }
 
@@ -146,11 +152,11 @@ impl Memory {
             "{bytes} bytes from {from} to {to} of {}",
             self.bytes
         );
+        let Some(stream) = self.device.way() else { return Ok(()) };
         self.device.enter()?;
         let (to, from) = (self.at + to as u64, self.at + from as u64);
         // SAFETY: checked above.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.device.stream) }
-            .map_err(CudaError::of("cuMemcpyDtoD"))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream) }.map_err(CudaError::of("cuMemcpyDtoD"))
     }
 
     /// Puts zeros into `bytes` from `offset` on, in the stream.
@@ -159,9 +165,10 @@ impl Memory {
     /// If there are not as many.
     pub(crate) fn fill(&self, offset: usize, bytes: usize) -> Result<(), CudaError> {
         assert!(offset + bytes <= self.bytes, "{bytes} bytes at {offset} of {}", self.bytes);
+        let Some(stream) = self.device.way() else { return Ok(()) };
         self.device.enter()?;
         // SAFETY: checked above.
-        unsafe { result::memset_d8_async(self.at + offset as u64, 0, bytes, self.device.stream) }
+        unsafe { result::memset_d8_async(self.at + offset as u64, 0, bytes, stream) }
             .map_err(CudaError::of("cuMemsetD8"))
     }
 }
@@ -209,6 +216,22 @@ impl Pinned {
             unsafe { result::event::synchronize(self.event) }.map_err(CudaError::of("cuEventSynchronize"))?;
         }
         Ok(())
+    }
+
+    /// Says that what was put into the stream up to now may copy from here or to here: a graph, since its copies are not put there
+    /// one by one.
+    pub(crate) fn follow(&mut self) -> Result<(), CudaError> {
+        self.device.enter()?;
+        // SAFETY: both live.
+        unsafe { result::event::record(self.event, self.device.stream) }
+            .map_err(CudaError::of("cuEventRecord"))?;
+        self.busy = true;
+        Ok(())
+    }
+
+    /// Bytes of it.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
     }
 
     /// The memory, when no copy is under way any more.

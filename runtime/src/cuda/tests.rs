@@ -23,6 +23,7 @@ mod emulator;
 
 mod attention;
 mod faults;
+mod graphs;
 mod models;
 mod pick;
 mod placement;
@@ -358,19 +359,21 @@ fn embed() {
             table(card.put(&floats), 0, 2),
             TableAt::default(),
             TableAt::default(),
+            TableAt::default(),
         ],
         grid: table(card.put(&halves), 0, 1),
         modality: table(card.put(&floats), 0, 2),
         d: d as i32,
     };
-    let inputs = [(0, 19, -1, -1), (0, 3, 2, 4), (1, 4, -1, 0)]
+    let inputs = [(0, 19, -1, -1), (0, 3, 2, 4), (1, 4, -1, 0), (4, 9, -1, -1)]
         .map(|(table, row, place, modality)| InputAt { table, row, place, modality });
-    let (inputs_at, x) = (card.put(&inputs), card.put(&vec![0f32; 3 * d]));
-    card.device.embed(&tables, inputs_at, 3, x).unwrap();
-    let mut want = vec![0.0; 3 * d];
+    let (inputs_at, x) = (card.put(&inputs), card.put(&vec![7f32; 4 * d]));
+    card.device.embed(&tables, inputs_at, 4, x).unwrap();
+    let mut want = vec![7.0; 4 * d];
     for (input, want) in inputs.iter().zip(want.chunks_mut(d)) {
         match input.table {
             0 => tiles.tiles().dequantise_row(input.row as usize, want),
+            4 => {}
             _ => want.copy_from_slice(&floats[input.row as usize * d..][..d]),
         }
         for (i, want) in want.iter_mut().enumerate() {
@@ -382,5 +385,5 @@ fn embed() {
             }
         }
     }
-    assert_same(&card.get(x, 3 * d), &want, "input vectors");
+    assert_same(&card.get(x, 4 * d), &want, "input vectors");
 }

@@ -5,6 +5,8 @@
 //! of one row a sequence are captured once for each number of sequences and then put into the stream as one graph.
 
 mod buffers;
+mod drawing;
+mod graphs;
 mod head;
 mod maps;
 pub(crate) mod placement;
@@ -12,11 +14,11 @@ mod verdicts;
 
 use std::sync::Arc;
 
-pub(crate) use buffers::CardBuffers;
+pub(crate) use buffers::{Beside, CardBuffers};
 use buffers::{Lists, narrow};
+pub(crate) use maps::MapBuffers;
 #[cfg(test)]
 pub(crate) use maps::patches_at;
-pub(crate) use maps::{CardMaps, MapBuffers};
 use placement::Placed;
 
 use super::device::{DeviceOptions, DeviceReport};
@@ -31,11 +33,13 @@ use crate::weights::{LinearPlace, LinearRef, VectorRef, Weights};
 
 /// Bytes that the weights are copied by.
 const CHUNK: usize = 8 << 20;
-/// The tables that input vectors come from: the embedding, vectors that the host gives, task prefixes, slots of actions.
+/// The tables that input vectors come from: the embedding, vectors that the host gives, task prefixes, slots of actions, codes that were
+/// drawn.
 pub(crate) const EMBED: i32 = 0;
 pub(crate) const GIVEN: i32 = 1;
 pub(crate) const PREFIX: i32 = 2;
 pub(crate) const SLOTS: i32 = 3;
+pub(crate) const DRAWN: i32 = 4;
 
 /// An open card with a bundle's weights.
 #[derive(Debug)]

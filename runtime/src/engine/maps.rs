@@ -1,7 +1,7 @@
 //! The operations that image networks are written in, over activation maps that lie on the CPU ([`cpu`]) or on a card.
 //!
 //! A map is `[time, height, width, channels] f32` and lies in a [`Slot`], which knows its shape. A network is one function of a
-//! [`Maps`]; [`Canvas`] runs it twice: first over shapes alone ([`size`]), which tells what it needs, then over values.
+//! [`Maps`]; [`Canvas`] runs it twice: first over shapes alone ([`size`]), which tells what it needs and what it does, then over values.
 
 mod canvas;
 mod cpu;
@@ -30,7 +30,7 @@ pub(crate) const QUERIES: usize = 256;
 pub(crate) const SLOTS: usize = 10;
 
 /// Where a map lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Slot {
     /// The map that a network is about: what it takes at first, what it gives at last.
     X,
@@ -49,7 +49,7 @@ pub(crate) enum Slot {
 }
 
 /// `[time, height, width, channels]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Shape {
     pub(crate) time: usize,
     pub(crate) height: usize,
@@ -75,7 +75,7 @@ impl Shape {
 }
 
 /// A linear layer with a bias.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Biased {
     /// `[n, k]`
     pub(crate) weight: LinearRef,
@@ -91,7 +91,7 @@ impl Biased {
 }
 
 /// A convolution with a bias and a kernel as wide as high: a linear layer over patches `(kt, kh, kw, in)`, zeros outside the map.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Conv {
     /// `[out, kt · kh · kw · in]`
     pub(crate) layer: Biased,
@@ -99,7 +99,7 @@ pub(crate) struct Conv {
 }
 
 /// Where the patches of a convolution lie: of frames, and of rows as well as columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Grid {
     pub(crate) kernel: [usize; 2],
     pub(crate) stride: [usize; 2],
@@ -135,7 +135,7 @@ impl Conv {
 }
 
 /// The weight and the bias of a norm, `[channels]` each.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Affine {
     pub(crate) weight: VectorRef,
     pub(crate) bias: VectorRef,
@@ -149,7 +149,7 @@ impl Affine {
 }
 
 /// Batch norm as it is after training: a scale and an offset for each channel.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct ChannelNorm {
     /// `[channels]` each.
     pub(crate) affine: Affine,
@@ -158,7 +158,7 @@ pub(crate) struct ChannelNorm {
 }
 
 /// What a norm is followed by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Then {
     Nothing,
     /// `x · sigmoid(x)`.

@@ -171,13 +171,15 @@ impl Buffers {
         else {
             return Ok(false);
         };
-        if model.janus().is_ok() {
-            return Ok(false);
-        }
-        let span = model.code_span();
-        let outputs = span.start as usize..span.end as usize;
-        buffers.score(card, model.decoder(), rows, outputs, 0)?;
-        let (code, finite) = buffers.pick_guided(card, span.len(), guide.guidance, guide.sampler.draw())?;
+        let width = if model.janus().is_ok() {
+            buffers.score_codes(card, model.decoder(), rows)?;
+            Next::Code.limit(model.config())
+        } else {
+            let span = model.code_span();
+            buffers.score(card, model.decoder(), rows, span.start as usize..span.end as usize, 0)?;
+            span.len()
+        };
+        let (code, finite) = buffers.pick_guided(card, width, guide.guidance, guide.sampler.draw())?;
         numbers(finite)?;
         guide.picked = Some(code);
         Ok(true)

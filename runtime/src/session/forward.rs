@@ -56,7 +56,7 @@ pub(super) struct Buffers {
     pub(super) rope: Rope,
     /// `[features, d_model]`, of the question's pictures.
     pub(super) features: Vec<f32>,
-    /// What drawing works in.
+    /// What drawing works in on the CPU.
     pub(super) drawing: [Vec<f32>; 2],
     /// The logits of a row, where text and codes of pictures are told apart.
     pub(super) row: Vec<f32>,
@@ -116,9 +116,10 @@ impl Buffers {
             }
             Row::Prefix(at) => card.input(n, card::PREFIX, at, None, modality),
             Row::Slot(at) => card.input(n, card::SLOTS, at, None, modality),
-            Row::Feature(_) | Row::Drawn(_) => card.input(n, card::GIVEN, n, None, None),
+            Row::Drawn(code) => card.input(n, card::DRAWN, code as usize, None, None),
+            Row::Feature(_) => card.input(n, card::GIVEN, n, None, None),
         }
-        !matches!(row, Row::Feature(_) | Row::Drawn(_))
+        !matches!(row, Row::Feature(_))
     }
 
     /// Every block over `x`, whose rows are those of the sequences. A card has it done when logits are read, or in [`Self::settle`].
@@ -226,16 +227,23 @@ impl Buffers {
     fn score_own_codes(&mut self, model: &Model, rows: Range<usize>, on_logits: OnLogits<'_>) -> Result<()> {
         let (e, w, decoder) = (model.engine(), model.weights(), model.decoder());
         let (c, (_, net)) = (&decoder.config, model.janus()?);
+        #[cfg(feature = "cuda")]
+        if let (Some(card), Some(buffers)) = (model.card(), &mut self.card) {
+            let codes = net.drawing.head[1].weight.n;
+            let together = (self.logits.len() / codes).max(1);
+            for first in rows.clone().step_by(together) {
+                let rows = first..rows.end.min(first + together);
+                buffers.score_codes(card, decoder, rows.clone())?;
+                let (found, finite) = buffers.read_logits(rows.len() * codes)?;
+                numbers(finite)?;
+                check_finite(found)?;
+                rows.zip(found.chunks_exact(codes)).for_each(|(row, logits)| on_logits(row, logits));
+            }
+            return Ok(());
+        }
         let [x, spare] = &mut self.drawing;
         x.clear();
-        let values = rows.start * c.d_model..rows.end * c.d_model;
-        #[cfg(feature = "cuda")]
-        if let Some(card) = &mut self.card {
-            let (found, finite) = card.read_x(values.start, values.len())?;
-            numbers(finite)?;
-            self.x[values.clone()].copy_from_slice(found);
-        }
-        x.extend_from_slice(&self.x[values]);
+        x.extend_from_slice(&self.x[rows.start * c.d_model..rows.end * c.d_model]);
         e.rms_norm_inplace(x, decoder.norm.get(w), c.norm_eps);
         vit::through(&net.drawing.head, (e, w), x, spare, &mut self.scratch.activations);
         check_finite(x)?;

@@ -79,6 +79,15 @@ struct Function {
     std::vector<std::size_t> sizes;
 };
 
+// How often a kernel has run, and how often `cuLaunchKernel` and `cuGraphLaunch` were called: for tests that something ran on the card at
+// all, and of what ran as one.
+std::map<std::string, unsigned> launches;
+
+// Of this thread. What may not be called then ends a capture on a card.
+thread_local bool capturing = false;
+#define NOT_IN_A_CAPTURE                                                                                                                   \
+    if (capturing) return CAPTURE_UNSUPPORTED
+
 Stream default_stream;
 std::set<Stream *> streams{&default_stream};
 Stream &of(void *stream) { return stream ? *static_cast<Stream *>(stream) : default_stream; }
@@ -123,6 +132,8 @@ unsigned seed() {
 // Shared memory of a block on request, and what every kernel that asks for it is said to declare.
 constexpr unsigned MOST_BLOCK_MEMORY = 163 << 10, DECLARED = 1 << 10;
 #define API extern "C" __attribute__((visibility("default"))) Result
+
+extern "C" __attribute__((visibility("default"))) unsigned emulator_launches(const char *name) { return launches[name]; }
 
 API cuInit(unsigned) {
     MAY_FAIL("cuInit");
@@ -207,6 +218,7 @@ API cuFuncSetAttribute(void *function, int attribute, int value) {
 }
 API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
     MAY_FAIL("cuMemAlloc_v2");
+    NOT_IN_A_CAPTURE;
     if (lost) return lost;
     if (bytes == 0) return INVALID_VALUE;
     if (used + bytes > (std::size_t)setting("EMULATOR_MEMORY_MB", 1024) << 20) return OUT_OF_MEMORY;
@@ -223,6 +235,7 @@ API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
     return SUCCESS;
 }
 API cuMemFree_v2(unsigned long long at) {
+    NOT_IN_A_CAPTURE;
     auto found = allocations.find(at);
     if (found == allocations.end()) return INVALID_VALUE;
     drain_all();
@@ -240,6 +253,7 @@ API cuMemFree_v2(unsigned long long at) {
 }
 API cuMemHostAlloc(void **at, std::size_t bytes, unsigned) {
     MAY_FAIL("cuMemHostAlloc");
+    NOT_IN_A_CAPTURE;
     *at = std::malloc(bytes);
     return SUCCESS;
 }
@@ -321,20 +335,24 @@ API cuStreamDestroy_v2(void *stream) {
 }
 API cuStreamSynchronize(void *stream) {
     MAY_FAIL("cuStreamSynchronize");
+    NOT_IN_A_CAPTURE;
     return drain(of(stream));
 }
 API cuStreamBeginCapture_v2(void *stream, int) {
     MAY_FAIL("cuStreamBeginCapture_v2");
     if (!stream || of(stream).capture) return CAPTURE_UNSUPPORTED;
     of(stream).capture = std::make_unique<Graph>();
+    capturing = true;
     return SUCCESS;
 }
 API cuStreamEndCapture(void *stream, void **graph) {
     if (!of(stream).capture) return CAPTURE_UNSUPPORTED;
+    capturing = false;
     *graph = of(stream).capture.release();
     return SUCCESS;
 }
 API cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
+    MAY_FAIL("cuGraphInstantiateWithFlags");
     *executable = new Graph(*static_cast<Graph *>(graph));
     return SUCCESS;
 }
@@ -348,6 +366,7 @@ API cuGraphExecDestroy(void *graph) {
 }
 API cuGraphLaunch(void *graph, void *stream) {
     MAY_FAIL("cuGraphLaunch");
+    launches["cuGraphLaunch"]++;
     const Graph *g = static_cast<Graph *>(graph);
     return enqueue(stream, [g] {
         for (const Work &work : g->work)
@@ -370,6 +389,7 @@ API cuEventRecord(void *event, void *stream) {
 }
 API cuEventSynchronize(void *event) {
     MAY_FAIL("cuStreamSynchronize");
+    NOT_IN_A_CAPTURE;
     return drain(of(*static_cast<void **>(event)));
 }
 API cuEventElapsedTime(float *ms, void *, void *) {
@@ -384,12 +404,10 @@ API cuGetErrorString(int, const char **text) {
     *text = "an error of the emulated card";
     return SUCCESS;
 }
-// How often a kernel has run: for tests that something ran on the card at all.
-std::map<std::string, unsigned> launches;
-extern "C" __attribute__((visibility("default"))) unsigned emulator_launches(const char *kernel) { return launches[kernel]; }
 API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned dynamic, void *stream,
                    void **arguments, void **) {
     MAY_FAIL("cuLaunchKernel");
+    launches["cuLaunchKernel"]++;
     const emulator::Kernel *kernel = static_cast<const emulator::Kernel *>(function);
     auto asked = block_memory.find(function);
     unsigned room = asked == block_memory.end() ? 48u << 10 : asked->second + DECLARED;

@@ -109,10 +109,10 @@ pub(crate) fn plug_in() -> &'static Path {
     dir
 }
 
-/// How often a kernel has run on the emulated card in this process.
+/// How often a kernel has run on the emulated card in this process, or one of the driver's calls that launch was made.
 #[allow(unsafe_code)]
-pub(crate) fn launches(kernel: &str) -> u32 {
-    let name = std::ffi::CString::new(kernel).unwrap();
+pub(crate) fn launches(name: &str) -> u32 {
+    let name = std::ffi::CString::new(name).unwrap();
     // SAFETY: as in `plug_in`, which loaded the same file.
     let library = unsafe { libloading::Library::new(build().join("libcuda.so")) }.unwrap();
     // SAFETY: defined so in `libcuda.cpp`.

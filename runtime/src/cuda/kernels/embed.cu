@@ -2,6 +2,8 @@
 //
 //   x[i] = table[row] (+ grid[place]) (+ modality[which])
 //
+// A row of a table that has none stays what it is.
+//
 // A table's rows lie in `n16k4` tiles with a scale each, in F16, or in F32; grid and modality rows in F16 or F32. x [rows, d] f32.
 // Launch: one block of 128 threads a row. Bound by latency.
 #include "common.cuh"
@@ -14,14 +16,14 @@ struct Table {
 };
 
 struct Input {
-    int table;    // 0 to 3
+    int table;    // 0 to 4
     int row;
     int place;    // of the grid, or −1
     int modality; // or −1
 };
 
 struct Tables {
-    Table table[4];
+    Table table[5];
     Table grid, modality;
     int d;
 };
@@ -37,6 +39,7 @@ DEVICE float entry(const Table &table, int row, int i, int d) {
 
 KERNEL embed(Tables tables, const Input *inputs, float *x) {
     Input input = inputs[blockIdx.x];
+    if (!tables.table[input.table].rows) return;
     for (int i = threadIdx.x; i < tables.d; i += blockDim.x) {
         float value = entry(tables.table[input.table], input.row, i, tables.d);
         if (input.place >= 0) value += entry(tables.grid, input.place, i, tables.d);

@@ -17,7 +17,7 @@ pub(super) fn nano() -> PathBuf {
 }
 
 /// The same bundle on the CPU and on a card.
-fn both(dir: &Path) -> [Arc<Model>; 2] {
+pub(super) fn both(dir: &Path) -> [Arc<Model>; 2] {
     let kernels = Some(emulator::plug_in().join("kernels"));
     let cpu = EngineOptions { threads: 1, ..EngineOptions::default() };
     let device = DeviceOptions { choice: DeviceChoice::Cuda, kernels, ..DeviceOptions::default() };

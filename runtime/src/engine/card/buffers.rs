@@ -1,6 +1,7 @@
 //! What a step on a card works in.
 
 use super::super::pass::{Most, Own, Sequence};
+use super::drawing::CardDrawing;
 use super::{CHUNK, Card, CardPass, EMBED, GIVEN, Loaded, PREFIX, SLOTS};
 use crate::Result;
 use crate::config::Modality;
@@ -9,6 +10,7 @@ use crate::cuda::launch::{
 };
 use crate::cuda::{Device, Graph, Memory, Pinned};
 use crate::decoder::Decoder;
+use crate::family::janus::Drawing;
 use crate::family::unimodal::Unimodal;
 use crate::kernels::KV_BLOCK;
 use crate::kv::KvDtype;
@@ -47,6 +49,14 @@ pub(super) struct Lists {
     pub(super) bytes: usize,
 }
 
+/// What a model has beside the decoder.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Beside<'a> {
+    Nothing,
+    Own(&'a Unimodal),
+    Drawing(&'a Drawing),
+}
+
 /// What a step on a card works in, allocated once.
 pub(crate) struct CardBuffers {
     pub(super) memory: Memory,
@@ -65,6 +75,7 @@ pub(crate) struct CardBuffers {
     pub(super) up: usize,
     /// `[rows, widest]`, rows that were normed.
     pub(super) normed: usize,
+    pub(super) drawing: Option<CardDrawing>,
     pub(super) quantised: usize,
     pub(super) scale: usize,
     pub(super) cosines: usize,
@@ -93,12 +104,11 @@ pub(crate) struct CardBuffers {
 }
 
 impl CardBuffers {
-    /// For steps of at most so much, and so many logits at a time; `own`: what Saccade's own family has beside the decoder; `codes`: where
-    /// the code of each index stands among the logits over codes.
+    /// For steps of at most so much, and so many logits at a time; `codes`: where the code of each index stands among the logits over codes.
     pub(crate) fn new(
         card: &Card,
         decoder: &Decoder,
-        own: Option<&Unimodal>,
+        beside: Beside<'_>,
         most: Most,
         logits: usize,
         codes: &[i32],
@@ -106,7 +116,8 @@ impl CardBuffers {
     ) -> Result<Self> {
         let c = &decoder.config;
         let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let widest = c.d_model.max(c.d_ff).max(heads);
+        let drawn = if let Beside::Drawing(net) = beside { CardDrawing::widest(net) } else { 0 };
+        let widest = c.d_model.max(c.d_ff).max(heads).max(drawn);
         let narrow = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
         let root = root(c.head_dim);
         let shape = AttentionShape {
@@ -135,6 +146,7 @@ impl CardBuffers {
             (floats(rows * c.d_model), floats(rows * heads), floats(rows * kvs), floats(rows * kvs));
         let (attended, hidden, up) = (floats(rows * heads), floats(rows * c.d_ff), floats(rows * c.d_ff));
         let normed = floats(rows * widest);
+        let drawing = [floats(rows * drawn), floats(rows * drawn)];
         let angles = (most.blocks * KV_BLOCK + 1) * c.head_dim / 2;
         let (cosines, sines, logits_at, scale) =
             (floats(angles), floats(angles), floats(logits), floats(rows * most.parts));
@@ -157,7 +169,11 @@ impl CardBuffers {
         let mut tables = Tables { d: narrow(c.d_model), ..Tables::default() };
         tables.table[EMBED as usize] = card.rows_of(&decoder.embed);
         tables.table[GIVEN as usize] = TableAt { rows: memory.at() + normed as u64, scale: 0, kind: 2 };
-        if let Some(own) = own {
+        let drawing = match beside {
+            Beside::Drawing(net) => Some(CardDrawing::new(card, net, drawing)),
+            Beside::Nothing | Beside::Own(_) => None,
+        };
+        if let Beside::Own(own) = beside {
             tables.table[PREFIX as usize] = card.rows_of(&own.task_prefix);
             tables.table[SLOTS as usize] = card.rows_of(&own.action_slots);
             let [grid, modality] = [&own.image_grid, &own.modality_embed].map(TableRef::place);
@@ -183,6 +199,7 @@ impl CardBuffers {
             hidden,
             up,
             normed,
+            drawing,
             quantised,
             scale,
             cosines,
@@ -218,7 +235,7 @@ impl CardBuffers {
         self.turn = 1 - self.turn;
         let room = &mut self.staging[self.turn];
         write(&mut room.get()?[..bytes]);
-        Ok(self.memory.write_from(offset, room, bytes)?)
+        Ok(self.memory.write_from(offset, room, 0, bytes)?)
     }
 
     /// The angles of every position below `end`.
@@ -337,6 +354,7 @@ impl CardBuffers {
             let bytes = bytemuck::cast_slice::<f32, u8>(x);
             self.stage(self.normed, bytes.len(), |room| room.copy_from_slice(bytes))?;
         }
+        self.align(card, [rows, c.d_model])?;
 
         let single = sequences.iter().all(|s| s.rows == 1);
         let int8 = sequences.iter().all(|s| s.kv.dtype() == KvDtype::I8);

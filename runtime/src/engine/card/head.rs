@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::Card;
 use super::buffers::{CardBuffers, narrow};
 use crate::Result;
-use crate::cuda::launch::{Draws, Layer as LayerAt, Layers, MAX_PICKED, Parts};
+use crate::cuda::launch::{At, Draws, Layer as LayerAt, Layers, MAX_PICKED, Parts};
 use crate::decoder::Decoder;
 use crate::sample::Draw;
-use crate::weights::LinearPlace;
+use crate::weights::{LinearPlace, LinearRef};
 
 impl CardBuffers {
     /// The logits of the rows from `first` to below `end` over outputs `range` of the head, in the stream; [`Self::read_logits`]
@@ -21,32 +21,53 @@ impl CardBuffers {
         range: Range<usize>,
         offset: usize,
     ) -> Result<()> {
-        let c = &decoder.config;
-        let n = rows.len();
-        let x = self.at(self.x) + (4 * rows.start * c.d_model) as u64;
         let out = self.at(self.logits) + 4 * offset as u64;
-        let (device, norm) = (&card.device, (card.at(decoder.norm.place()), c.norm_eps));
-        let (at, place) = decoder.head.place();
+        let from = self.given(card, decoder, rows.start);
+        self.layer(card, (&decoder.head, 0), from, rows.len(), range, out)
+    }
+
+    /// What the decoder gives of the rows from `first` on, and the norm that it goes through.
+    pub(super) fn given(&self, card: &Card, decoder: &Decoder, first: usize) -> (At, (At, f32)) {
+        let c = &decoder.config;
+        let x = self.at(self.x) + (4 * first * c.d_model) as u64;
+        (x, (card.at(decoder.norm.place()), c.norm_eps))
+    }
+
+    /// Outputs `range` of a layer with its bias over `n` rows, which go through a norm first if there is one.
+    pub(super) fn layer(
+        &self,
+        card: &Card,
+        (layer, bias): (&LinearRef, At),
+        (x, norm): (At, (At, f32)),
+        n: usize,
+        range: Range<usize>,
+        out: At,
+    ) -> Result<()> {
+        let (device, k) = (&card.device, layer.k);
+        let (at, place) = layer.place();
         match place {
             LinearPlace::Tiles { scale, parts } => {
                 let (q, x_scale) = (self.at(self.quantised), self.at(self.scale));
                 let layer = LayerAt {
                     tiles: card.at(at),
                     scale: card.at(scale),
-                    bias: 0,
+                    bias,
                     out,
                     first: narrow(range.start),
                     end: narrow(range.end),
                 };
-                let layers = Layers::alone(layer, narrow(c.d_model), narrow(parts));
-                device.quantise_rows(x, norm, [n, c.d_model, parts], q, x_scale)?;
+                let layers = Layers::alone(layer, narrow(k), narrow(parts));
+                device.quantise_rows(x, norm, [n, k, parts], q, x_scale)?;
                 device.linear_i8(&layers, q, x_scale, n * parts)?;
             }
             LinearPlace::Rows { half } => {
                 let normed = self.at(self.normed);
-                device.rms_norm_rows(x, norm, [n, c.d_model], normed, false)?;
+                if norm.0 != 0 {
+                    device.rms_norm_rows(x, norm, [n, k], normed, false)?;
+                }
+                let x = if norm.0 == 0 { x } else { normed };
                 let w = (card.at(at), half);
-                device.linear_float(normed, w, 0, out, [n, c.d_model], [range.start, range.end], false)?;
+                device.linear_float(x, w, bias, out, [n, k], [range.start, range.end], false)?;
             }
         }
         Ok(())
@@ -133,19 +154,10 @@ impl CardBuffers {
 
     /// Waits for `n` logits, and says whether everything since the last time was a number.
     pub(crate) fn read_logits(&mut self, n: usize) -> Result<(&[f32], bool)> {
-        self.read(self.logits, n)
-    }
-
-    /// The same of the rows of `x` from `first` on: `n` values.
-    pub(crate) fn read_x(&mut self, first: usize, n: usize) -> Result<(&[f32], bool)> {
-        self.read(self.x + 4 * first, n)
-    }
-
-    fn read(&mut self, offset: usize, n: usize) -> Result<(&[f32], bool)> {
-        let Self { memory, results, flag, .. } = self;
+        let Self { memory, results, flag, logits, .. } = self;
         memory.read_into(*flag, results, 0, 4)?;
         memory.fill(*flag, 4)?;
-        memory.read_into(offset, results, 4, 4 * n)?;
+        memory.read_into(*logits, results, 4, 4 * n)?;
         let words: &[u32] = bytemuck::cast_slice(&results.get()?[..4 * (n + 1)]);
         Ok((bytemuck::cast_slice(&words[1..]), words[0] == 0))
     }

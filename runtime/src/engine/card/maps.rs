@@ -1,6 +1,7 @@
 //! Image networks on a card: the operations over maps as launches of kernels. What a network takes goes there once and what it gives
 //! comes back once; nothing in between leaves the card.
 
+use super::graphs::Graphs;
 use super::{Card, narrow};
 use crate::Result;
 use crate::cuda::launch::vision::{GroupNormAt, GroupNormShape, Patches, Product, WeightRows};
@@ -19,6 +20,8 @@ const POSITIONS: usize = 4096;
 const PARTS: usize = 2;
 /// Every array begins at a multiple of this.
 const ALIGN: usize = 256;
+/// Bytes of the host that frames of a clip are put into together at most; a picture of 2048² is 48 MiB.
+const STAGED: usize = 64 << 20;
 
 /// What networks work in on a card, allocated once for the largest.
 pub(crate) struct MapBuffers {
@@ -35,10 +38,11 @@ pub(crate) struct MapBuffers {
     inverse: usize,
     quantised: usize,
     scale: usize,
-    staging: Pinned,
-    results: Pinned,
+    pub(super) staging: Pinned,
+    pub(super) results: Pinned,
     /// Values in the results.
     given: usize,
+    pub(super) graphs: Graphs,
 }
 
 impl MapBuffers {
@@ -83,9 +87,10 @@ impl MapBuffers {
             inverse,
             quantised,
             scale,
-            staging: Pinned::new(&card.device, s.loaded)?,
+            staging: Pinned::new(&card.device, s.staged.min(STAGED).max(s.loaded))?,
             results: Pinned::new(&card.device, 4 * s.given)?,
             given: 0,
+            graphs: Graphs::default(),
         })
     }
 
@@ -101,16 +106,18 @@ impl MapBuffers {
 }
 
 /// A run of a network on a card.
-pub(crate) struct CardMaps<'a> {
+pub(super) struct CardMaps<'a> {
     card: &'a Card,
     b: &'a mut MapBuffers,
     slots: Slots,
+    /// Bytes that were put into slots.
+    staged: usize,
 }
 
 impl<'a> CardMaps<'a> {
-    pub(crate) fn new(card: &'a Card, b: &'a mut MapBuffers) -> Self {
+    pub(super) fn new(card: &'a Card, b: &'a mut MapBuffers) -> Self {
         b.given = 0;
-        Self { card, b, slots: Slots::default() }
+        Self { card, b, slots: Slots::default(), staged: 0 }
     }
 
     fn offset(&self, slot: Slot) -> usize {
@@ -130,8 +137,11 @@ impl<'a> CardMaps<'a> {
     /// Puts what `fill` writes to the place for loaded bytes.
     fn stage(&mut self, bytes: usize, offset: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
         let MapBuffers { memory, staging, .. } = &mut *self.b;
-        fill(&mut staging.get()?[..bytes]);
-        Ok(memory.write_from(offset, staging, bytes)?)
+        // One behind the other, as a graph copies them; from the beginning again where a long clip has more.
+        let at = if self.staged.saturating_add(bytes) <= staging.len() { self.staged } else { 0 };
+        self.staged = Sizes::staged_with(at, bytes);
+        fill(&mut staging.get()?[at..][..bytes]);
+        Ok(memory.write_from(offset, staging, at, bytes)?)
     }
 
     fn copy(&mut self, from: usize, to: usize, values: usize) -> Result<()> {

@@ -125,7 +125,7 @@ fn write(
     for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
         let room = &mut rooms[i % 2];
         room.get()?[..chunk.len()].copy_from_slice(chunk);
-        to.write_from(i * CHUNK, room, chunk.len())?;
+        to.write_from(i * CHUNK, room, 0, chunk.len())?;
         done(i * CHUNK..i * CHUNK + chunk.len());
     }
     Ok(device.wait()?)

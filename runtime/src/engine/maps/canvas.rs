@@ -4,7 +4,7 @@ use super::cpu::{CpuBuffers, CpuMaps};
 use super::{Maps, Needs, Sizes};
 use crate::engine::Engine;
 #[cfg(feature = "cuda")]
-use crate::engine::card::{Card, CardMaps, MapBuffers};
+use crate::engine::card::{Card, MapBuffers};
 use crate::weights::Weights;
 use crate::{Result, memory};
 
@@ -38,7 +38,7 @@ impl Canvas {
         Self { what, sizes: Sizes::default(), buffers: Buffers::None }
     }
 
-    /// Sees to it that `net` can run and allocates nothing then.
+    /// Sees to it that `net` can run and allocates nothing then; returns what it needs.
     ///
     /// # Errors
     /// If there is not enough memory, of the machine or of the card.
@@ -46,12 +46,12 @@ impl Canvas {
         &mut self,
         on: Machine<'_>,
         net: &dyn Fn(&mut dyn Maps) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Needs> {
         let mut needs = Needs::default();
         net(&mut needs)?;
         let sizes = self.sizes.max(needs.sizes);
         if sizes == self.sizes && !matches!(self.buffers, Buffers::None) {
-            return Ok(());
+            return Ok(needs);
         }
         // What there was goes before what is larger comes. A picture far larger than the next ones keeps its memory.
         (self.buffers, self.sizes) = (Buffers::None, Sizes::default());
@@ -59,12 +59,12 @@ impl Canvas {
         if let Some(card) = on.card {
             self.buffers = Buffers::Card(Box::new(MapBuffers::new(card, self.what, &sizes)?));
             self.sizes = sizes;
-            return Ok(());
+            return Ok(needs);
         }
         memory::check(self.what, CpuBuffers::bytes(&sizes))?;
         self.buffers = Buffers::Cpu(Box::new(CpuBuffers::new(on.e, &sizes)));
         self.sizes = sizes;
-        Ok(())
+        Ok(needs)
     }
 
     /// Runs a network; returns what it gives.
@@ -76,7 +76,8 @@ impl Canvas {
         on: Machine<'_>,
         net: &dyn Fn(&mut dyn Maps) -> Result<()>,
     ) -> Result<&mut [f32]> {
-        self.reserve(on, net)?;
+        #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "a card's"))]
+        let needs = self.reserve(on, net)?;
         match &mut self.buffers {
             Buffers::None => unreachable!("`reserve` makes buffers"),
             Buffers::Cpu(buffers) => {
@@ -86,7 +87,7 @@ impl Canvas {
             #[cfg(feature = "cuda")]
             Buffers::Card(buffers) => {
                 let card = on.card.expect("the machine that the buffers were made on");
-                net(&mut CardMaps::new(card, buffers))?;
+                buffers.run(card, &needs, net)?;
                 buffers.given()
             }
         }

@@ -1,5 +1,9 @@
 //! How much a network needs: its operations over shapes alone.
 
+#[cfg(feature = "cuda")]
+use std::hash::Hasher as _;
+use std::hash::{DefaultHasher, Hash};
+
 use super::{
     Affine, Biased, ChannelNorm, Conv, Grid, Levels, Maps, QUERIES, SLOTS, STRIP, Shape, Slot, Then,
 };
@@ -13,6 +17,8 @@ pub(crate) struct Sizes {
     pub(crate) slots: [usize; SLOTS],
     /// Bytes that are put into a slot at a time.
     pub(crate) loaded: usize,
+    /// Bytes that are put into slots in all.
+    pub(crate) staged: usize,
     /// Values that the network gives.
     pub(crate) given: usize,
     /// Inputs of a patch.
@@ -38,6 +44,7 @@ impl Sizes {
         Self {
             slots: each(self.slots, other.slots),
             loaded: self.loaded.max(other.loaded),
+            staged: self.staged.max(other.staged),
             given: self.given.max(other.given),
             patch: self.patch.max(other.patch),
             rows: each(self.rows, other.rows),
@@ -46,6 +53,11 @@ impl Sizes {
             int8: each(self.int8, other.int8),
             normed: self.normed.max(other.normed),
         }
+    }
+
+    /// Bytes that are put into slots, of which there were `staged` before: the next ones may be floats.
+    pub(crate) fn staged_with(staged: usize, bytes: usize) -> usize {
+        staged.saturating_add(bytes).checked_next_multiple_of(size_of::<f32>()).unwrap_or(usize::MAX)
     }
 
     /// Rows and the longest of them that attention multiplies at a time.
@@ -94,9 +106,27 @@ impl Slots {
 pub(crate) struct Needs {
     slots: Slots,
     pub(crate) sizes: Sizes,
+    operations: DefaultHasher,
 }
 
 impl Needs {
+    /// What the network does, in a number that no other one has: everything but the values that it is given.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.operations.finish()
+    }
+
+    /// Counts an operation, whose shapes follow from those of what was put into slots before.
+    fn note(&mut self, name: &str, what: impl Hash) {
+        (name, what).hash(&mut self.operations);
+    }
+
+    /// Counts bytes that are put into a slot.
+    fn stage(&mut self, bytes: usize) {
+        self.sizes.loaded = self.sizes.loaded.max(bytes);
+        self.sizes.staged = Sizes::staged_with(self.sizes.staged, bytes);
+    }
+
     fn put(&mut self, to: Slot, shape: Shape) -> Result<()> {
         let buffer = self.slots.put(to, shape);
         let most = &mut self.sizes.slots[buffer];
@@ -122,33 +152,40 @@ impl Maps for Needs {
     }
 
     fn swap(&mut self, a: Slot, b: Slot) {
+        self.note("swap", (a, b));
         self.slots.swap(a, b);
     }
 
     fn load(&mut self, to: Slot, shape: Shape, _: &dyn Fn(&mut [f32])) -> Result<()> {
-        self.sizes.loaded = self.sizes.loaded.max(shape.len().saturating_mul(4));
+        self.note("load", (to, shape));
+        self.stage(shape.len().saturating_mul(4));
         self.put(to, shape)
     }
 
     fn load_picture(&mut self, to: Slot, size: (usize, usize), rgb: &[u8], _: &Levels) -> Result<()> {
-        self.sizes.loaded = self.sizes.loaded.max(size_of::<Levels>() + rgb.len());
+        self.note("load_picture", (to, size, rgb.len()));
+        self.stage(size_of::<Levels>() + rgb.len());
         self.put(to, Shape::picture(size, 3))
     }
 
     fn give(&mut self, from: Slot) -> Result<()> {
+        self.note("give", from);
         self.sizes.given = self.sizes.given.saturating_add(self.shape(from).len());
         Ok(())
     }
 
-    fn take_frame(&mut self, clip: Slot, _: usize, to: Slot) -> Result<()> {
+    fn take_frame(&mut self, clip: Slot, frame: usize, to: Slot) -> Result<()> {
+        self.note("take_frame", (clip, frame, to));
         self.put(to, Shape { time: 1, ..self.shape(clip) })
     }
 
-    fn put_frame(&mut self, from: Slot, clip: Slot, _: usize, frames: usize) -> Result<()> {
+    fn put_frame(&mut self, from: Slot, clip: Slot, frame: usize, frames: usize) -> Result<()> {
+        self.note("put_frame", (from, clip, frame, frames));
         self.put(clip, Shape { time: frames, ..self.shape(from) })
     }
 
     fn convolve(&mut self, conv: &Conv, from: Slot, to: Slot) -> Result<()> {
+        self.note("convolve", (conv, from, to));
         let shape = conv.shape(self.shape(from));
         self.sizes.patch = self.sizes.patch.max(conv.layer.weight.k);
         self.layer(&conv.layer, shape.places());
@@ -156,6 +193,7 @@ impl Maps for Needs {
     }
 
     fn linear(&mut self, layer: &Biased, from: Slot, to: Slot) -> Result<()> {
+        self.note("linear", (layer, from, to));
         let shape = Grid::POINT.shape(self.shape(from), layer.weight.n);
         let [rows, widest] = &mut self.sizes.rows;
         (*rows, *widest) = ((*rows).max(shape.places()), (*widest).max(layer.weight.k));
@@ -163,7 +201,15 @@ impl Maps for Needs {
         self.put(to, shape)
     }
 
-    fn group_norm(&mut self, _: &Affine, _: Option<[Slot; 2]>, from: Slot, to: Slot, _: Then) -> Result<()> {
+    fn group_norm(
+        &mut self,
+        norm: &Affine,
+        modulation: Option<[Slot; 2]>,
+        from: Slot,
+        to: Slot,
+        then: Then,
+    ) -> Result<()> {
+        self.note("group_norm", (norm, modulation, from, to, then));
         let shape = self.shape(from);
         let [strips, channels] = &mut self.sizes.strips;
         *strips = (*strips).max(shape.places().div_ceil(STRIP));
@@ -171,42 +217,51 @@ impl Maps for Needs {
         self.same(from, to)
     }
 
-    fn layer_norm(&mut self, _: &Affine, _: f32, from: Slot, to: Slot) -> Result<()> {
+    fn layer_norm(&mut self, norm: &Affine, eps: f32, from: Slot, to: Slot) -> Result<()> {
+        self.note("layer_norm", (norm, eps.to_bits(), from, to));
         self.sizes.normed = self.sizes.normed.max(self.slots.shape(from).channels);
         self.same(from, to)
     }
 
-    fn channel_norm_swish(&mut self, _: &ChannelNorm, from: Slot, to: Slot) -> Result<()> {
+    fn channel_norm_swish(&mut self, norm: &ChannelNorm, from: Slot, to: Slot) -> Result<()> {
+        self.note("channel_norm_swish", (norm, from, to));
         self.same(from, to)
     }
 
     fn silu(&mut self, from: Slot, to: Slot) -> Result<()> {
+        self.note("silu", (from, to));
         self.same(from, to)
     }
 
-    fn gelu(&mut self, _: Slot) -> Result<()> {
+    fn gelu(&mut self, x: Slot) -> Result<()> {
+        self.note("gelu", x);
         Ok(())
     }
 
-    fn add(&mut self, _: Slot, _: Slot) -> Result<()> {
+    fn add(&mut self, x: Slot, y: Slot) -> Result<()> {
+        self.note("add", (x, y));
         Ok(())
     }
 
-    fn add_rows(&mut self, _: Slot, _: &TableRef) -> Result<()> {
+    fn add_rows(&mut self, x: Slot, table: &TableRef) -> Result<()> {
+        self.note("add_rows", (x, table));
         Ok(())
     }
 
     fn enlarge(&mut self, from: Slot, to: Slot) -> Result<()> {
+        self.note("enlarge", (from, to));
         self.put(to, enlarged(self.shape(from)))
     }
 
     fn repeat_frames(&mut self, from: Slot, to: Slot) -> Result<()> {
+        self.note("repeat_frames", (from, to));
         let shape = self.shape(from);
         self.put(to, Shape { time: shape.time.saturating_mul(2), ..shape })
     }
 
-    fn attend(&mut self, [q, ..]: [Slot; 3], heads: usize, to: Slot) -> Result<()> {
-        let shape = self.shape(q);
+    fn attend(&mut self, qkv: [Slot; 3], heads: usize, to: Slot) -> Result<()> {
+        self.note("attend", (qkv, heads, to));
+        let shape = self.shape(qkv[0]);
         let of = [shape.places(), shape.channels, heads];
         self.sizes.attended = std::array::from_fn(|i| self.sizes.attended[i].max(of[i]));
         self.put(to, shape)
