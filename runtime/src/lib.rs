@@ -15,7 +15,7 @@
 //! | `weights`, `kv` | mapped, checked tensors; the arena of keys and values |
 //! | [`limits`] | what the machine could do at most, for comparison |
 //! | [`source`], [`format`](mod@format), [`config`], [`kernels`], [`threads`] | frames; the container; `saccade.json`; instruction sets; the thread pool |
-//! | [`error`], `memory`, [`pages`], [`sample`], [`quant`] | refusals; how much memory there is; maps in huge pages; logits to a token; the INT8 arithmetic |
+//! | [`error`], `memory`, [`pages`], `picture`, [`sample`], [`quant`] | refusals; how much memory there is; maps in huge pages; pictures to another size; logits to a token; the INT8 arithmetic |
 //!
 //! **Architecture invariants.** This crate has no command line, no TOML, no `anyhow` and no `println!`. Between taking a frame out of
 //! the slot and its token ids and action values nothing allocates, locks, or logs above `debug`. Nothing read from
@@ -60,6 +60,7 @@ mod memory;
 mod movq;
 pub mod onnx;
 pub mod pages;
+mod picture;
 pub mod quant;
 mod rope;
 pub mod sample;

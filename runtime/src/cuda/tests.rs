@@ -24,6 +24,7 @@ mod attention;
 mod faults;
 mod models;
 mod pick;
+mod pictures;
 mod placement;
 mod vision;
 

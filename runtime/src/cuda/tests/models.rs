@@ -17,7 +17,7 @@ pub(super) fn nano() -> PathBuf {
 }
 
 /// The same bundle on the CPU and on a card.
-fn both(dir: &Path) -> [Arc<Model>; 2] {
+pub(super) fn both(dir: &Path) -> [Arc<Model>; 2] {
     let kernels = Some(emulator::plug_in().join("kernels"));
     let cpu = EngineOptions { threads: 1, ..EngineOptions::default() };
     let device = DeviceOptions { choice: DeviceChoice::Cuda, kernels, ..DeviceOptions::default() };
@@ -107,7 +107,7 @@ fn the_image_tokenizer_has_the_bits_of_the_cpu() {
     });
     assert_eq!(ways[0], ways[1]);
     assert!(ways[0].0.iter().any(|code| *code != ways[0].0[0]), "{:?}", ways[0].0);
-    for kernel in ["pixels_to_map", "convolve_f16", "quantise_patches", "enlarge_map"] {
+    for kernel in ["area_to_map", "convolve_f16", "quantise_patches", "enlarge_map"] {
         assert!(emulator::launches(kernel) > 0, "{kernel}");
     }
 }

@@ -1,9 +1,8 @@
 //! How much a network needs: its operations over shapes alone.
 
-use super::{
-    Affine, Biased, ChannelNorm, Conv, Grid, Levels, Maps, QUERIES, SLOTS, STRIP, Shape, Slot, Then,
-};
+use super::{Affine, Biased, ChannelNorm, Conv, Grid, Maps, QUERIES, SLOTS, STRIP, Shape, Slot, Then};
 use crate::Result;
+use crate::picture::{Picture, Plan};
 use crate::weights::TableRef;
 
 /// The most of everything that a network needs.
@@ -13,6 +12,10 @@ pub(crate) struct Sizes {
     pub(crate) slots: [usize; SLOTS],
     /// Bytes that are put into a slot at a time.
     pub(crate) loaded: usize,
+    /// Pixels between the passes of a resize, on a card.
+    pub(crate) between: usize,
+    /// Rooms that the CPU needs to resize pictures.
+    pub(crate) rooms: [usize; 3],
     /// Values that the network gives.
     pub(crate) given: usize,
     /// Inputs of a patch.
@@ -38,6 +41,8 @@ impl Sizes {
         Self {
             slots: each(self.slots, other.slots),
             loaded: self.loaded.max(other.loaded),
+            between: self.between.max(other.between),
+            rooms: each(self.rooms, other.rooms),
             given: self.given.max(other.given),
             patch: self.patch.max(other.patch),
             rows: each(self.rows, other.rows),
@@ -130,9 +135,16 @@ impl Maps for Needs {
         self.put(to, shape)
     }
 
-    fn load_picture(&mut self, to: Slot, size: (usize, usize), rgb: &[u8], _: &Levels) -> Result<()> {
-        self.sizes.loaded = self.sizes.loaded.max(size_of::<Levels>() + rgb.len());
-        self.put(to, Shape::picture(size, 3))
+    fn load_picture(&mut self, to: Slot, plan: &Plan, picture: Picture<'_>) -> Result<()> {
+        let tables: usize = plan.tables().iter().map(|table| table.len()).sum();
+        let (width, height) = plan.between();
+        self.sizes = self.sizes.max(Sizes {
+            loaded: tables + picture.rgb.len(),
+            between: width * height,
+            rooms: plan.rooms(),
+            ..Sizes::default()
+        });
+        self.put(to, Shape::picture(plan.canvas(), 3))
     }
 
     fn give(&mut self, from: Slot) -> Result<()> {

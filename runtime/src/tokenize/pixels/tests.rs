@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use safetensors::SafeTensors;
 
 use super::*;
+use crate::picture::tests::noise;
 
 /// The processors of the fixtures, as a bundle would say them. The background is `int(mean * 255)`.
-const FAMILIES: [(&str, &str); 3] = [
+pub(crate) const FAMILIES: [(&str, &str); 3] = [
     (
         "janus",
         r#"{"resize": {"longest_edge": {"px": 32, "min_px": 14}}, "filter": "bicubic",
@@ -28,7 +29,7 @@ const FAMILIES: [(&str, &str); 3] = [
     ),
 ];
 
-fn config(family: &str) -> PixelConfig {
+pub(crate) fn config(family: &str) -> PixelConfig {
     let (_, text) = FAMILIES.iter().find(|(name, _)| *name == family).unwrap();
     let config: PixelConfig = serde_json::from_str(text).unwrap();
     config.check().unwrap();
@@ -42,12 +43,6 @@ fn fixture(family: &str, name: &str) -> Vec<u8> {
 fn run(pixels: &mut Pixels, rgb: &[u8], width: usize, height: usize) -> (Vec<f32>, usize, usize) {
     let found = pixels.run(Picture { rgb, width, height }).unwrap();
     (found.values.to_vec(), found.width, found.height)
-}
-
-/// Bytes without a pattern, `[height, width, 3]`, as `pixel_values.py` makes them.
-pub(super) fn noise(width: usize, height: usize) -> Vec<u8> {
-    let byte = |i: u32| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0];
-    (0..).take(width * height * 3).map(byte).collect()
 }
 
 /// `[3, height, width]` as `[height, width, 3]`.
@@ -137,7 +132,8 @@ fn a_flat_picture_stays_flat() {
         let mut pixels = Pixels::new(&config).unwrap();
         for (width, height) in [(1, 1), (3, 7), (1, 150), (150, 1), (641, 479)] {
             let (found, ..) = run(&mut pixels, &[17, 201, 255].repeat(width * height), width, height);
-            let expected = look_up(&config.values(), [17, 201, 255]);
+            let levels = config.values();
+            let expected = [levels[0][17], levels[1][201], levels[2][255]];
             assert!(found.chunks_exact(3).all(|v| v == expected), "{family} {width} × {height}");
         }
     }
@@ -240,8 +236,10 @@ fn the_longest_pictures_need_little_memory() {
     let mut pixels = Pixels::new(&config("chameleon")).unwrap();
     let (found, width, height) = run(&mut pixels, &[255; 65_535 * 3], 1, 65_535);
     assert_eq!((width, height, found.len()), (32, 32, 32 * 32 * 3));
-    assert!(pixels.resample.out().iter().all(|&byte| byte == 255));
-    assert_eq!(pixels.resample.out().len(), 32 * 32 * 3, "only what is shown is made");
+    let levels = pixels.config().values();
+    let white = [levels[0][255], levels[1][255], levels[2][255]];
+    assert!(found.chunks_exact(3).all(|v| v == white));
+    assert_eq!(pixels.plan.rooms()[1], 32 * 32 * 3, "only what is shown is made");
 }
 
 #[test]
