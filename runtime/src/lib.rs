@@ -35,7 +35,7 @@
 //!
 //! let (mut codes, mut answer) = (Vec::new(), Vec::new());
 //! session.begin("robot", &[])?;
-//! images.encode(Picture { rgb: &[0; 64 * 64 * 3], width: 64, height: 64 }, &mut codes)?;
+//! images.encode(Picture::rgb(&[0; 64 * 64 * 3], 64, 64), &mut codes)?;
 //! session.push_image(&codes)?;
 //! let question = model.text()?.encode("what is happening?")?;
 //! session.answer(&question, 64, &mut Sampler::greedy(), &mut answer, &mut |_| true)?;

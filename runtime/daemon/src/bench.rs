@@ -178,7 +178,7 @@ fn measure(model: &Arc<Model>, source: &mut dyn Source, frames: usize) -> anyhow
         let (width, height) = (frame.width as usize, frame.height as usize);
         let count = Count::start();
         let taken = Instant::now();
-        images.encode(Picture { rgb: &frame.rgb, width, height }, &mut codes)?;
+        images.encode(Picture::rgb(&frame.rgb, width, height), &mut codes)?;
         let tokenized = Instant::now();
         session.push_image(&codes)?;
         let prefilled = Instant::now();

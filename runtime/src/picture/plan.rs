@@ -1,6 +1,6 @@
 //! How pictures of one size become the input of a network.
 
-use super::{Area, Picture, Resample, Window};
+use super::{Area, Picture, PixelFormat, Resample, Window};
 
 /// What every byte of a channel becomes: `[channel, byte]`.
 pub(crate) type Levels = [[f32; 256]; 3];
@@ -45,14 +45,14 @@ impl Place {
 /// loop allocates nothing. (`fast_image_resize` 6.1 makes them for every picture, 134 allocations for one of 192 × 192.)
 #[derive(Debug)]
 pub(crate) struct Plan {
-    way: Way,
+    pub(crate) way: Way,
     /// The colour around the resized picture.
-    background: [u8; 3],
+    pub(crate) background: [u8; 3],
     levels: Levels,
     /// Columns and rows of the pictures; nothing yet, or after a refusal.
     size: Option<(usize, usize)>,
-    columns: Place,
-    rows: Place,
+    pub(crate) columns: Place,
+    pub(crate) rows: Place,
 }
 
 impl Plan {
@@ -89,21 +89,6 @@ impl Plan {
         Ok(())
     }
 
-    /// By which weights pictures are resized.
-    pub(crate) fn way(&self) -> &Way {
-        &self.way
-    }
-
-    /// The colour around the resized picture.
-    pub(crate) fn background(&self) -> [u8; 3] {
-        self.background
-    }
-
-    /// Where columns and rows go.
-    pub(crate) fn places(&self) -> (Place, Place) {
-        (self.columns, self.rows)
-    }
-
     /// Rows and columns of the result.
     pub(crate) fn canvas(&self) -> (usize, usize) {
         (self.rows.canvas, self.columns.canvas)
@@ -126,27 +111,33 @@ impl Plan {
         [bytemuck::cast_slice(&self.levels), a, b, c, d]
     }
 
-    /// Bytes between the passes, bytes of the resized picture, and sums of a row, which the CPU needs room for.
-    pub(crate) fn rooms(&self) -> [usize; 3] {
+    /// What the CPU needs room for: bytes of the picture as RGB where it is not, bytes between the passes, bytes of the resized picture,
+    /// and sums of a row.
+    pub(crate) fn rooms(&self, picture: Picture<'_>) -> [usize; 4] {
+        let rgb = if picture.format == PixelFormat::Rgb { 0 } else { picture.width * picture.height };
         let (width, height) = self.between();
         let shown = self.columns.window.len * self.rows.window.len;
         let line = match &self.way {
             Way::Area(_) => self.columns.window.len,
             Way::Filter(_) => width,
         };
-        [width * height, shown, line].map(|pixels| 3 * pixels)
+        [rgb, width * height, shown, line].map(|pixels| 3 * pixels)
     }
 
     /// A picture of the size that this is for, whose bytes were checked, as the numbers of `x [height, width, 3]`.
     pub(crate) fn run(&self, picture: Picture<'_>, scratch: &mut Scratch, x: &mut [f32]) {
         assert!(self.is_for((picture.width, picture.height)), "a plan is for pictures of one size");
-        let (Self { columns, rows, .. }, stride) = (self, picture.width * 3);
-        let ([between, out], line) = scratch.rooms(self.rooms());
+        let Self { columns, rows, .. } = self;
+        let ([rgb, between, out], line) = scratch.rooms(self.rooms(picture));
+        let (rgb, stride): (&[u8], _) = if picture.format == PixelFormat::Rgb {
+            (picture.bytes, picture.stride())
+        } else {
+            picture.write_rgb(rgb);
+            (rgb, picture.width * 3)
+        };
         match &self.way {
-            Way::Area(area) => area.run(picture.rgb, stride, line, out),
-            Way::Filter(filter) => {
-                filter.run(picture.rgb, stride, (between, bytemuck::cast_slice_mut(line)), out);
-            }
+            Way::Area(area) => area.run(rgb, stride, line, out),
+            Way::Filter(filter) => filter.run(rgb, stride, (between, bytemuck::cast_slice_mut(line)), out),
         }
         let x = x.as_chunks_mut::<3>().0;
         if columns.window.len < columns.canvas || rows.window.len < rows.canvas {
@@ -169,20 +160,20 @@ impl Plan {
 /// What the CPU works in: allocated for the largest plan that was followed.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    bytes: [Vec<u8>; 2],
+    bytes: [Vec<u8>; 3],
     line: Vec<f32>,
 }
 
 impl Scratch {
     /// As large as [`Plan::rooms`] says.
-    pub(crate) fn new([between, out, line]: [usize; 3]) -> Self {
-        Self { bytes: [vec![0; between], vec![0; out]], line: vec![0.0; line] }
+    pub(crate) fn new([rgb, between, out, line]: [usize; 4]) -> Self {
+        Self { bytes: [rgb, between, out].map(|n| vec![0; n]), line: vec![0.0; line] }
     }
 
     /// The first so many of each, which allocates where there are fewer.
-    fn rooms(&mut self, [between, out, line]: [usize; 3]) -> ([&mut [u8]; 2], &mut [f32]) {
-        let [a, b] = &mut self.bytes;
-        ([room(a, between), room(b, out)], room(&mut self.line, line))
+    fn rooms(&mut self, [rgb, between, out, line]: [usize; 4]) -> ([&mut [u8]; 3], &mut [f32]) {
+        let [a, b, c] = &mut self.bytes;
+        ([room(a, rgb), room(b, between), room(c, out)], room(&mut self.line, line))
     }
 }
 

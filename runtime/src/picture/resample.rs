@@ -114,7 +114,8 @@ const fn rows_first((width, height): (usize, usize), (columns, rows): (usize, us
 #[derive(Debug)]
 pub(crate) struct Resample {
     filter: Filter,
-    rows_first: bool,
+    /// Whether rows are resized before columns.
+    pub(crate) rows_first: bool,
     columns: Axis<i32>,
     rows: Axis<i32>,
     /// The weights of one output before they are rounded.
@@ -134,11 +135,6 @@ impl Resample {
         self.rows_first = rows_first((width, height), (columns.out, rows.out));
         set(&mut self.columns, &mut self.exact, self.filter, width, columns);
         set(&mut self.rows, &mut self.exact, self.filter, height, rows);
-    }
-
-    /// Whether rows are resized before columns.
-    pub(crate) fn rows_first(&self) -> bool {
-        self.rows_first
     }
 
     /// Columns and rows.

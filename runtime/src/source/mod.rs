@@ -39,9 +39,6 @@ mod file;
 mod pace;
 mod pattern;
 mod pictures;
-// Raw formats come from cameras alone.
-#[cfg(any(test, feature = "v4l2"))]
-mod pixels;
 mod recorded;
 mod slot;
 mod uri;
@@ -51,6 +48,8 @@ mod watch;
 
 use std::time::Duration;
 
+#[cfg(any(test, feature = "v4l2"))]
+use crate::picture::Picture;
 pub use capture::{Backoff, Capture, CaptureOptions, CaptureState, CaptureStats, Stopped};
 pub use decode::{decode_picture, picture_size};
 pub use error::{AviError, FrameError, Recovery, SourceError};
@@ -90,6 +89,22 @@ impl Frame {
         self.width = width;
         self.height = height;
         self.rgb.resize(width as usize * height as usize * 3, 0);
+    }
+
+    /// Takes the pixels of a picture; more bytes than it has are fine, since drivers hand over whole buffers.
+    // Raw formats come from cameras alone.
+    #[cfg(any(test, feature = "v4l2"))]
+    fn set(&mut self, picture: Picture<'_>) -> Result<(), FrameError> {
+        let (expected, found) = (picture.sizes().0, picture.bytes.len());
+        match [picture.width, picture.height].map(u32::try_from) {
+            [Ok(0), _] | [_, Ok(0)] => Err(FrameError::Empty),
+            [Ok(width), Ok(height)] if found >= expected => {
+                self.resize(width, height);
+                picture.write_rgb(&mut self.rgb);
+                Ok(())
+            }
+            _ => Err(FrameError::Short { expected, found }),
+        }
     }
 }
 

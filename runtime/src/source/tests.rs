@@ -1,4 +1,5 @@
 use super::*;
+use crate::picture::tests::formats;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -74,4 +75,18 @@ fn every_recovery_fits_its_error() {
     assert_eq!(bad.recovery(), Recovery::Skip);
     assert_eq!(SourceError::Vanished { origin: origin() }.recovery(), Recovery::Reopen);
     assert_eq!(SourceError::NotAVideo { path: "x".into() }.recovery(), Recovery::Stop);
+}
+
+#[test]
+fn a_frame_takes_whole_buffers_and_refuses_too_few_bytes() {
+    for (format, bytes) in formats(5, 3).into_iter().map(|(format, _, bytes)| (format, bytes)) {
+        let of = |bytes, height| Picture { bytes, format, width: 5, height, stride: 0 };
+        let least = of(&[], 3).sizes().0;
+        let mut frame = Frame::default();
+        assert_eq!(frame.set(of(&bytes, 3)), Ok(()), "{format}");
+        assert_eq!((frame.width, frame.height, frame.rgb.len()), (5, 3, 45));
+        let short = FrameError::Short { expected: least, found: least - 1 };
+        assert_eq!(frame.set(of(&bytes[..least - 1], 3)), Err(short), "{format}");
+        assert_eq!(frame.set(of(&bytes, 0)), Err(FrameError::Empty), "{format}");
+    }
 }

@@ -49,7 +49,8 @@ impl ImageTokenizer {
         let mut plan = Plan::new(Way::Area(Area::default()), [0; 3], levels);
         // The first picture of another size makes the buffers for those of its size.
         let (width, height) = (image.width, image.height);
-        let nothing = Picture { rgb: &vec![0; width * height * 3], width, height };
+        let black = vec![0; width * height * 3];
+        let nothing = Picture::rgb(&black, width, height);
         prepare(&mut plan, nothing, image)?;
         let mut canvas = Canvas::new(WHAT);
         canvas.reserve(model.machine(), &|m| encode(net, (&plan, nothing), m))?;

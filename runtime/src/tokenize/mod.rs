@@ -23,7 +23,7 @@ pub use pixels::{Fit, PixelConfig, PixelValues, Pixels, ResizeRule};
 pub use reader::PictureReader;
 pub use text::TextTokenizer;
 
-pub use crate::picture::{Filter, Picture};
+pub use crate::picture::{Filter, Picture, PixelFormat};
 
 /// One modality into codes and back.
 ///

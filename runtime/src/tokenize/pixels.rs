@@ -256,9 +256,10 @@ pub(super) fn check_sides(width: usize, height: usize) -> Result<(), SessionErro
 
 /// Refuses a picture whose bytes do not fit its sizes, which were checked.
 pub(super) fn check_bytes(picture: Picture<'_>) -> Result<(), SessionError> {
-    let Picture { rgb, width, height } = picture;
-    if rgb.len() as u64 != width as u64 * height as u64 * 3 {
-        return Err(SessionError::Picture { width, height, bytes: rgb.len() });
+    let Picture { bytes, format, width, height, stride } = picture;
+    let (least, most) = picture.sizes();
+    if !(least..=most).contains(&bytes.len()) {
+        return Err(SessionError::Picture { width, height, bytes: bytes.len(), format, stride });
     }
     Ok(())
 }

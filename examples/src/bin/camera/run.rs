@@ -106,7 +106,7 @@ impl Eye {
     fn look(&mut self, seen: &mut Seen) -> saccade::Result<()> {
         let (width, height) = (seen.frame.width as usize, seen.frame.height as usize);
         let start = Instant::now();
-        self.images.encode(Picture { rgb: &seen.frame.rgb, width, height }, &mut seen.codes)?;
+        self.images.encode(Picture::rgb(&seen.frame.rgb, width, height), &mut seen.codes)?;
         let tokenized = Instant::now();
         self.session.push_image(&seen.codes)?;
         let prefilled = Instant::now();

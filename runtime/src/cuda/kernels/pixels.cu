@@ -1,5 +1,5 @@
-// Pictures into the input of a network x [height, width, 3] f32: resized, and every byte v of channel c made levels[c][v], which is what its
-// mean, deviation and scale make of it. A thread a pixel of the result, 256 a block; bound by memory.
+// Pictures into the input of a network x [height, width, 3] f32: turned into RGB, resized, and every byte v of channel c made levels[c][v],
+// which is what its mean, deviation and scale make of it. A thread a pixel of the result, 256 a block; bound by memory.
 //
 //   area_to_map      by area or bilinearly, as picture/area.rs
 //   resample         the first pass of a filter of picture/resample.rs: bytes [rows, columns, 3]
@@ -8,10 +8,14 @@
 // Sums are in the order of the CPU.
 #include "common.cuh"
 
-// A picture as its bytes came.
+// `PixelFormat` of picture/format.rs.
+enum Format { RGB, BGR, YUYV, NV12, GREY };
+
+// A picture as its bytes came: rows of `stride` bytes, and those of chroma behind the others.
 struct Raw {
     const uint8_t *bytes;
     uint64_t stride;
+    int height, format;
 };
 
 // Which inputs make one output: those from `first` on, with the weights from `begin` to below `end`.
@@ -28,8 +32,26 @@ struct Rgb {
     int red, green, blue;
 };
 
+DEVICE int to_byte(int value) { return value < 0 ? 0 : value > 255 ? 255 : value; }
+
+DEVICE Rgb yuv(int y, int u, int v) {
+    y = 298 * (y - 16) + 128, u -= 128, v -= 128;
+    return {to_byte((y + 409 * v) >> 8), to_byte((y - 100 * u - 208 * v) >> 8), to_byte((y + 516 * u) >> 8)};
+}
+
 DEVICE Rgb pixel(const Raw &p, uint32_t x, uint32_t y) {
-    const uint8_t *at = p.bytes + y * p.stride + 3 * x;
+    const uint8_t *row = p.bytes + y * p.stride;
+    if (p.format == GREY) return {row[x], row[x], row[x]};
+    if (p.format == NV12) {
+        const uint8_t *chroma = p.bytes + (p.height + y / 2) * p.stride + x / 2 * 2;
+        return yuv(row[x], chroma[0], chroma[1]);
+    }
+    if (p.format == YUYV) {
+        const uint8_t *pair = row + x / 2 * 4;
+        return yuv(pair[x % 2 * 2], pair[1], pair[3]);
+    }
+    const uint8_t *at = row + 3 * x;
+    if (p.format == BGR) return {at[2], at[1], at[0]};
     return {at[0], at[1], at[2]};
 }
 
@@ -38,8 +60,6 @@ DEVICE void store(float *x, const float *levels, Rgb rgb) {
     x[1] = levels[256 + rgb.green];
     x[2] = levels[512 + rgb.blue];
 }
-
-DEVICE int to_byte(int value) { return value < 0 ? 0 : value > 255 ? 255 : value; }
 
 KERNEL area_to_map(Raw raw, Axis<float> columns, Axis<float> rows, const float *levels, float *x, int width, uint32_t n) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;

@@ -85,6 +85,9 @@ pub(crate) struct GroupNormAt {
 pub(crate) struct RawAt {
     pub(crate) bytes: At,
     pub(crate) stride: u64,
+    pub(crate) height: i32,
+    /// A [`PixelFormat`](crate::picture::PixelFormat).
+    pub(crate) format: i32,
 }
 
 /// `Axis` of `pixels.cu`.

@@ -101,7 +101,7 @@ fn the_image_tokenizer_has_the_bits_of_the_cpu() {
     let ways = both(&nano()).map(|model| {
         let mut images = ImageTokenizer::new(&model).unwrap();
         let (mut codes, mut shown) = (Vec::new(), Vec::new());
-        images.encode(Picture { rgb: &rgb, width: 80, height: 64 }, &mut codes).unwrap();
+        images.encode(Picture::rgb(&rgb, 80, 64), &mut codes).unwrap();
         images.decode(&codes, &mut shown).unwrap();
         (codes, shown)
     });

@@ -7,7 +7,7 @@ use super::models::{both, nano};
 use crate::engine::maps::{Canvas, Maps, Slot};
 use crate::family::Model;
 use crate::kernels::tests::compare::assert_same;
-use crate::picture::tests::noise;
+use crate::picture::tests::{formats, noise};
 use crate::picture::{Area, Picture, Place, Plan, Way};
 use crate::tokenize::pixels::tests::{FAMILIES, config};
 use crate::tokenize::{Filter, Fit, PixelConfig, Pixels, ResizeRule};
@@ -66,7 +66,7 @@ fn pictures_are_resized_by_area_as_on_the_cpu() {
             let places = (Place::on(columns, columns), Place::on(rows, rows));
             plan.make((width, height), places, 0).unwrap();
             let rgb = noise(width, height);
-            let picture = Picture { rgb: &rgb, width, height };
+            let picture = Picture::rgb(&rgb, width, height);
             let what = format!("{width} × {height} to {columns} × {rows}");
             assert_eq!(both.compare(&plan, picture, &what).len(), columns * rows * 3);
         }
@@ -89,7 +89,7 @@ fn pictures_are_resized_by_filters_as_on_the_cpu() {
         let mut pixels = Pixels::new(&config).unwrap();
         for (width, height) in SIZES {
             let rgb = noise(width, height);
-            let picture = Picture { rgb: &rgb, width, height };
+            let picture = Picture::rgb(&rgb, width, height);
             let what = format!("{width} × {height}, {config:?}");
             let found = both.compare(pixels.plan(picture).unwrap(), picture, &what);
             assert_same(&found, pixels.run(picture).unwrap().values, &what);
@@ -97,5 +97,24 @@ fn pictures_are_resized_by_filters_as_on_the_cpu() {
     }
     for kernel in ["resample", "resample_to_map"] {
         assert!(emulator::launches(kernel) > 0, "{kernel}");
+    }
+}
+
+#[test]
+fn pictures_of_every_format_are_as_on_the_cpu() {
+    let mut both = Both::new();
+    let mut area = Plan::new(Way::Area(Area::default()), [0; 3], levels());
+    for (width, height) in SIZES {
+        area.make((width, height), (Place::on(11, 11), Place::on(6, 6)), 0).unwrap();
+        for (format, stride, bytes) in formats(width, height) {
+            let picture = Picture { bytes: &bytes, format, width, height, stride };
+            let what = format!("{format} {width} × {height} in rows of {stride}");
+            both.compare(&area, picture, &what);
+            for (family, _) in FAMILIES {
+                let mut pixels = Pixels::new(&config(family)).unwrap();
+                let found = both.compare(pixels.plan(picture).unwrap(), picture, &what);
+                assert_same(&found, pixels.run(picture).unwrap().values, &what);
+            }
+        }
     }
 }

@@ -35,8 +35,8 @@ impl CpuBuffers {
         let [rows, widest] = s.attention().map(|n| n as u128);
         let heads = s.attended[0] as u128 * s.attended[1] as u128;
         let layers = s.rows[0] as u128 * s.rows[1] as u128;
-        let [between, shown, line] = s.rooms.map(|n| n as u128);
-        between
+        let [rgb, between, shown, line] = s.rooms.map(|n| n as u128);
+        rgb + between
             + shown
             + 4 * (line
                 + slots

@@ -15,7 +15,7 @@ pub(crate) struct Sizes {
     /// Pixels between the passes of a resize, on a card.
     pub(crate) between: usize,
     /// Rooms that the CPU needs to resize pictures.
-    pub(crate) rooms: [usize; 3],
+    pub(crate) rooms: [usize; 4],
     /// Values that the network gives.
     pub(crate) given: usize,
     /// Inputs of a patch.
@@ -139,9 +139,9 @@ impl Maps for Needs {
         let tables: usize = plan.tables().iter().map(|table| table.len()).sum();
         let (width, height) = plan.between();
         self.sizes = self.sizes.max(Sizes {
-            loaded: tables + picture.rgb.len(),
+            loaded: tables + picture.sizes().0,
             between: width * height,
-            rooms: plan.rooms(),
+            rooms: plan.rooms(picture),
             ..Sizes::default()
         });
         self.put(to, Shape::picture(plan.canvas(), 3))

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::super::decode::{MjpegDecoder, elapsed_ns};
 use super::super::error::{FrameError, SourceError};
-use super::super::pixels::{PixelFormat, unpack};
 use super::super::uri::{Query, SourceOptions};
 use super::super::{Description, Frame, Pace, Read, Source};
-use super::device::{Agreed, Device, Request, fourcc};
+use super::device::{Agreed, Delivered, Device, Request, fourcc};
 use super::direct::{DirectStream, Raw};
 use super::list::stable_name;
 use super::threaded::{self, ThreadedStream};
+use crate::picture::Picture;
 
 /// A camera that is open, or was until it went away.
 pub(super) struct Camera {
@@ -153,11 +153,10 @@ fn unpack_raw(
     if raw.damaged {
         return Err(FrameError::Damaged);
     }
-    if agreed.format == PixelFormat::Mjpg {
-        return decoder.decode(raw.bytes, frame);
-    }
+    let Delivered::Raw(format) = agreed.format else { return decoder.decode(raw.bytes, frame) };
     let start = Instant::now();
-    unpack(agreed.format, raw.bytes, (agreed.width, agreed.height), agreed.stride, frame)?;
+    let (width, height) = (agreed.width as usize, agreed.height as usize);
+    frame.set(Picture { bytes: raw.bytes, format, width, height, stride: agreed.stride })?;
     frame.decode_ns = elapsed_ns(start);
     Ok(())
 }

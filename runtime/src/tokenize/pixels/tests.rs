@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use safetensors::SafeTensors;
 
 use super::*;
-use crate::picture::tests::noise;
+use crate::picture::tests::{formats, noise};
 
 /// The processors of the fixtures, as a bundle would say them. The background is `int(mean * 255)`.
 pub(crate) const FAMILIES: [(&str, &str); 3] = [
@@ -41,7 +41,7 @@ fn fixture(family: &str, name: &str) -> Vec<u8> {
 }
 
 fn run(pixels: &mut Pixels, rgb: &[u8], width: usize, height: usize) -> (Vec<f32>, usize, usize) {
-    let found = pixels.run(Picture { rgb, width, height }).unwrap();
+    let found = pixels.run(Picture::rgb(rgb, width, height)).unwrap();
     (found.values.to_vec(), found.width, found.height)
 }
 
@@ -155,7 +155,7 @@ fn buffers_are_kept_and_nothing_of_another_picture_is_left() {
         let place = pixels.values.as_ptr();
         run(&mut pixels, &[0; 90 * 40 * 3], 90, 40);
         assert_eq!(place, pixels.values.as_ptr());
-        pixels.run(Picture { rgb: &[0; 3], width: 100_000, height: 1 }).unwrap_err();
+        pixels.run(Picture::rgb(&[0; 3], 100_000, 1)).unwrap_err();
         assert_eq!(run(&mut pixels, &noise(90, 40), 90, 40), fresh(90, 40), "{family} after a refusal");
     }
 }
@@ -199,7 +199,7 @@ fn what_a_crop_is_too_large_for_is_black_around_the_picture() {
 #[test]
 fn refuses_pictures_in_a_sentence() {
     let sentence = |config: &PixelConfig, rgb: &[u8], width, height| {
-        Pixels::new(config).unwrap().run(Picture { rgb, width, height }).unwrap_err().to_string()
+        Pixels::new(config).unwrap().run(Picture::rgb(rgb, width, height)).unwrap_err().to_string()
     };
     for (family, _) in FAMILIES {
         let config = config(family);
@@ -215,6 +215,22 @@ fn refuses_pictures_in_a_sentence() {
             let found = sentence(&config, &vec![0; bytes], 2, 2);
             assert_eq!(found, format!("a picture of 2 × 2 pixels cannot have {bytes} bytes of rgb8"));
         }
+    }
+    let mut pixels = Pixels::new(&config("emu3")).unwrap();
+    for (format, stride, mut bytes) in formats(5, 3) {
+        let layout = if stride > 0 { format!("{format} in rows of {stride}") } else { format.to_string() };
+        let mut run = |bytes: &[u8]| {
+            pixels
+                .run(Picture { bytes, format, width: 5, height: 3, stride })
+                .map(drop)
+                .map_err(|e| e.to_string())
+        };
+        let (least, most) = Picture { bytes: &[], format, width: 5, height: 3, stride }.sizes();
+        let refusal = |n| Err(format!("a picture of 5 × 3 pixels cannot have {n} bytes of {layout}"));
+        assert_eq!(run(&bytes[1..]), refusal(least - 1));
+        bytes.resize(most + 1, 0);
+        assert_eq!(run(&bytes), refusal(most + 1));
+        assert_eq!(run(&bytes[1..]), Ok(()), "with the padding of its last row");
     }
     let narrow = sentence(&config("emu3"), &[0; 603], 201, 1);
     assert!(narrow.contains("too narrow"), "{narrow}");
@@ -239,7 +255,8 @@ fn the_longest_pictures_need_little_memory() {
     let levels = pixels.config().values();
     let white = [levels[0][255], levels[1][255], levels[2][255]];
     assert!(found.chunks_exact(3).all(|v| v == white));
-    assert_eq!(pixels.plan.rooms()[1], 32 * 32 * 3, "only what is shown is made");
+    let picture = Picture::rgb(&[], 1, 65_535);
+    assert_eq!(pixels.plan.rooms(picture)[2], 32 * 32 * 3, "only what is shown is made");
 }
 
 #[test]
