@@ -3,9 +3,10 @@
 use std::fmt;
 
 /// How the bytes of a picture lie. The numbers are those of `pixels.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum PixelFormat {
     /// `R G B`.
+    #[default]
     Rgb = 0,
     /// `B G R`.
     Bgr = 1,
