@@ -159,7 +159,7 @@ fn tokens_of_a_picture_become_bytes_again() {
     anole(&shop);
     let mut images = CodedImages::new(&bundle(&shop, "anole", "f32")).unwrap();
     let (mut ids, mut rgb) = (Vec::new(), Vec::new());
-    images.encode(Picture { rgb: &[90; 32 * 32 * 3], width: 32, height: 32 }, &mut ids).unwrap();
+    images.encode(Picture::rgb(&[90; 32 * 32 * 3], 32, 32), &mut ids).unwrap();
     images.decode(&ids, &mut rgb).unwrap();
     assert_eq!(rgb.len(), 32 * 32 * 3);
     for wrong in [&[][..], &ids[1..], &[&ids[1..], &[0]].concat()] {

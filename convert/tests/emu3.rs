@@ -209,7 +209,7 @@ fn tokens_are_rows_with_ends_and_become_a_picture() {
     let mut clips = Clips::new(&open(&shop)).unwrap();
     let rgb: Vec<u8> = (0..8 * 6 * 3).map(|i| u8::try_from(i * 37 % 256).unwrap()).collect();
     let (mut ids, mut codes, mut drawn) = (Vec::new(), Vec::new(), Vec::new());
-    clips.encode(Picture { rgb: &rgb, width: 8, height: 6 }, &mut ids).unwrap();
+    clips.encode(Picture::rgb(&rgb, 8, 6), &mut ids).unwrap();
     assert_eq!(ids.len(), 3 * 5);
     assert!(
         ids.chunks(5).all(|row| row[4] == 24 && row[..4].iter().all(|id| (40..56).contains(id))),
@@ -229,7 +229,7 @@ fn a_picture_in_a_text_has_its_size_before_it() {
     let model = open(&shop);
     let mut session = Session::new(&model, &SessionOptions::default()).unwrap();
     let rgb: Vec<u8> = (0..8 * 6 * 3).map(|i| u8::try_from(i * 53 % 256).unwrap()).collect();
-    let picture = Picture { rgb: &rgb, width: 8, height: 6 };
+    let picture = Picture::rgb(&rgb, 8, 6);
     let mut reader = PictureReader::new(&model).unwrap().unwrap();
     let found = reader.read(&[1, 20, 7], &[picture], &mut session).unwrap();
     let mut ids = Vec::new();

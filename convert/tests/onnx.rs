@@ -91,7 +91,7 @@ fn a_graph_and_our_kernels_see_the_same_in_a_picture() {
 #[test]
 fn a_bundle_keeps_its_graph_and_reads_pictures_by_it() {
     let rgb: Vec<u8> = (0..48_u32 * 40 * 3).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
-    let picture = Picture { rgb: &rgb, width: 48, height: 40 };
+    let picture = Picture::rgb(&rgb, 48, 40);
     for dtype in ["int8", "f32"] {
         let shop = workshop("janus");
         shop.succeeds(&[
@@ -127,7 +127,7 @@ fn a_bundle_keeps_its_graph_and_reads_pictures_by_it() {
     let (mut by_graph, mut ours) = (Vec::new(), Vec::new());
     // Runs one after the other of pictures of several sizes.
     for width in [48, 40, 48] {
-        let picture = Picture { rgb: &rgb[..width * 40 * 3], width, height: 40 };
+        let picture = Picture::rgb(&rgb[..width * 40 * 3], width, 40);
         images.encode(picture, &mut by_graph).unwrap();
         CodedImages::on_kernels(&model).unwrap().encode(picture, &mut ours).unwrap();
         let same = by_graph.iter().zip(&ours).filter(|(a, b)| a == b).count();
@@ -278,7 +278,7 @@ fn a_process_keeps_the_library_that_it_opened_first() {
     let first = Model::open(shop.path("out"), &options(onnx.clone())).unwrap();
     let second = Model::open(shop.path("out"), &options(onnx)).unwrap();
     drop(first);
-    Features::new(&second).unwrap().of(Picture { rgb: &[9; 300], width: 10, height: 10 }).unwrap();
+    Features::new(&second).unwrap().of(Picture::rgb(&[9; 300], 10, 10)).unwrap();
     let onnx = OnnxOptions { library: Some("/another/libonnxruntime.so".into()), ..OnnxOptions::default() };
     let error = open_error(&shop.path("out"), onnx);
     assert!(matches!(error, Error::Onnx(OnnxError::OtherLibrary { .. })), "{error}");

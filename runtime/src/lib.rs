@@ -15,7 +15,7 @@
 //! | `weights`, `kv` | mapped, checked tensors; the arena of keys and values |
 //! | [`limits`] | what the machine could do at most, for comparison |
 //! | [`source`], [`format`](mod@format), [`config`], [`kernels`], [`threads`] | frames; the container; `saccade.json`; instruction sets; the thread pool |
-//! | [`error`], `memory`, [`pages`], [`sample`], [`quant`] | refusals; how much memory there is; maps in huge pages; logits to a token; the INT8 arithmetic |
+//! | [`error`], `memory`, [`pages`], `picture`, [`sample`], [`quant`] | refusals; how much memory there is; maps in huge pages; pictures to another size; logits to a token; the INT8 arithmetic |
 //!
 //! **Architecture invariants.** This crate has no command line, no TOML, no `anyhow` and no `println!`. Between taking a frame out of
 //! the slot and its token ids and action values nothing allocates, locks, or logs above `debug`. Nothing read from
@@ -35,7 +35,7 @@
 //!
 //! let (mut codes, mut answer) = (Vec::new(), Vec::new());
 //! session.begin("robot", &[])?;
-//! images.encode(Picture { rgb: &[0; 64 * 64 * 3], width: 64, height: 64 }, &mut codes)?;
+//! images.encode(Picture::rgb(&[0; 64 * 64 * 3], 64, 64), &mut codes)?;
 //! session.push_image(&codes)?;
 //! let question = model.text()?.encode("what is happening?")?;
 //! session.answer(&question, 64, &mut Sampler::greedy(), &mut answer, &mut |_| true)?;
@@ -60,6 +60,7 @@ mod memory;
 mod movq;
 pub mod onnx;
 pub mod pages;
+mod picture;
 pub mod quant;
 mod rope;
 pub mod sample;

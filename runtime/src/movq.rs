@@ -105,18 +105,23 @@ impl Movq {
         })
     }
 
-    /// A clip of frames `[time, height, width, 3]` into the vectors that are coded, `[grids, rows, columns, code_dim]`, which it gives.
-    /// The number of frames is a multiple of the model's `time_factor`; one frame is a picture, which stands for as many.
-    pub(crate) fn encode(&self, x: &[f32], shape: Shape, m: &mut dyn Maps) -> Result<()> {
-        let frame = Shape { time: 1, ..shape };
-        for (i, x) in x.chunks_exact(frame.len()).enumerate() {
-            m.load(X, frame, &|to| to.copy_from_slice(x))?;
+    /// A clip of frames into the vectors that are coded, `[grids, rows, columns, code_dim]`, which it gives. `load` puts one frame after
+    /// the other, `[height, width, 3]`, into slot `X`. Their number is a multiple of the model's `time_factor`; one frame is a picture,
+    /// which stands for as many.
+    pub(crate) fn encode(
+        &self,
+        frames: usize,
+        load: &dyn Fn(usize, &mut dyn Maps) -> Result<()>,
+        m: &mut dyn Maps,
+    ) -> Result<()> {
+        for i in 0..frames {
+            load(i, m)?;
             self.encode_frame(m)?;
-            if shape.time > 1 {
-                m.put_frame(X, Clip, i, shape.time)?;
+            if frames > 1 {
+                m.put_frame(X, Clip, i, frames)?;
             }
         }
-        if shape.time == 1 {
+        if frames == 1 {
             // Frames alike are alike up to here: the net over places ran once.
             (0..self.time_factor).try_for_each(|i| m.put_frame(X, Clip, i, self.time_factor))?;
         }

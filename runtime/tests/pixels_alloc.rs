@@ -5,7 +5,7 @@ mod counting;
 use std::hint::black_box;
 
 use counting::allocations;
-use saccade::tokenize::{Filter, Fit, Picture, PixelConfig, Pixels, ResizeRule};
+use saccade::tokenize::{Filter, Fit, Picture, PixelConfig, PixelFormat, Pixels, ResizeRule};
 
 // The only test of its file: another one beside it would be counted too.
 #[test]
@@ -29,13 +29,17 @@ fn pictures_of_one_size_are_preprocessed_without_allocating() {
             std: [1.0; 3],
         };
         let mut pixels = Pixels::new(&config).unwrap();
-        let pictures = [0, 255].map(|value| vec![value; width * height * 3]);
+        let bytes = [0, 255].map(|value| vec![value; width * height * 3]);
         let mut sum = 0.0;
-        let mut run = |rgb: &[u8]| {
-            sum += pixels.run(Picture { rgb, width, height }).unwrap().values.iter().sum::<f32>();
+        let mut run = |bytes: &[u8]| {
+            let yuyv = &bytes[..width.div_ceil(2) * 4 * height];
+            let raw = Picture { bytes: yuyv, format: PixelFormat::Yuyv, width, height, stride: 0 };
+            for picture in [Picture::rgb(bytes, width, height), raw] {
+                sum += pixels.run(picture).unwrap().values.iter().sum::<f32>();
+            }
         };
-        assert!(allocations(|| run(&pictures[0])) > 0, "{config:?}: the first call allocates");
-        assert_eq!(allocations(|| pictures.iter().for_each(|rgb| run(rgb))), 0, "{config:?}");
+        assert!(allocations(|| run(&bytes[0])) > 0, "{config:?}: the first call allocates");
+        assert_eq!(allocations(|| bytes.iter().for_each(|bytes| run(bytes))), 0, "{config:?}");
         assert!(sum.is_finite());
     }
 }

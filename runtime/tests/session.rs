@@ -294,9 +294,9 @@ fn every_misuse_is_one_sentence() {
         (session.push_action(&[0.0; 3]), "action"),
         (session.answer(&[400], 4, greedy, &mut out, &mut |_| true).map(drop), "400"),
         (session.score_answer(&[1; 5], &[1; 5], &mut |_, _| {}), "10 tokens"),
-        (images.encode(Picture { rgb: &[0; 11], width: 2, height: 2 }, &mut vec![]), "2 × 2"),
-        (images.encode(Picture { rgb: &[], width: 0, height: 0 }, &mut vec![]), "0 × 0"),
-        (images.encode(Picture { rgb: &[], width: usize::MAX, height: 3 }, &mut vec![]), "pixels"),
+        (images.encode(Picture::rgb(&[0; 11], 2, 2), &mut vec![]), "2 × 2"),
+        (images.encode(Picture::rgb(&[], 0, 0), &mut vec![]), "0 × 0"),
+        (images.encode(Picture::rgb(&[], usize::MAX, 3), &mut vec![]), "pixels"),
         (images.decode(&[1; 5], &mut vec![]), "5 values"),
     ];
     for (i, (result, part)) in cases.into_iter().enumerate() {

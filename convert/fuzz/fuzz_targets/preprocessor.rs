@@ -61,7 +61,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let (width, height) = (width % 97, height % 89);
     let rgb: Vec<u8> = (0..width * height * 3).map(|at| (at * 31 % 256) as u8).collect();
-    if let Ok(found) = pixels.run(Picture { rgb: &rgb, width, height }) {
+    if let Ok(found) = pixels.run(Picture::rgb(&rgb, width, height)) {
         assert_eq!(found.values.len(), found.width * found.height * 3);
         assert!(found.values.iter().all(|value| value.is_finite()));
     }

@@ -49,11 +49,9 @@ struct RawEpisode {
 impl Episode {
     /// The frame of each step.
     pub fn frames(&self) -> impl Iterator<Item = Picture<'_>> {
-        self.frames.iter().map(|frame| Picture {
-            rgb: frame.as_raw(),
-            width: frame.width() as usize,
-            height: frame.height() as usize,
-        })
+        self.frames
+            .iter()
+            .map(|frame| Picture::rgb(frame.as_raw(), frame.width() as usize, frame.height() as usize))
     }
 
     fn read(json: &Path, model: &UnimodalConfig) -> Result<Self> {

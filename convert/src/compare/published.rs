@@ -168,7 +168,7 @@ impl Pair {
 
     /// Shows both a picture and scores the text behind it, and the picture's codes where the family says such.
     fn picture(&mut self, frame: &Frame, text: &[u32]) -> std::result::Result<(), Fault> {
-        let picture = Picture { rgb: &frame.rgb, width: frame.width as usize, height: frame.height as usize };
+        let picture = frame.picture();
         let bos = self.config.language().and_then(|c| c.bos);
         let text = &text[bos.iter().len()..];
         let mut ids: Vec<u32> = bos.into_iter().collect();

@@ -34,8 +34,7 @@ pub(super) fn photo(
         reason: format!("{error}; put a PNG there"),
     })?;
     let rgb = image.to_rgb8();
-    let picture =
-        Picture { rgb: rgb.as_raw(), width: image.width() as usize, height: image.height() as usize };
+    let picture = Picture::rgb(rgb.as_raw(), image.width() as usize, image.height() as usize);
     run(picture, &mut |found| {
         let found_size = (found.height, found.width);
         let found = if found_size == size { found.values } else { &[] };

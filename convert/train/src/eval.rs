@@ -175,7 +175,7 @@ fn measure_easy_vqa(bench: &mut Bench, test: &Pictures, train: &[Question]) -> R
     let bar = ProgressBar::new(test.frames.len() as u64);
     for (picture, list) in test.by_picture().into_iter().enumerate() {
         bench.session.begin("vqa", &[])?;
-        bench.see(Picture { rgb: test.frames.frame(picture), width: SIDE_PX, height: SIDE_PX })?;
+        bench.see(Picture::rgb(test.frames.frame(picture), SIDE_PX, SIDE_PX))?;
         for q in list {
             right += usize::from(bench.ask(&q.question)? == q.answer);
             by_text += usize::from(likeliest.get(q.question.as_str()) == Some(&q.answer.as_str()));

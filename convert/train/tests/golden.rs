@@ -121,7 +121,7 @@ fn picture_gives_the_trainers_codes_and_comes_back() {
     assert!(io.floats("frame_margin")[0] > 1e-5, "{:?}", io.floats("frame_margin"));
     let mut codes = Vec::new();
     let frame = io.bytes("frame");
-    images.encode(Picture { rgb: &frame, width: 64, height: 64 }, &mut codes).unwrap();
+    images.encode(Picture::rgb(&frame, 64, 64), &mut codes).unwrap();
     let golden: Vec<u16> = io.ints("frame_codes").iter().map(|&c| u16::try_from(c).unwrap()).collect();
     assert_eq!(codes, golden);
     let mut pixels = Vec::new();

@@ -20,7 +20,7 @@ use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
 use saccade::source::{self, Frame, Pace, Read, Repeat, Source, SourceOptions};
-use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer as _};
+use saccade::tokenize::{ImageTokenizer, Tokenizer as _};
 use serde_json::{Value, json};
 
 use self::first::First;
@@ -104,7 +104,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => shipped::clip()?.to_string_lossy().into_owned(),
     };
     let model = Model::open(&dir, &EngineOptions { threads: args.threads, ..EngineOptions::default() })?;
-    let options = SourceOptions { pace: Pace::All, repeat: Repeat::Forever, ..SourceOptions::default() };
+    let raw = model.device().name == "cuda";
+    let options = SourceOptions { pace: Pace::All, repeat: Repeat::Forever, raw, ..SourceOptions::default() };
     let mut source = source::open(&uri, &options)?;
     let measured = measure(&model, &mut *source, args.frames as usize)?;
     let text = if args.json {
@@ -175,10 +176,9 @@ fn measure(model: &Arc<Model>, source: &mut dyn Source, frames: usize) -> anyhow
             Read::End => bail!("the source ended after {i} frames: it has to repeat or be longer"),
             Read::Timeout => bail!("the source gave no frame for {} seconds", PATIENCE.as_secs()),
         }
-        let (width, height) = (frame.width as usize, frame.height as usize);
         let count = Count::start();
         let taken = Instant::now();
-        images.encode(Picture { rgb: &frame.rgb, width, height }, &mut codes)?;
+        images.encode(frame.picture(), &mut codes)?;
         let tokenized = Instant::now();
         session.push_image(&codes)?;
         let prefilled = Instant::now();

@@ -229,11 +229,7 @@ impl Answerer {
             frames.push(frame);
         }
         let decoded = Instant::now();
-        let seen = |frame: &Frame| (frame.width as usize, frame.height as usize);
-        let shown: Vec<_> = frames
-            .iter()
-            .map(|frame| tokenize::Picture { rgb: &frame.rgb, width: seen(frame).0, height: seen(frame).1 })
-            .collect();
+        let shown: Vec<_> = frames.iter().map(Frame::picture).collect();
         let ids = reader.read(&ids, &shown, &mut self.session).map_err(|error| refuse(&error))?;
         timings.preprocess_ms += ms(decoded - start);
         timings.vision_ms += ms(decoded.elapsed());
@@ -264,9 +260,7 @@ impl Answerer {
             let start = Instant::now();
             picture.decode(&mut self.frame)?;
             let decoded = Instant::now();
-            let (width, height) = (self.frame.width as usize, self.frame.height as usize);
-            let picture = tokenize::Picture { rgb: &self.frame.rgb, width, height };
-            images.encode(picture, &mut self.codes).map_err(|error| refuse(&error))?;
+            images.encode(self.frame.picture(), &mut self.codes).map_err(|error| refuse(&error))?;
             let tokenized = Instant::now();
             self.session.push_image(&self.codes).map_err(|error| refuse(&error))?;
             prefill += tokenized.elapsed();

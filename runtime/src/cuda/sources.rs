@@ -55,7 +55,7 @@ pub const SOURCES: [KernelFile; 18] = [
     source!("group_norm": "strip_sums", "fold_strips", "group_norm"),
     source!("row_norms": "layer_norm", "softmax_rows"),
     source!("maps": "silu_map", "gelu_map", "add_maps", "add_table", "channel_norm", "enlarge_map"),
-    source!("pixels": "pixels_to_map"),
+    source!("pixels": "area_to_map", "resample", "resample_to_map"),
 ];
 
 /// What they include: names and texts.

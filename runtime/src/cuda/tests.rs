@@ -26,6 +26,7 @@ mod faults;
 mod graphs;
 mod models;
 mod pick;
+mod pictures;
 mod placement;
 mod vision;
 

@@ -9,6 +9,7 @@ mod size;
 mod sums;
 
 use crate::Result;
+use crate::picture::{Picture, Plan};
 use crate::weights::{LinearRef, TableRef, VectorRef, Weights};
 
 pub(crate) use canvas::{Canvas, Machine};
@@ -165,9 +166,6 @@ pub(crate) enum Then {
     Swish,
 }
 
-/// What every byte of a channel becomes: `[channel, byte]`.
-pub(crate) type Levels = [[f32; 256]; 3];
-
 /// The operations. Where a slot is both read and written, the two may be the same one unless it says otherwise.
 pub(crate) trait Maps {
     /// The shape of what lies in a slot.
@@ -179,8 +177,8 @@ pub(crate) trait Maps {
     /// Puts a map that `fill` writes into `to`.
     fn load(&mut self, to: Slot, shape: Shape, fill: &dyn Fn(&mut [f32])) -> Result<()>;
 
-    /// Puts a picture `rgb [height, width, 3]` into `to`, every byte as the levels say.
-    fn load_picture(&mut self, to: Slot, size: (usize, usize), rgb: &[u8], levels: &Levels) -> Result<()>;
+    /// Puts what a plan makes of a picture, whose size it is for, into `to`.
+    fn load_picture(&mut self, to: Slot, plan: &Plan, picture: Picture<'_>) -> Result<()>;
 
     /// Appends a map to what the network gives.
     fn give(&mut self, from: Slot) -> Result<()>;

@@ -1,5 +1,7 @@
 //! What a session refuses.
 
+use crate::picture::PixelFormat;
+
 /// Something that does not fit the model, or not into the session's memory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -110,7 +112,10 @@ pub enum SessionError {
         known: String,
     },
     /// A picture whose sizes and bytes disagree.
-    #[error("a picture of {width} × {height} pixels cannot have {bytes} bytes of rgb8")]
+    #[error(
+        "a picture of {width} × {height} pixels cannot have {bytes} bytes of {format}{}",
+        if *stride > 0 { format!(" in rows of {stride}") } else { String::new() }
+    )]
     Picture {
         /// Columns.
         width: usize,
@@ -118,6 +123,10 @@ pub enum SessionError {
         height: usize,
         /// Bytes.
         bytes: usize,
+        /// How they lie.
+        format: PixelFormat,
+        /// Bytes from one row to the next, if that was said.
+        stride: usize,
     },
     /// A picture of a size that cannot be brought to the model's.
     #[error("a picture of {width} × {height} pixels {reason}")]

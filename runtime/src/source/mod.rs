@@ -39,9 +39,6 @@ mod file;
 mod pace;
 mod pattern;
 mod pictures;
-// Raw formats come from cameras alone.
-#[cfg(any(test, feature = "v4l2"))]
-mod pixels;
 mod recorded;
 mod slot;
 mod uri;
@@ -51,6 +48,7 @@ mod watch;
 
 use std::time::Duration;
 
+use crate::picture::{Picture, PixelFormat};
 pub use capture::{Backoff, Capture, CaptureOptions, CaptureState, CaptureStats, Stopped};
 pub use decode::{decode_picture, picture_size};
 pub use error::{AviError, FrameError, Recovery, SourceError};
@@ -62,6 +60,9 @@ pub use v4l2::{CameraNode, list_cameras, list_video_nodes};
 /// One picture, with the time at which it was taken.
 ///
 /// Reused for ever: a source resizes `rgb` when the size changes and only overwrites it otherwise.
+///
+/// A camera that was opened with [`SourceOptions::raw`] leaves the pixels as it delivers them: [`Frame::picture`] shows them to a
+/// tokenizer, and [`Frame::fill_rgb`] turns them into RGB for who wants to see them.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// Number of the frame in its source, from 0; a gap means that frames were lost on the way. A camera that is
@@ -73,9 +74,15 @@ pub struct Frame {
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// Pixels, `[height, width, 3] u8`.
+    /// Pixels, `[height, width, 3] u8`; of a raw frame, nothing until [`Frame::fill_rgb`].
     pub rgb: Vec<u8>,
-    /// How long decoding or converting it took.
+    /// The bytes of a raw frame; empty where there is nothing but `rgb`.
+    pub raw: Vec<u8>,
+    /// How the raw bytes lie.
+    pub raw_format: PixelFormat,
+    /// Raw bytes from one row to the next; fewer than a row has stand for rows without padding.
+    pub raw_stride: usize,
+    /// How long decoding, converting or copying it took.
     pub decode_ns: u64,
 }
 
@@ -85,11 +92,67 @@ impl Frame {
         Duration::from_nanos(monotonic_ns().saturating_sub(self.capture_ns))
     }
 
+    /// Its pixels, raw or as RGB.
+    pub fn picture(&self) -> Picture<'_> {
+        let (width, height) = (self.width as usize, self.height as usize);
+        if self.raw.is_empty() {
+            return Picture::rgb(&self.rgb, width, height);
+        }
+        Picture { bytes: &self.raw, format: self.raw_format, width, height, stride: self.raw_stride }
+    }
+
+    /// Fills `rgb` where the frame is raw.
+    ///
+    /// # Panics
+    /// If the raw bytes, which are public, were made fewer than the size needs.
+    pub fn fill_rgb(&mut self) {
+        if !self.raw.is_empty() {
+            let mut rgb = std::mem::take(&mut self.rgb);
+            rgb.resize(self.width as usize * self.height as usize * 3, 0);
+            self.picture().write_rgb(&mut rgb);
+            self.rgb = rgb;
+        }
+    }
+
     /// Sets the size and makes room for the pixels; allocates only when the picture grows.
     pub(crate) fn resize(&mut self, width: u32, height: u32) {
         self.width = width;
         self.height = height;
         self.rgb.resize(width as usize * height as usize * 3, 0);
+        self.raw.clear();
+    }
+}
+
+// Raw pixels come from cameras alone.
+#[cfg(any(test, feature = "v4l2"))]
+impl Frame {
+    /// Takes the pixels of a picture as they are. More bytes than it has are fine: drivers hand over whole buffers.
+    fn take_raw(&mut self, picture: Picture<'_>) -> Result<(), FrameError> {
+        (self.width, self.height) = sides(picture)?;
+        self.rgb.clear();
+        self.raw.clear();
+        self.raw.extend_from_slice(&picture.bytes[..picture.sizes().0]);
+        (self.raw_format, self.raw_stride) = (picture.format, picture.stride);
+        Ok(())
+    }
+
+    /// Takes the pixels of a picture as RGB.
+    fn take_rgb(&mut self, picture: Picture<'_>) -> Result<(), FrameError> {
+        let (width, height) = sides(picture)?;
+        self.resize(width, height);
+        picture.write_rgb(&mut self.rgb);
+        Ok(())
+    }
+}
+
+/// Width and height of a picture that has pixels, and enough bytes for them.
+#[cfg(any(test, feature = "v4l2"))]
+fn sides(picture: Picture<'_>) -> Result<(u32, u32), FrameError> {
+    let (expected, found) = (picture.sizes().0, picture.bytes.len());
+    match [picture.width, picture.height].map(u32::try_from) {
+        [Ok(0), _] | [_, Ok(0)] => Err(FrameError::Empty),
+        [Ok(width), Ok(height)] if found >= expected => Ok((width, height)),
+        _ => Err(FrameError::Short { expected, found }),
     }
 }
 

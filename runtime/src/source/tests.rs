@@ -1,4 +1,5 @@
 use super::*;
+use crate::picture::tests::{formats, noise};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -74,4 +75,45 @@ fn every_recovery_fits_its_error() {
     assert_eq!(bad.recovery(), Recovery::Skip);
     assert_eq!(SourceError::Vanished { origin: origin() }.recovery(), Recovery::Reopen);
     assert_eq!(SourceError::NotAVideo { path: "x".into() }.recovery(), Recovery::Stop);
+}
+
+#[test]
+fn frames_take_whole_buffers_and_refuse_too_few_bytes() {
+    for (format, stride, bytes) in formats(5, 3) {
+        let (mut raw, mut rgb) = (Frame::default(), Frame::default());
+        let mut both = |bytes, height| {
+            let picture = Picture { bytes, format, width: 5, height, stride };
+            let taken = raw.take_raw(picture);
+            assert_eq!(rgb.take_rgb(picture), taken);
+            taken
+        };
+        let (expected, found) = (bytes.len(), bytes.len() - 1);
+        assert_eq!(both(&bytes[1..], 3), Err(FrameError::Short { expected, found }), "{format}");
+        assert_eq!(both(&bytes, 0), Err(FrameError::Empty), "{format}");
+        assert_eq!(both(&[&bytes[..], &[9; 100]].concat(), 3), Ok(()), "{format}");
+        assert_eq!((rgb.width, rgb.height, rgb.rgb.len(), rgb.raw.len()), (5, 3, 45, 0));
+        assert_eq!((raw.width, raw.height, raw.rgb.len(), &raw.raw), (5, 3, 0, &bytes));
+        assert_eq!((raw.picture().format, raw.picture().stride), (format, stride));
+        raw.fill_rgb();
+        assert_eq!(raw.rgb, rgb.rgb, "{format}");
+        assert_eq!(rgb.picture().bytes, rgb.rgb);
+    }
+}
+
+#[test]
+fn raw_frames_keep_their_buffers_and_nothing_of_one_is_left_in_the_next() {
+    let bytes = noise(8, 6);
+    let mut frame = Frame::default();
+    let mut places = || {
+        frame
+            .take_raw(Picture { bytes: &bytes, format: PixelFormat::Yuyv, width: 8, height: 6, stride: 0 })
+            .unwrap();
+        frame.fill_rgb();
+        let places = (frame.raw.as_ptr(), frame.rgb.as_ptr());
+        frame.take_rgb(Picture::rgb(&bytes, 8, 6)).unwrap();
+        frame.fill_rgb();
+        assert_eq!((frame.picture().format, frame.picture().bytes), (PixelFormat::Rgb, &bytes[..]));
+        places
+    };
+    assert_eq!(places(), places());
 }

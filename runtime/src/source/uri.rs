@@ -50,6 +50,9 @@ pub struct SourceOptions {
     pub height: Option<u32>,
     /// `rate=`: frames a second.
     pub rate_hz: Option<f64>,
+    /// Whether a camera's frames keep its pixels as it delivers them, where those are no JPEG, rather than become RGB on the way:
+    /// for a model that runs on a card, which turns them into RGB itself.
+    pub raw: bool,
 }
 
 /// Where frames come from, before anything was opened.

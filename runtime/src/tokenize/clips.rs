@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::pixels::{PixelValues, Pixels};
 use super::{Picture, Tokenizer};
 use crate::config::{CONFIG_FILE, CodeNorm};
-use crate::engine::maps::{Canvas, Shape};
+use crate::engine::maps::{Canvas, Maps, Shape, Slot};
 use crate::family::Model;
 use crate::session::SessionError;
 use crate::vq::nearest;
@@ -85,12 +85,11 @@ impl Clips {
     /// One frame stands for a picture, more for a clip.
     fn codes_of(&mut self, x: &[f32], frames: Frames, codes: &mut Vec<u16>) -> Result<()> {
         let Self { model, canvas, .. } = self;
-        let (_, movq) = model.clip_codes()?;
         check_places(model, x.len(), frames)?;
-        let Frames { time, height, width } = frames;
-        let shape = Shape { time, height, width, channels: 3 };
-        let latents = canvas.run(model.machine(), &|m| movq.encode(x, shape, m))?;
-        nearest(model.weights(), &movq.codebook, CodeNorm::None, latents, codes)
+        let frame = Shape::picture((frames.height, frames.width), 3);
+        look(model, canvas, frames.time, codes, &|i, m| {
+            m.load(Slot::X, frame, &|to| to.copy_from_slice(&x[i * frame.len()..][..frame.len()]))
+        })
     }
 
     /// The picture that codes stand for: `values [rows · patch, columns · patch, 3]`, normalised as what the encoder takes.
@@ -217,6 +216,19 @@ impl Clips {
     }
 }
 
+/// The codes of so many frames, which `load` puts into slot `X`.
+fn look(
+    model: &Model,
+    canvas: &mut Canvas,
+    frames: usize,
+    codes: &mut Vec<u16>,
+    load: &dyn Fn(usize, &mut dyn Maps) -> Result<()>,
+) -> Result<()> {
+    let (_, movq) = model.clip_codes()?;
+    let latents = canvas.run(model.machine(), &|m| movq.encode(frames, load, m))?;
+    nearest(model.weights(), &movq.codebook, CodeNorm::None, latents, codes)
+}
+
 /// Frames times rows times columns.
 fn product(Frames { time, height, width }: Frames) -> u128 {
     (time as u128).saturating_mul(height as u128).saturating_mul(width as u128)
@@ -243,11 +255,13 @@ impl Tokenizer for Clips {
     type Code = u32;
 
     fn encode(&mut self, picture: Picture<'_>, ids: &mut Vec<u32>) -> Result<()> {
-        let PixelValues { values, width, height } = self.pixels.run(picture)?;
-        let values = values.to_vec();
+        let Self { model, pixels, canvas } = self;
+        let plan = pixels.plan(picture)?;
+        let (height, width) = plan.canvas();
+        check_places(model, height * width * 3, Frames { time: 1, height, width })?;
         let mut codes = Vec::new();
-        self.encode_picture(PixelValues { values: &values, width, height }, &mut codes)?;
-        let patch = self.model.clip_codes()?.0.movq.patch();
+        look(model, canvas, 1, &mut codes, &|_, m| m.load_picture(Slot::X, plan, picture))?;
+        let patch = model.clip_codes()?.0.movq.patch();
         self.tokens(&codes, width / patch, ids)
     }
 

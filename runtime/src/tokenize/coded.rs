@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::pixels::{PixelValues, Pixels};
 use super::{Picture, Tokenizer, drawing};
 use crate::config::{CONFIG_FILE, CodedImage};
-use crate::engine::maps::{Canvas, Shape, Slot};
+use crate::engine::maps::{Canvas, Maps, Shape, Slot};
 use crate::family::Model;
 use crate::session::SessionError;
 use crate::{Error, Result};
@@ -65,13 +65,8 @@ impl CodedImages {
     /// # Errors
     /// If the sizes are not whole places of the grid, or a result is not a number.
     pub fn encode_values(&mut self, values: &[f32], size: (usize, usize), ids: &mut Vec<u32>) -> Result<()> {
-        let model = Arc::clone(&self.model);
-        let (CodedImage { vq: config, ids: tokens, .. }, encoder) = model.coded_image()?;
         self.find_latents(values, size)?;
-        encoder.codes(model.weights(), config, &mut self.latents, &mut self.codes)?;
-        ids.clear();
-        ids.extend(self.codes.iter().map(|&code| tokens[usize::from(code)]));
-        Ok(())
+        self.tokens(ids)
     }
 
     /// The vectors whose nearest code book vectors are the codes, `[places, code_dim] f32`.
@@ -86,27 +81,53 @@ impl CodedImages {
     }
 
     /// `values [height, width, 3]` into the vectors that are coded.
-    fn find_latents(&mut self, values: &[f32], (height, width): (usize, usize)) -> Result<()> {
+    fn find_latents(&mut self, values: &[f32], size: (usize, usize)) -> Result<()> {
         let Self { model, by_graph, canvas, latents, .. } = self;
-        let (CodedImage { vq: config, .. }, encoder) = model.coded_image()?;
-        let patch = config.patch();
-        if values.len() != height * width * 3 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch)
-        {
-            let reason = format!("are not whole places of {patch} × {patch} pixels");
-            return Err(SessionError::PictureSize { width, height, reason }.into());
-        }
+        check(model, size, values.len())?;
         if let Some(graph) = model.graph().filter(|_| *by_graph) {
-            return graph.run(values, (height, width), latents);
+            return graph.run(values, size, latents);
         }
-        let found = canvas.run(model.machine(), &|m| {
-            m.load(Slot::X, Shape::picture((height, width), 3), &|x| x.copy_from_slice(values))?;
-            encoder.latents(m)?;
-            m.give(Slot::X)
-        })?;
-        latents.clear();
-        latents.extend_from_slice(found);
+        let shape = Shape::picture(size, 3);
+        look(model, canvas, latents, &|m| m.load(Slot::X, shape, &|x| x.copy_from_slice(values)))
+    }
+
+    /// The tokens of the vectors that were found last.
+    fn tokens(&mut self, ids: &mut Vec<u32>) -> Result<()> {
+        let Self { model, latents, codes, .. } = self;
+        let (CodedImage { vq: config, ids: tokens, .. }, encoder) = model.coded_image()?;
+        encoder.codes(model.weights(), config, latents, codes)?;
+        ids.clear();
+        ids.extend(codes.iter().map(|&code| tokens[usize::from(code)]));
         Ok(())
     }
+}
+
+/// Refuses so many values of a picture that is not whole places of the grid.
+fn check(model: &Model, (height, width): (usize, usize), values: usize) -> Result<()> {
+    let patch = model.coded_image()?.0.vq.patch();
+    if values != height * width * 3 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
+        let reason = format!("are not whole places of {patch} × {patch} pixels");
+        return Err(SessionError::PictureSize { width, height, reason }.into());
+    }
+    Ok(())
+}
+
+/// What `load` puts into slot `X` into the vectors that are coded.
+fn look(
+    model: &Model,
+    canvas: &mut Canvas,
+    latents: &mut Vec<f32>,
+    load: &dyn Fn(&mut dyn Maps) -> Result<()>,
+) -> Result<()> {
+    let (_, encoder) = model.coded_image()?;
+    let found = canvas.run(model.machine(), &|m| {
+        load(m)?;
+        encoder.latents(m)?;
+        m.give(Slot::X)
+    })?;
+    latents.clear();
+    latents.extend_from_slice(found);
+    Ok(())
 }
 
 impl Tokenizer for CodedImages {
@@ -115,9 +136,18 @@ impl Tokenizer for CodedImages {
     type Code = u32;
 
     fn encode(&mut self, picture: Picture<'_>, ids: &mut Vec<u32>) -> Result<()> {
-        let PixelValues { values, height, width } = self.pixels.run(picture)?;
-        let values = values.to_vec();
-        self.encode_values(&values, (height, width), ids)
+        let Self { model, by_graph, pixels, canvas, latents, .. } = self;
+        if let Some(graph) = model.graph().filter(|_| *by_graph) {
+            let PixelValues { values, height, width } = pixels.run(picture)?;
+            check(model, (height, width), values.len())?;
+            graph.run(values, (height, width), latents)?;
+        } else {
+            let plan = pixels.plan(picture)?;
+            let (height, width) = plan.canvas();
+            check(model, (height, width), height * width * 3)?;
+            look(model, canvas, latents, &|m| m.load_picture(Slot::X, plan, picture))?;
+        }
+        self.tokens(ids)
     }
 
     /// `rgb [height, width, 3] u8`, of the size that the encoder takes.

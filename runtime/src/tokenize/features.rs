@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Picture;
 use super::pixels::{PixelValues, Pixels};
 use crate::config::CONFIG_FILE;
-use crate::engine::maps::{Canvas, Shape, Slot};
+use crate::engine::maps::{Canvas, Maps, Shape, Slot};
 use crate::family::Model;
 use crate::session::SessionError;
 use crate::{Error, Result};
@@ -60,8 +60,18 @@ impl Features {
     /// # Errors
     /// If it cannot be brought to the network's size, or a result is not a number.
     pub fn of(&mut self, picture: Picture<'_>) -> Result<&[f32]> {
-        let PixelValues { values, height, width } = self.pixels.run(picture)?;
-        run(&self.model, self.by_graph, (&mut self.canvas, &mut self.features), values, (height, width))
+        let Self { model, by_graph, pixels, canvas, features } = self;
+        if let Some(graph) = model.graph().filter(|_| *by_graph) {
+            let PixelValues { values, height, width } = pixels.run(picture)?;
+            check(model, (height, width), values.len())?;
+            graph.run(values, (height, width), features)?;
+        } else {
+            let plan = pixels.plan(picture)?;
+            let (height, width) = plan.canvas();
+            check(model, (height, width), height * width * 3)?;
+            look(model, canvas, features, &|m| m.load_picture(Slot::X, plan, picture))?;
+        }
+        self.found()
     }
 
     /// The features of values that are ready for the network.
@@ -71,39 +81,50 @@ impl Features {
     /// # Errors
     /// If they are of another size than the network's, or a result is not a number.
     pub fn of_values(&mut self, values: &[f32], size: (usize, usize)) -> Result<&[f32]> {
-        run(&self.model, self.by_graph, (&mut self.canvas, &mut self.features), values, size)
+        let Self { model, by_graph, canvas, features, .. } = self;
+        check(model, size, values.len())?;
+        if let Some(graph) = model.graph().filter(|_| *by_graph) {
+            graph.run(values, size, features)?;
+        } else {
+            let shape = Shape::picture(size, 3);
+            look(model, canvas, features, &|m| m.load(Slot::X, shape, &|x| x.copy_from_slice(values)))?;
+        }
+        self.found()
+    }
+
+    /// What was found last.
+    fn found(&self) -> Result<&[f32]> {
+        if !self.features.iter().all(|x| x.is_finite()) {
+            return Err(SessionError::NumericFault.into());
+        }
+        Ok(&self.features)
     }
 }
 
-/// `values [height, width, 3]` into features, read back from where the network runs.
-fn run<'a>(
-    model: &Model,
-    by_graph: bool,
-    (canvas, features): (&mut Canvas, &'a mut Vec<f32>),
-    values: &[f32],
-    (height, width): (usize, usize),
-) -> Result<&'a [f32]> {
-    let (c, net) = model.janus()?;
-    let side = c.vision.image_size;
-    if (height, width) != (side, side) || values.len() != side * side * 3 {
+/// Refuses so many values of a picture of another size than the network's.
+fn check(model: &Model, (height, width): (usize, usize), values: usize) -> Result<()> {
+    let side = model.janus()?.0.vision.image_size;
+    if (height, width) != (side, side) || values != side * side * 3 {
         let reason = format!("are not the {side} × {side} of the model");
         return Err(SessionError::PictureSize { width, height, reason }.into());
     }
-    match model.graph().filter(|_| by_graph) {
-        Some(graph) => graph.run(values, (height, width), features)?,
-        None => {
-            let found = canvas.run(model.machine(), &|m| {
-                let shape = Shape::picture((height, width), 3);
-                m.load(Slot::X, shape, &|x| x.copy_from_slice(values))?;
-                net.vision.forward(&c.vision, m)?;
-                m.give(Slot::X)
-            })?;
-            features.clear();
-            features.extend_from_slice(found);
-        }
-    }
-    if !features.iter().all(|x| x.is_finite()) {
-        return Err(SessionError::NumericFault.into());
-    }
-    Ok(features)
+    Ok(())
+}
+
+/// What `load` puts into slot `X` into features, read back from where the network runs.
+fn look(
+    model: &Model,
+    canvas: &mut Canvas,
+    features: &mut Vec<f32>,
+    load: &dyn Fn(&mut dyn Maps) -> Result<()>,
+) -> Result<()> {
+    let (c, net) = model.janus()?;
+    let found = canvas.run(model.machine(), &|m| {
+        load(m)?;
+        net.vision.forward(&c.vision, m)?;
+        m.give(Slot::X)
+    })?;
+    features.clear();
+    features.extend_from_slice(found);
+    Ok(())
 }

@@ -3,25 +3,15 @@
 use std::sync::Arc;
 
 use super::Tokenizer;
-use super::resize::Resize;
+use super::pixels::{check_bytes, check_sides};
 use crate::Result;
 use crate::config::{ImageConfig, UnimodalConfig};
 use crate::engine::maps::Slot::{A, X};
-use crate::engine::maps::{Canvas, Levels, Maps, Shape};
+use crate::engine::maps::{Canvas, Maps, Shape};
 use crate::family::{Model, unimodal::ImageNet};
 use crate::memory;
+use crate::picture::{Area, Picture, Place, Plan, Way};
 use crate::session::SessionError;
-
-/// A borrowed picture: `rgb [height, width, 3] u8`.
-#[derive(Clone, Copy, Debug)]
-pub struct Picture<'a> {
-    /// Pixels, row by row.
-    pub rgb: &'a [u8],
-    /// Columns.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-}
 
 /// What needs memory.
 const WHAT: &str = "the image tokenizer of this model";
@@ -29,14 +19,12 @@ const WHAT: &str = "the image tokenizer of this model";
 /// The image tokenizer of a model, with all buffers it needs.
 pub struct ImageTokenizer {
     model: Arc<Model>,
-    /// Makes, and holds, the model's picture.
-    resize: Resize,
+    /// How pictures of the last one's size become the model's.
+    plan: Plan,
     /// The code book turned round, `[code_dim, codebook_size]`, so that distances run over codes; of unit vectors if the
     /// model says `l2_norm`.
     codebook: Vec<f32>,
     distances: Vec<f32>,
-    /// What every byte becomes.
-    levels: Box<Levels>,
     canvas: Canvas,
 }
 
@@ -57,41 +45,37 @@ impl ImageTokenizer {
         let floats = image.codebook_size * (image.code_dim + 1);
         memory::check(WHAT, 4 * floats as u128)?;
         let level = |byte: u8| (f32::from(byte) - image.mean) / image.std;
-        let levels = Box::new([std::array::from_fn(|byte| level(u8::try_from(byte).unwrap_or(u8::MAX))); 3]);
+        let levels = [std::array::from_fn(|byte| level(u8::try_from(byte).unwrap_or(u8::MAX))); 3];
+        let mut plan = Plan::new(Way::Area(Area::default()), [0; 3], levels);
+        // The first picture of another size makes the buffers for those of its size.
+        let (width, height) = (image.width, image.height);
+        let black = vec![0; width * height * 3];
+        let nothing = Picture::rgb(&black, width, height);
+        prepare(&mut plan, nothing, image)?;
         let mut canvas = Canvas::new(WHAT);
-        let nothing = vec![0; image.width * image.height * 3];
-        canvas.reserve(model.machine(), &|m| encode(net, image, (&nothing, &levels), m))?;
+        canvas.reserve(model.machine(), &|m| encode(net, (&plan, nothing), m))?;
         let codes = vec![0; c.image_codes()];
         canvas.reserve(model.machine(), &|m| decode(net, image, (&codes, &[]), m))?;
         Ok(Self {
             model: Arc::clone(model),
-            resize: Resize::new(image.width, image.height),
+            plan,
             codebook: codebook(model)?,
             distances: vec![0.0; image.codebook_size],
-            levels,
             canvas,
         })
     }
+}
 
-    /// Crops the centre to the model's aspect ratio and brings it to the model's size.
-    fn resize(&mut self, from: Picture<'_>) -> std::result::Result<(), SessionError> {
-        let expected = from.width.checked_mul(from.height).and_then(|n| n.checked_mul(3));
-        if expected.is_none_or(|expected| expected == 0 || expected != from.rgb.len()) {
-            return Err(SessionError::Picture {
-                width: from.width,
-                height: from.height,
-                bytes: from.rgb.len(),
-            });
-        }
-        self.resize.run(from);
-        Ok(())
+/// Makes the plan for pictures as `picture`: the centre of the model's aspect ratio, brought to the model's size.
+fn prepare(plan: &mut Plan, picture: Picture<'_>, image: &ImageConfig) -> Result<()> {
+    let size = (picture.width, picture.height);
+    check_sides(size.0, size.1)?;
+    check_bytes(picture)?;
+    if !plan.is_for(size) {
+        let places = [image.width, image.height].map(|side| Place::on(side, side));
+        plan.make(size, places.into(), 0).expect("there is one pass");
     }
-
-    /// The model's view of the last encoded picture: `[height, width, 3] u8`.
-    #[must_use]
-    pub fn seen(&self) -> &[u8] {
-        self.resize.out()
-    }
+    Ok(())
 }
 
 /// The code of the nearest code book vector of `z [code_dim]`; of equals, the lowest. None if `z` is not finite.
@@ -115,13 +99,8 @@ fn nearest(image: &ImageConfig, codebook: &[f32], distances: &mut [f32], z: &mut
 }
 
 /// The picture into the vectors that are coded, which it gives: `[grid, code_dim]`.
-fn encode(
-    net: &ImageNet,
-    image: &ImageConfig,
-    (rgb, levels): (&[u8], &Levels),
-    m: &mut dyn Maps,
-) -> Result<()> {
-    m.load_picture(X, (image.height, image.width), rgb, levels)?;
+fn encode(net: &ImageNet, (plan, picture): (&Plan, Picture<'_>), m: &mut dyn Maps) -> Result<()> {
+    m.load_picture(X, plan, picture)?;
     for (i, conv) in net.down.iter().enumerate() {
         m.convolve(conv, X, A)?;
         m.swap(X, A);
@@ -174,12 +153,11 @@ impl Tokenizer for ImageTokenizer {
 
     /// `codes [grid]`, row by row.
     fn encode(&mut self, picture: Picture<'_>, codes: &mut Vec<u16>) -> Result<()> {
-        self.resize(picture)?;
-        let Self { model, resize, codebook, distances, levels, canvas } = self;
+        let Self { model, plan, codebook, distances, canvas } = self;
         let (c, net) = model.unimodal_net()?;
         let image = &c.image;
-        let latents =
-            canvas.run(model.machine(), &|m| encode(&net.image, image, (resize.out(), levels), m))?;
+        prepare(plan, picture, image)?;
+        let latents = canvas.run(model.machine(), &|m| encode(&net.image, (plan, picture), m))?;
         codes.clear();
         for z in latents.chunks_exact_mut(image.code_dim) {
             codes.push(nearest(image, codebook, distances, z).ok_or(SessionError::NumericFault)?);

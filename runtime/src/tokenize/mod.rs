@@ -7,9 +7,8 @@ mod coded;
 mod drawing;
 mod features;
 mod image;
-mod pixels;
+pub(crate) mod pixels;
 mod reader;
-mod resize;
 mod text;
 
 pub use bins::Bins;
@@ -18,11 +17,13 @@ pub use clips::{Clips, Frames};
 pub use coded::CodedImages;
 pub use drawing::{DrawPrompt, Painted, drawn, painted};
 pub use features::Features;
+pub use image::ImageTokenizer;
 pub(crate) use image::check_codes;
-pub use image::{ImageTokenizer, Picture};
-pub use pixels::{Filter, Fit, PixelConfig, PixelValues, Pixels, ResizeRule};
+pub use pixels::{Fit, PixelConfig, PixelValues, Pixels, ResizeRule};
 pub use reader::PictureReader;
 pub use text::TextTokenizer;
+
+pub use crate::picture::{Filter, Picture, PixelFormat};
 
 /// One modality into codes and back.
 ///

@@ -3,21 +3,15 @@
 //! A [`PixelConfig`] says how, in the steps of Hugging Face's image processors with the Pillow backend, and [`Pixels`]
 //! does it with the same roundings: the bytes are equal, and so are the numbers made of them.
 
-mod resample;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use resample::Filter;
-use resample::{Resample, Window};
-
-use super::Picture;
 use crate::config::ConfigError;
+use crate::picture::{Filter, Levels, MAX_SIDE_PX, Picture, Place, Plan, Resample, Scratch, Way};
 use crate::session::SessionError;
 
-/// The longest side of a picture, before and after, in pixels: the longest that JPEG has.
-const MAX_SIDE_PX: usize = 65_535;
 /// Most pixels of a result: twice as many along each side as the largest published preprocessing here makes.
 const MAX_RESULT_PIXELS: usize = 1 << 22;
 /// Most pixels between the two passes of a resize, 48 MiB.
@@ -139,7 +133,7 @@ impl PixelConfig {
     /// What every byte becomes: `[channel, byte]`.
     // Rounded to single precision after the product, as the processors do.
     #[allow(clippy::cast_possible_truncation)]
-    fn values(&self) -> [[f32; 256]; 3] {
+    fn values(&self) -> Levels {
         let mut values = [[0.0; 256]; 3];
         for ((values, mean), std) in values.iter_mut().zip(self.mean).zip(self.std) {
             for (value, byte) in values.iter_mut().zip(0_u8..=u8::MAX) {
@@ -173,13 +167,8 @@ impl PixelConfig {
 
     /// Where columns and rows go; the configuration was checked.
     fn places(&self, width: usize, height: usize) -> Result<(Place, Place), SessionError> {
+        check_sides(width, height)?;
         let refuse = |reason| Err(SessionError::PictureSize { width, height, reason });
-        if width == 0 || height == 0 {
-            return refuse("has nothing to show".into());
-        }
-        if width.max(height) > MAX_SIDE_PX {
-            return refuse(format!("is too large; a side may have at most {MAX_SIDE_PX}"));
-        }
         if matches!(self.resize, ResizeRule::Multiples { .. })
             && width.max(height) > MAX_ASPECT * width.min(height)
         {
@@ -242,33 +231,6 @@ impl ResizeRule {
     }
 }
 
-/// Where one axis of a resized picture goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    /// What is shown of it.
-    window: Window,
-    /// Pixels of the result before it.
-    before: usize,
-    /// Pixels of the result.
-    canvas: usize,
-}
-
-impl Place {
-    /// In the middle of `canvas` pixels, at least as many as the axis has; rounded to the start.
-    const fn on(resized: usize, canvas: usize) -> Self {
-        Self { window: Window::whole(resized), before: (canvas - resized) / 2, canvas }
-    }
-
-    /// The middle of it, rounded to its start; what it is too short for is shared out, rounded to its end.
-    const fn cropped(resized: usize, canvas: usize) -> Self {
-        if resized < canvas {
-            return Self { window: Window::whole(resized), before: (canvas - resized).div_ceil(2), canvas };
-        }
-        let window = Window { out: resized, first: (resized - canvas) / 2, len: canvas };
-        Self { window, before: 0, canvas }
-    }
-}
-
 /// A picture as a model takes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PixelValues<'a> {
@@ -280,14 +242,33 @@ pub struct PixelValues<'a> {
     pub height: usize,
 }
 
+/// Refuses a picture of sizes that no model takes.
+pub(super) fn check_sides(width: usize, height: usize) -> Result<(), SessionError> {
+    let refuse = |reason| Err(SessionError::PictureSize { width, height, reason });
+    if width == 0 || height == 0 {
+        return refuse("has nothing to show".into());
+    }
+    if width.max(height) > MAX_SIDE_PX {
+        return refuse(format!("is too large; a side may have at most {MAX_SIDE_PX}"));
+    }
+    Ok(())
+}
+
+/// Refuses a picture whose bytes do not fit its sizes, which were checked.
+pub(super) fn check_bytes(picture: Picture<'_>) -> Result<(), SessionError> {
+    let Picture { bytes, format, width, height, stride } = picture;
+    let (least, most) = picture.sizes();
+    if !(least..=most).contains(&bytes.len()) {
+        return Err(SessionError::Picture { width, height, bytes: bytes.len(), format, stride });
+    }
+    Ok(())
+}
+
 /// Turns pictures into a model's input, and holds the buffers for it: pictures of the last one's size allocate nothing.
 pub struct Pixels {
     config: PixelConfig,
-    /// What every byte becomes: `[channel, byte]`.
-    table: [[f32; 256]; 3],
-    /// Columns and rows of the pictures that everything below was made for, and where theirs go.
-    made_for: Option<((usize, usize), (Place, Place))>,
-    resample: Resample,
+    plan: Plan,
+    scratch: Scratch,
     /// The last result, `[height, width, 3] f32`.
     values: Vec<f32>,
 }
@@ -305,13 +286,13 @@ impl Pixels {
     /// [`ConfigError::Invalid`] as of [`PixelConfig::check`].
     pub fn new(config: &PixelConfig) -> Result<Self, ConfigError> {
         config.check()?;
-        Ok(Self {
-            config: *config,
-            table: config.values(),
-            made_for: None,
-            resample: Resample::default(),
-            values: Vec::new(),
-        })
+        let background = match config.fit {
+            Fit::Square { background } => background,
+            Fit::Whole | Fit::CentreCrop { .. } => [0; 3],
+        };
+        let way = Way::Filter(Resample::new(config.filter));
+        let plan = Plan::new(way, background, config.values());
+        Ok(Self { config: *config, plan, scratch: Scratch::default(), values: Vec::new() })
     }
 
     /// What is done with pictures.
@@ -326,53 +307,29 @@ impl Pixels {
     /// [`SessionError::Picture`] if the bytes do not fit the sizes, [`SessionError::PictureSize`] if the sizes are
     /// refused. A result that was given before is then gone.
     pub fn run(&mut self, picture: Picture<'_>) -> Result<PixelValues<'_>, SessionError> {
-        let Picture { rgb, width, height } = picture;
-        let (columns, rows) = self.prepare(width, height)?;
-        // No overflow: `prepare` takes sides of at most 65,535.
-        if rgb.len() as u64 != width as u64 * height as u64 * 3 {
-            return Err(SessionError::Picture { width, height, bytes: rgb.len() });
-        }
-        self.resample.run(rgb);
-        let shown = self.resample.out().as_chunks::<3>().0.chunks_exact(columns.window.len);
-        let values = self.values.as_chunks_mut::<3>().0.chunks_exact_mut(columns.canvas);
-        for (values, shown) in values.skip(rows.before).zip(shown) {
-            for (values, pixel) in values[columns.before..].iter_mut().zip(shown) {
-                *values = look_up(&self.table, *pixel);
-            }
-        }
-        Ok(PixelValues { values: &self.values, width: columns.canvas, height: rows.canvas })
+        self.plan(picture)?;
+        let Self { plan, scratch, values, .. } = self;
+        let (height, width) = plan.canvas();
+        values.resize(height * width * 3, 0.0);
+        plan.run(picture, scratch, values);
+        Ok(PixelValues { values, width, height })
     }
 
-    /// Makes weights and buffers for pictures of this size, unless they are there. The picture is written over the same
-    /// part of the result each time, so its surroundings are painted here.
-    fn prepare(&mut self, width: usize, height: usize) -> Result<(Place, Place), SessionError> {
-        if let Some((size, places)) = self.made_for
-            && size == (width, height)
-        {
-            return Ok(places);
+    /// How pictures as `picture` become the model's input; made anew when their size changes.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) fn plan(&mut self, picture: Picture<'_>) -> Result<&Plan, SessionError> {
+        let Picture { width, height, .. } = picture;
+        if !self.plan.is_for((width, height)) {
+            let places = self.config.places(width, height)?;
+            self.plan.make((width, height), places, MAX_BETWEEN_PIXELS).map_err(|between| {
+                let times = between / MAX_BETWEEN_PIXELS + 1;
+                let reason = format!("is too large for the model to resize it; make it smaller by {times}");
+                SessionError::PictureSize { width, height, reason }
+            })?;
         }
-        let (columns, rows) = self.config.places(width, height)?;
-        self.made_for = None;
-        let between = self.resample.set(self.config.filter, (width, height), (columns.window, rows.window));
-        if between > MAX_BETWEEN_PIXELS {
-            let reason = format!(
-                "is too large for the model to resize it; make it smaller by {}",
-                between / MAX_BETWEEN_PIXELS + 1
-            );
-            return Err(SessionError::PictureSize { width, height, reason });
-        }
-        let around = match self.config.fit {
-            Fit::Square { background } => background,
-            Fit::Whole | Fit::CentreCrop { .. } => [0; 3],
-        };
-        self.values.resize(columns.canvas * rows.canvas * 3, 0.0);
-        self.values.as_chunks_mut::<3>().0.fill(look_up(&self.table, around));
-        self.made_for = Some(((width, height), (columns, rows)));
-        Ok((columns, rows))
+        check_bytes(picture)?;
+        Ok(&self.plan)
     }
-}
-
-/// What the bytes of a pixel become.
-fn look_up(table: &[[f32; 256]; 3], [red, green, blue]: [u8; 3]) -> [f32; 3] {
-    [table[0][usize::from(red)], table[1][usize::from(green)], table[2][usize::from(blue)]]
 }

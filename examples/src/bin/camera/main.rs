@@ -104,7 +104,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     })
     .context("Ctrl-C cannot be watched")?;
 
-    let capture = Capture::start(open::source(args)?, &CaptureOptions::default())?;
+    let capture = Capture::start(open::source(args, &model)?, &CaptureOptions::default())?;
     let every_frame = capture.description().pace == Pace::All;
     let page = args.page.map(page::bind).transpose()?;
     let sinks = publish::Sinks::open(args.headless, args.jsonl.as_deref(), args.save.as_deref())?;

@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use saccade::family::Model;
 use saccade::source::{self, CameraNode, Pace, Repeat, Source, SourceError, SourceOptions};
 
 use crate::{Args, say};
 
 /// The source that was asked for; else the first camera that opens; else the bundled clip. Says which it is and why.
-pub(crate) fn source(args: &Args) -> anyhow::Result<Box<dyn Source>> {
+pub(crate) fn source(args: &Args, model: &Model) -> anyhow::Result<Box<dyn Source>> {
     let options = SourceOptions {
         pace: if args.headless { Pace::All } else { Pace::Real },
         // Without a view and without a number of frames a file is read once; otherwise it is a demo and goes on.
         repeat: if args.headless && args.frames.is_none() { Repeat::Times(0) } else { Repeat::Forever },
+        raw: model.device().name == "cuda",
         ..SourceOptions::default()
     };
     if let Some(uri) = &args.source {

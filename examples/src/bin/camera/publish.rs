@@ -180,7 +180,8 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, records: &Receiver<Seen>, give_back: &SyncSender<Seen>) -> anyhow::Result<()> {
-        for seen in records {
+        for mut seen in records {
+            seen.frame.fill_rgb();
             let text = self.model.text()?.decode(&seen.answer)?;
             self.stats.add(&seen, Instant::now());
             self.write(&seen, &text)?;

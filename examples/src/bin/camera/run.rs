@@ -10,7 +10,7 @@ use saccade::family::Model;
 use saccade::sample::Sampler;
 use saccade::session::{ActionChunk, Session, SessionOptions};
 use saccade::source::{Capture, Frame, Taken};
-use saccade::tokenize::{ImageTokenizer, Picture, Tokenizer as _};
+use saccade::tokenize::{ImageTokenizer, Tokenizer as _};
 
 use crate::publish::Outlet;
 
@@ -104,9 +104,8 @@ impl Eye {
 
     /// Takes in `seen.frame` and fills the rest of `seen`; the action comes before the words.
     fn look(&mut self, seen: &mut Seen) -> saccade::Result<()> {
-        let (width, height) = (seen.frame.width as usize, seen.frame.height as usize);
         let start = Instant::now();
-        self.images.encode(Picture { rgb: &seen.frame.rgb, width, height }, &mut seen.codes)?;
+        self.images.encode(seen.frame.picture(), &mut seen.codes)?;
         let tokenized = Instant::now();
         self.session.push_image(&seen.codes)?;
         let prefilled = Instant::now();

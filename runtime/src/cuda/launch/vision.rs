@@ -79,6 +79,48 @@ pub(crate) struct GroupNormAt {
     pub(crate) shift: At,
 }
 
+/// `Raw` of `pixels.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawAt {
+    pub(crate) bytes: At,
+    pub(crate) stride: u64,
+    pub(crate) height: i32,
+    /// A [`PixelFormat`](crate::picture::PixelFormat).
+    pub(crate) format: i32,
+}
+
+/// `Axis` of `pixels.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AxisAt {
+    pub(crate) spans: At,
+    pub(crate) weights: At,
+}
+
+/// `Pass` of `pixels.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PassAt {
+    pub(crate) raw: RawAt,
+    pub(crate) axis: AxisAt,
+    pub(crate) down: i32,
+    pub(crate) first: i32,
+    pub(crate) beside: i32,
+}
+
+/// `Canvas` of `pixels.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CanvasAt {
+    pub(crate) width: i32,
+    pub(crate) left: i32,
+    pub(crate) top: i32,
+    pub(crate) shown_width: i32,
+    pub(crate) shown_height: i32,
+    pub(crate) background: [u8; 3],
+}
+
 impl Device {
     /// `out [batch, positions, n] = patches of x · w + bias`.
     pub(crate) fn convolve(
@@ -215,9 +257,37 @@ impl Device {
         launch!(self, "enlarge_map", [n.div_ceil(256), 1, 1], 256, 0, x, y, width, channels, count)
     }
 
-    /// `rgb [pixels, 3] u8` → `x [pixels, 3] f32`, as `levels [3, 256] f32` say.
-    pub(crate) fn pixels_to_map(&self, rgb: At, levels: At, x: At, pixels: usize) -> Result {
-        let count = 3 * pixels as u32;
-        launch!(self, "pixels_to_map", [(3 * pixels).div_ceil(256), 1, 1], 256, 0, rgb, levels, x, count)
+    /// A picture by the weights of its columns and rows → `x [height, width, 3] f32`, as `levels [3, 256] f32` say.
+    pub(crate) fn area_to_map(
+        &self,
+        raw: RawAt,
+        [columns, rows]: [AxisAt; 2],
+        levels: At,
+        x: At,
+        [width, height]: [usize; 2],
+    ) -> Result {
+        let (grid, count) = ([(width * height).div_ceil(256), 1, 1], (width * height) as u32);
+        let width = width as i32;
+        launch!(self, "area_to_map", grid, 256, 0, raw, columns, rows, levels, x, width, count)
+    }
+
+    /// The first pass of a resize → `out [height, width, 3] u8`.
+    pub(crate) fn resample(&self, pass: &PassAt, out: At, [width, height]: [usize; 2]) -> Result {
+        let (grid, count) = ([(width * height).div_ceil(256), 1, 1], (width * height) as u32);
+        let width = width as i32;
+        launch!(self, "resample", grid, 256, 0, *pass, out, width, count)
+    }
+
+    /// The second pass on a canvas of `n` pixels → `x [n, 3] f32`, as `levels [3, 256] f32` say.
+    pub(crate) fn resample_to_map(
+        &self,
+        pass: &PassAt,
+        canvas: &CanvasAt,
+        levels: At,
+        x: At,
+        n: usize,
+    ) -> Result {
+        let count = n as u32;
+        launch!(self, "resample_to_map", [n.div_ceil(256), 1, 1], 256, 0, *pass, *canvas, levels, x, count)
     }
 }

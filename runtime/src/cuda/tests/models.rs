@@ -10,7 +10,7 @@ use crate::family::Model;
 use crate::kernels::tests::compare::assert_same;
 use crate::sample::{Sampler, SamplerOptions, argmax};
 use crate::session::{ActionChunk, Session, SessionOptions, step, step_sampled};
-use crate::tokenize::{ImageTokenizer, Picture, Tokenizer};
+use crate::tokenize::{ImageTokenizer, Picture, PixelFormat, Tokenizer};
 
 pub(super) fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/nano")
@@ -103,14 +103,18 @@ fn the_image_tokenizer_has_the_bits_of_the_cpu() {
     let rgb: Vec<u8> = (0..80 * 64 * 3).map(|i| (i * 89 + i / 7 * 31) as u8).collect();
     let ways = both(&nano()).map(|model| {
         let mut images = ImageTokenizer::new(&model).unwrap();
-        let (mut codes, mut shown) = (Vec::new(), Vec::new());
-        images.encode(Picture { rgb: &rgb, width: 80, height: 64 }, &mut codes).unwrap();
+        let (mut codes, mut raw_codes, mut shown) = (Vec::new(), Vec::new(), Vec::new());
+        images.encode(Picture::rgb(&rgb, 80, 64), &mut codes).unwrap();
+        // A larger frame as a camera delivers it, for which the buffers grow.
+        let raw =
+            Picture { bytes: &rgb[..97 * 96], format: PixelFormat::Nv12, width: 95, height: 64, stride: 97 };
+        images.encode(raw, &mut raw_codes).unwrap();
         images.decode(&codes, &mut shown).unwrap();
-        (codes, shown)
+        (codes, shown, raw_codes)
     });
     assert_eq!(ways[0], ways[1]);
     assert!(ways[0].0.iter().any(|code| *code != ways[0].0[0]), "{:?}", ways[0].0);
-    for kernel in ["pixels_to_map", "convolve_f16", "quantise_patches", "enlarge_map"] {
+    for kernel in ["area_to_map", "convolve_f16", "quantise_patches", "enlarge_map"] {
         assert!(emulator::launches(kernel) > 0, "{kernel}");
     }
 }

@@ -295,15 +295,3 @@ fn small_operations_on_maps() {
     let want = each(&|i, x| gelu(x + floats[i] + halves[i].to_f32() + floats[i]));
     assert_same(&card.get(at, n), &want, "gelu of sums");
 }
-
-#[test]
-fn bytes_of_pictures() {
-    let (mut card, mut random) = (orin(), Random(27));
-    let levels: Vec<f32> = random.f32s(3 * 256);
-    let rgb: Vec<u8> = (0..3 * 257).map(|i| (i * 7 / 3) as u8).collect();
-    let (rgb_at, levels_at, x) = (card.put(&rgb), card.put(&levels), card.put(&vec![7f32; rgb.len()]));
-    card.device.pixels_to_map(rgb_at, levels_at, x, rgb.len() / 3).unwrap();
-    let want: Vec<f32> =
-        (rgb.iter().enumerate()).map(|(i, &byte)| levels[i % 3 * 256 + usize::from(byte)]).collect();
-    assert_same(&card.get(x, want.len()), &want, "pixels");
-}

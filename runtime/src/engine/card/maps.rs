@@ -1,6 +1,8 @@
 //! Image networks on a card: the operations over maps as launches of kernels. What a network takes goes there once and what it gives
 //! comes back once; nothing in between leaves the card.
 
+mod pictures;
+
 use super::graphs::Graphs;
 use super::{Card, narrow};
 use crate::Result;
@@ -8,9 +10,10 @@ use crate::cuda::launch::vision::{GroupNormAt, GroupNormShape, Patches, Product,
 use crate::cuda::launch::{At, Layer as LayerAt, Layers};
 use crate::cuda::{CudaError, Memory, Pinned};
 use crate::engine::maps::{
-    Affine, Biased, CHANNEL_EPS, ChannelNorm, Conv, GROUP_EPS, GROUPS, Grid, Levels, Maps, QUERIES, SLOTS,
-    STRIP, Shape, Sizes, Slot, Slots, Then, enlarged,
+    Affine, Biased, CHANNEL_EPS, ChannelNorm, Conv, GROUP_EPS, GROUPS, Grid, Maps, QUERIES, SLOTS, STRIP,
+    Shape, Sizes, Slot, Slots, Then, enlarged,
 };
+use crate::picture::{Picture, Plan};
 use crate::quant::pad_k;
 use crate::weights::{LinearPlace, TableRef};
 
@@ -29,6 +32,8 @@ pub(crate) struct MapBuffers {
     slots: [usize; SLOTS],
     /// Bytes as the host sends them.
     loaded: usize,
+    /// `[pixels, 3] u8` between the passes of a resize.
+    between: usize,
     /// `[heads, QUERIES, places] f32`
     scores: usize,
     /// `[strips, channels] f64`
@@ -62,7 +67,7 @@ impl MapBuffers {
             at
         };
         let slots = s.slots.map(|values| array(values, 4));
-        let loaded = array(s.loaded, 1);
+        let (loaded, between) = (array(s.loaded, 1), array(s.between, 3));
         let scores = array(heads.saturating_mul(queries).saturating_mul(places), 4);
         let partial = array(s.strips[0].saturating_mul(s.strips[1]), 8);
         let (mean, inverse) = (array(GROUPS, 8), array(GROUPS, 4));
@@ -81,6 +86,7 @@ impl MapBuffers {
             memory: card.device.allocate(what, bytes)?,
             slots,
             loaded,
+            between,
             scores,
             partial,
             mean,
@@ -220,15 +226,8 @@ impl Maps for CardMaps<'_> {
         self.stage(4 * shape.len(), self.offset(to), |room| fill(bytemuck::cast_slice_mut(room)))
     }
 
-    fn load_picture(&mut self, to: Slot, size: (usize, usize), rgb: &[u8], levels: &Levels) -> Result<()> {
-        let x = self.put(to, Shape::picture(size, 3));
-        let (table, loaded) = (bytemuck::cast_slice::<f32, u8>(levels.as_flattened()), self.b.loaded);
-        self.stage(table.len() + rgb.len(), loaded, |room| {
-            room[..table.len()].copy_from_slice(table);
-            room[table.len()..].copy_from_slice(rgb);
-        })?;
-        let levels = self.b.at(loaded);
-        Ok(self.card.device.pixels_to_map(levels + table.len() as u64, levels, x, rgb.len() / 3)?)
+    fn load_picture(&mut self, to: Slot, plan: &Plan, picture: Picture<'_>) -> Result<()> {
+        self.show(to, plan, picture)
     }
 
     fn give(&mut self, from: Slot) -> Result<()> {

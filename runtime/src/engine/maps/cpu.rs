@@ -1,11 +1,12 @@
 //! Maps on the CPU.
 
 use super::{
-    Affine, Biased, CHANNEL_EPS, ChannelNorm, Conv, GROUPS, Grid, GroupSums, Levels, Machine, Maps, QUERIES,
-    SLOTS, Shape, Sizes, Slot, Slots, Then, enlarged,
+    Affine, Biased, CHANNEL_EPS, ChannelNorm, Conv, GROUPS, Grid, GroupSums, Machine, Maps, QUERIES, SLOTS,
+    Shape, Sizes, Slot, Slots, Then, enlarged,
 };
 use crate::Result;
 use crate::engine::{ActivationKinds, Activations, Engine, Linear, layer_norm};
+use crate::picture::{Picture, Plan, Scratch};
 use crate::quant::gelu;
 use crate::weights::TableRef;
 
@@ -15,6 +16,8 @@ const ROWS: usize = 64;
 /// What networks work in on the CPU, allocated once for the largest.
 pub(crate) struct CpuBuffers {
     slots: [Vec<f32>; SLOTS],
+    /// What pictures are resized in.
+    scratch: Scratch,
     given: Vec<f32>,
     /// `[ROWS, patch]`
     patches: Vec<f32>,
@@ -32,12 +35,16 @@ impl CpuBuffers {
         let [rows, widest] = s.attention().map(|n| n as u128);
         let heads = s.attended[0] as u128 * s.attended[1] as u128;
         let layers = s.rows[0] as u128 * s.rows[1] as u128;
-        4 * (slots
-            + s.given as u128
-            + 2 * (ROWS * s.patch) as u128
-            + 2 * layers
-            + 2 * heads
-            + 4 * rows * widest)
+        let [rgb, between, shown, line] = s.rooms.map(|n| n as u128);
+        rgb + between
+            + shown
+            + 4 * (line
+                + slots
+                + s.given as u128
+                + 2 * (ROWS * s.patch) as u128
+                + 2 * layers
+                + 2 * heads
+                + 4 * rows * widest)
     }
 
     pub(crate) fn new(e: &Engine, s: &Sizes) -> Self {
@@ -46,6 +53,7 @@ impl CpuBuffers {
         let floats = |n: usize| vec![0.0; n];
         Self {
             slots: s.slots.map(floats),
+            scratch: Scratch::new(s.rooms),
             given: Vec::with_capacity(s.given),
             patches: floats(ROWS * s.patch),
             activations: [
@@ -132,12 +140,12 @@ impl Maps for CpuMaps<'_> {
         Ok(())
     }
 
-    fn load_picture(&mut self, to: Slot, size: (usize, usize), rgb: &[u8], levels: &Levels) -> Result<()> {
-        self.load(to, Shape::picture(size, 3), &|x| {
-            for (x, rgb) in x.as_chunks_mut::<3>().0.iter_mut().zip(rgb.as_chunks::<3>().0) {
-                *x = std::array::from_fn(|c| levels[c][usize::from(rgb[c])]);
-            }
-        })
+    fn load_picture(&mut self, to: Slot, plan: &Plan, picture: Picture<'_>) -> Result<()> {
+        let shape = Shape::picture(plan.canvas(), 3);
+        let buffer = self.slots.put(to, shape);
+        let CpuBuffers { slots, scratch, .. } = &mut *self.b;
+        plan.run(picture, scratch, &mut slots[buffer][..shape.len()]);
+        Ok(())
     }
 
     fn give(&mut self, from: Slot) -> Result<()> {

@@ -4,10 +4,9 @@
 use std::hash::Hasher as _;
 use std::hash::{DefaultHasher, Hash};
 
-use super::{
-    Affine, Biased, ChannelNorm, Conv, Grid, Levels, Maps, QUERIES, SLOTS, STRIP, Shape, Slot, Then,
-};
+use super::{Affine, Biased, ChannelNorm, Conv, Grid, Maps, QUERIES, SLOTS, STRIP, Shape, Slot, Then};
 use crate::Result;
+use crate::picture::{Picture, Plan};
 use crate::weights::TableRef;
 
 /// The most of everything that a network needs.
@@ -19,6 +18,10 @@ pub(crate) struct Sizes {
     pub(crate) loaded: usize,
     /// Bytes that are put into slots in all.
     pub(crate) staged: usize,
+    /// Pixels between the passes of a resize, on a card.
+    pub(crate) between: usize,
+    /// Rooms that the CPU needs to resize pictures.
+    pub(crate) rooms: [usize; 4],
     /// Values that the network gives.
     pub(crate) given: usize,
     /// Inputs of a patch.
@@ -45,6 +48,8 @@ impl Sizes {
             slots: each(self.slots, other.slots),
             loaded: self.loaded.max(other.loaded),
             staged: self.staged.max(other.staged),
+            between: self.between.max(other.between),
+            rooms: each(self.rooms, other.rooms),
             given: self.given.max(other.given),
             patch: self.patch.max(other.patch),
             rows: each(self.rows, other.rows),
@@ -162,10 +167,16 @@ impl Maps for Needs {
         self.put(to, shape)
     }
 
-    fn load_picture(&mut self, to: Slot, size: (usize, usize), rgb: &[u8], _: &Levels) -> Result<()> {
-        self.note("load_picture", (to, size, rgb.len()));
-        self.stage(size_of::<Levels>() + rgb.len());
-        self.put(to, Shape::picture(size, 3))
+    fn load_picture(&mut self, to: Slot, plan: &Plan, picture: Picture<'_>) -> Result<()> {
+        let tables = plan.tables().map(<[u8]>::len);
+        let Picture { format, width, height, .. } = picture;
+        self.note("load_picture", (to, format, [width, height, picture.stride()]));
+        self.note("plan", (plan.columns, plan.rows, plan.background, tables));
+        self.stage(tables.iter().sum::<usize>() + picture.sizes().0);
+        let (width, height) = plan.between();
+        let rooms = plan.rooms(picture);
+        self.sizes = self.sizes.max(Sizes { between: width * height, rooms, ..Sizes::default() });
+        self.put(to, Shape::picture(plan.canvas(), 3))
     }
 
     fn give(&mut self, from: Slot) -> Result<()> {

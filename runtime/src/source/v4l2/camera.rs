@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::super::decode::{MjpegDecoder, elapsed_ns};
 use super::super::error::{FrameError, SourceError};
-use super::super::pixels::{PixelFormat, unpack};
 use super::super::uri::{Query, SourceOptions};
 use super::super::{Description, Frame, Pace, Read, Source};
-use super::device::{Agreed, Device, Request, fourcc};
+use super::device::{Agreed, Delivered, Device, Request, fourcc};
 use super::direct::{DirectStream, Raw};
 use super::list::stable_name;
 use super::threaded::{self, ThreadedStream};
+use crate::picture::Picture;
 
 /// A camera that is open, or was until it went away.
 pub(super) struct Camera {
@@ -22,6 +22,8 @@ pub(super) struct Camera {
     agreed: Agreed,
     stream: Option<Stream>,
     decoder: MjpegDecoder,
+    /// Whether pixels stay as the camera delivers them.
+    raw: bool,
     seq: u64,
 }
 
@@ -79,7 +81,8 @@ impl Camera {
             stream.way(),
         );
         let decoder = MjpegDecoder::default();
-        Ok(Self { description, identity, request, agreed, stream: Some(stream), decoder, seq: 0 })
+        let (stream, raw) = (Some(stream), options.raw);
+        Ok(Self { description, identity, request, agreed, stream, decoder, raw, seq: 0 })
     }
 }
 
@@ -112,12 +115,21 @@ impl Source for Camera {
         let Some(stream) = self.stream.as_mut() else {
             return Err(SourceError::Vanished { origin: origin() });
         };
-        let (agreed, decoder, seq) = (&self.agreed, &mut self.decoder, &mut self.seq);
+        let (agreed, decoder, keep, seq) = (&self.agreed, &mut self.decoder, self.raw, &mut self.seq);
         let look = |raw: Raw| {
             *seq += raw.step;
             frame.seq = *seq - 1;
             frame.capture_ns = raw.capture_ns;
-            unpack_raw(&raw, agreed, decoder, frame)
+            if raw.damaged {
+                return Err(FrameError::Damaged);
+            }
+            let Delivered::Raw(format) = agreed.format else { return decoder.decode(raw.bytes, frame) };
+            let start = Instant::now();
+            let (width, height) = (agreed.width as usize, agreed.height as usize);
+            let picture = Picture { bytes: raw.bytes, format, width, height, stride: agreed.stride };
+            if keep { frame.take_raw(picture) } else { frame.take_rgb(picture) }?;
+            frame.decode_ns = elapsed_ns(start);
+            Ok(())
         };
         let looked = match stream {
             Stream::Nokhwa(stream) => stream.next(timeout, look),
@@ -141,23 +153,4 @@ impl Source for Camera {
         (self.agreed, self.stream) = (agreed, Some(stream));
         Ok(())
     }
-}
-
-/// Turns a raw frame into pixels.
-fn unpack_raw(
-    raw: &Raw,
-    agreed: &Agreed,
-    decoder: &mut MjpegDecoder,
-    frame: &mut Frame,
-) -> Result<(), FrameError> {
-    if raw.damaged {
-        return Err(FrameError::Damaged);
-    }
-    if agreed.format == PixelFormat::Mjpg {
-        return decoder.decode(raw.bytes, frame);
-    }
-    let start = Instant::now();
-    unpack(agreed.format, raw.bytes, (agreed.width, agreed.height), agreed.stride, frame)?;
-    frame.decode_ns = elapsed_ns(start);
-    Ok(())
 }

@@ -11,9 +11,9 @@ use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::super::error::SourceError;
-use super::super::pixels::PixelFormat;
 use super::abi;
 use super::list::list_cameras;
+use crate::picture::PixelFormat;
 
 /// Cameras are asked for this where the user says nothing.
 const DEFAULT_SIZE: (u32, u32) = (640, 480);
@@ -31,10 +31,19 @@ pub(super) struct Request {
     pub(super) rate_hz: Option<f64>,
 }
 
+/// What cameras deliver and this runtime reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivered {
+    /// One JPEG picture a frame.
+    Mjpg,
+    /// Pixels.
+    Raw(PixelFormat),
+}
+
 /// What the driver has agreed to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Agreed {
-    pub(super) format: PixelFormat,
+    pub(super) format: Delivered,
     pub(super) width: u32,
     pub(super) height: u32,
     /// Bytes from one row to the next.
@@ -236,21 +245,22 @@ pub(super) fn refused(node: &str, what: &str, error: &io::Error) -> SourceError 
 }
 
 /// The kernel's name of a format.
-pub(super) fn fourcc(format: PixelFormat) -> [u8; 4] {
+pub(super) fn fourcc(format: Delivered) -> [u8; 4] {
     *match format {
-        PixelFormat::Mjpg => b"MJPG",
-        PixelFormat::Yuyv => b"YUYV",
-        PixelFormat::Nv12 => b"NV12",
-        PixelFormat::Grey => b"GREY",
-        PixelFormat::Rgb3 => b"RGB3",
-        PixelFormat::Bgr3 => b"BGR3",
+        Delivered::Mjpg => b"MJPG",
+        Delivered::Raw(PixelFormat::Yuyv) => b"YUYV",
+        Delivered::Raw(PixelFormat::Nv12) => b"NV12",
+        Delivered::Raw(PixelFormat::Grey) => b"GREY",
+        Delivered::Raw(PixelFormat::Rgb) => b"RGB3",
+        Delivered::Raw(PixelFormat::Bgr) => b"BGR3",
     }
 }
 
 /// The offered formats that can be read, best first.
-fn choose(offered: &[[u8; 4]], size: (u32, u32)) -> Vec<PixelFormat> {
-    use PixelFormat::{Bgr3, Grey, Mjpg, Nv12, Rgb3, Yuyv};
-    let mut order = vec![Yuyv, Nv12, Rgb3, Bgr3, Mjpg, Grey];
+fn choose(offered: &[[u8; 4]], size: (u32, u32)) -> Vec<Delivered> {
+    use Delivered::{Mjpg, Raw};
+    use PixelFormat::{Bgr, Grey, Nv12, Rgb, Yuyv};
+    let mut order = vec![Raw(Yuyv), Raw(Nv12), Raw(Rgb), Raw(Bgr), Mjpg, Raw(Grey)];
     if size.0.saturating_mul(size.1) > MANY_PIXELS {
         order.retain(|&format| format != Mjpg);
         order.insert(0, Mjpg);
@@ -290,10 +300,11 @@ mod tests {
     #[test]
     fn small_pictures_come_raw_and_large_ones_compressed() {
         let offered = [*b"MJPG", *b"YUYV", *b"H264", *b"GREY"];
-        assert_eq!(choose(&offered, (640, 480)), [PixelFormat::Yuyv, PixelFormat::Mjpg, PixelFormat::Grey]);
-        assert_eq!(choose(&offered, (1280, 720)), [PixelFormat::Mjpg, PixelFormat::Yuyv, PixelFormat::Grey]);
+        let (yuyv, grey) = (Delivered::Raw(PixelFormat::Yuyv), Delivered::Raw(PixelFormat::Grey));
+        assert_eq!(choose(&offered, (640, 480)), [yuyv, Delivered::Mjpg, grey]);
+        assert_eq!(choose(&offered, (1280, 720)), [Delivered::Mjpg, yuyv, grey]);
         assert_eq!(choose(&[*b"H264"], (640, 480)), []);
-        assert_eq!(choose(&[*b"GREY"], (640, 480)), [PixelFormat::Grey]);
+        assert_eq!(choose(&[*b"GREY"], (640, 480)), [grey]);
     }
 
     #[test]

@@ -38,6 +38,19 @@ fn watch(options: &str, frames: usize) -> (Description, Vec<Frame>) {
     (is, seen)
 }
 
+#[test]
+#[ignore = "needs the vivid driver"]
+fn vivid_hands_out_its_frames_raw_where_that_is_asked_for() {
+    let options = SourceOptions { raw: true, ..SourceOptions::default() };
+    let mut source = open(&format!("v4l2://{}?width=640&height=360", vivid()), &options).unwrap();
+    let mut frame = Frame::default();
+    assert_eq!(source.read(&mut frame, LONG).unwrap(), Read::Frame);
+    assert_ne!(frame.picture().format, PixelFormat::Rgb, "vivid has formats that come before it");
+    assert!(frame.rgb.is_empty());
+    frame.fill_rgb();
+    assert!(frame.rgb.iter().any(|&x| x > 150) && frame.rgb.iter().any(|&x| x < 60));
+}
+
 fn open_nodes() -> usize {
     let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
     links.filter(|fd| fs::read_link(fd.path()).is_ok_and(|t| t.starts_with("/dev/video"))).count()

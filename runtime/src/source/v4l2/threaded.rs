@@ -21,9 +21,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::error::SourceError;
 use super::super::monotonic_ns;
-use super::super::pixels::PixelFormat;
-use super::device::{Agreed, Device, refused};
+use super::device::{Agreed, Delivered, Device, refused};
 use super::direct::Raw;
+use crate::picture::PixelFormat;
 
 /// How long opening may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,14 +77,14 @@ impl Shared {
 }
 
 /// nokhwa's name of a format, if it can read it: it looks for grey under a name that no driver uses.
-fn frame_format(format: PixelFormat) -> Option<FrameFormat> {
+fn frame_format(format: Delivered) -> Option<FrameFormat> {
     match format {
-        PixelFormat::Mjpg => Some(FrameFormat::MJPEG),
-        PixelFormat::Yuyv => Some(FrameFormat::YUYV),
-        PixelFormat::Nv12 => Some(FrameFormat::NV12),
-        PixelFormat::Rgb3 => Some(FrameFormat::RAWRGB),
-        PixelFormat::Bgr3 => Some(FrameFormat::RAWBGR),
-        PixelFormat::Grey => None,
+        Delivered::Mjpg => Some(FrameFormat::MJPEG),
+        Delivered::Raw(PixelFormat::Yuyv) => Some(FrameFormat::YUYV),
+        Delivered::Raw(PixelFormat::Nv12) => Some(FrameFormat::NV12),
+        Delivered::Raw(PixelFormat::Rgb) => Some(FrameFormat::RAWRGB),
+        Delivered::Raw(PixelFormat::Bgr) => Some(FrameFormat::RAWBGR),
+        Delivered::Raw(PixelFormat::Grey) => None,
     }
 }
 

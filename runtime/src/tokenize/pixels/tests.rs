@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use safetensors::SafeTensors;
 
 use super::*;
+use crate::picture::tests::{formats, noise};
 
 /// The processors of the fixtures, as a bundle would say them. The background is `int(mean * 255)`.
-const FAMILIES: [(&str, &str); 3] = [
+pub(crate) const FAMILIES: [(&str, &str); 3] = [
     (
         "janus",
         r#"{"resize": {"longest_edge": {"px": 32, "min_px": 14}}, "filter": "bicubic",
@@ -28,7 +29,7 @@ const FAMILIES: [(&str, &str); 3] = [
     ),
 ];
 
-fn config(family: &str) -> PixelConfig {
+pub(crate) fn config(family: &str) -> PixelConfig {
     let (_, text) = FAMILIES.iter().find(|(name, _)| *name == family).unwrap();
     let config: PixelConfig = serde_json::from_str(text).unwrap();
     config.check().unwrap();
@@ -40,14 +41,8 @@ fn fixture(family: &str, name: &str) -> Vec<u8> {
 }
 
 fn run(pixels: &mut Pixels, rgb: &[u8], width: usize, height: usize) -> (Vec<f32>, usize, usize) {
-    let found = pixels.run(Picture { rgb, width, height }).unwrap();
+    let found = pixels.run(Picture::rgb(rgb, width, height)).unwrap();
     (found.values.to_vec(), found.width, found.height)
-}
-
-/// Bytes without a pattern, `[height, width, 3]`, as `pixel_values.py` makes them.
-pub(super) fn noise(width: usize, height: usize) -> Vec<u8> {
-    let byte = |i: u32| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0];
-    (0..).take(width * height * 3).map(byte).collect()
 }
 
 /// `[3, height, width]` as `[height, width, 3]`.
@@ -137,7 +132,8 @@ fn a_flat_picture_stays_flat() {
         let mut pixels = Pixels::new(&config).unwrap();
         for (width, height) in [(1, 1), (3, 7), (1, 150), (150, 1), (641, 479)] {
             let (found, ..) = run(&mut pixels, &[17, 201, 255].repeat(width * height), width, height);
-            let expected = look_up(&config.values(), [17, 201, 255]);
+            let levels = config.values();
+            let expected = [levels[0][17], levels[1][201], levels[2][255]];
             assert!(found.chunks_exact(3).all(|v| v == expected), "{family} {width} × {height}");
         }
     }
@@ -159,7 +155,7 @@ fn buffers_are_kept_and_nothing_of_another_picture_is_left() {
         let place = pixels.values.as_ptr();
         run(&mut pixels, &[0; 90 * 40 * 3], 90, 40);
         assert_eq!(place, pixels.values.as_ptr());
-        pixels.run(Picture { rgb: &[0; 3], width: 100_000, height: 1 }).unwrap_err();
+        pixels.run(Picture::rgb(&[0; 3], 100_000, 1)).unwrap_err();
         assert_eq!(run(&mut pixels, &noise(90, 40), 90, 40), fresh(90, 40), "{family} after a refusal");
     }
 }
@@ -203,7 +199,7 @@ fn what_a_crop_is_too_large_for_is_black_around_the_picture() {
 #[test]
 fn refuses_pictures_in_a_sentence() {
     let sentence = |config: &PixelConfig, rgb: &[u8], width, height| {
-        Pixels::new(config).unwrap().run(Picture { rgb, width, height }).unwrap_err().to_string()
+        Pixels::new(config).unwrap().run(Picture::rgb(rgb, width, height)).unwrap_err().to_string()
     };
     for (family, _) in FAMILIES {
         let config = config(family);
@@ -219,6 +215,22 @@ fn refuses_pictures_in_a_sentence() {
             let found = sentence(&config, &vec![0; bytes], 2, 2);
             assert_eq!(found, format!("a picture of 2 × 2 pixels cannot have {bytes} bytes of rgb8"));
         }
+    }
+    let mut pixels = Pixels::new(&config("emu3")).unwrap();
+    for (format, stride, mut bytes) in formats(5, 3) {
+        let layout = if stride > 0 { format!("{format} in rows of {stride}") } else { format.to_string() };
+        let mut run = |bytes: &[u8]| {
+            pixels
+                .run(Picture { bytes, format, width: 5, height: 3, stride })
+                .map(drop)
+                .map_err(|e| e.to_string())
+        };
+        let (least, most) = Picture { bytes: &[], format, width: 5, height: 3, stride }.sizes();
+        let refusal = |n| Err(format!("a picture of 5 × 3 pixels cannot have {n} bytes of {layout}"));
+        assert_eq!(run(&bytes[1..]), refusal(least - 1));
+        bytes.resize(most + 1, 0);
+        assert_eq!(run(&bytes), refusal(most + 1));
+        assert_eq!(run(&bytes[1..]), Ok(()), "with the padding of its last row");
     }
     let narrow = sentence(&config("emu3"), &[0; 603], 201, 1);
     assert!(narrow.contains("too narrow"), "{narrow}");
@@ -240,8 +252,11 @@ fn the_longest_pictures_need_little_memory() {
     let mut pixels = Pixels::new(&config("chameleon")).unwrap();
     let (found, width, height) = run(&mut pixels, &[255; 65_535 * 3], 1, 65_535);
     assert_eq!((width, height, found.len()), (32, 32, 32 * 32 * 3));
-    assert!(pixels.resample.out().iter().all(|&byte| byte == 255));
-    assert_eq!(pixels.resample.out().len(), 32 * 32 * 3, "only what is shown is made");
+    let levels = pixels.config().values();
+    let white = [levels[0][255], levels[1][255], levels[2][255]];
+    assert!(found.chunks_exact(3).all(|v| v == white));
+    let picture = Picture::rgb(&[], 1, 65_535);
+    assert_eq!(pixels.plan.rooms(picture)[2], 32 * 32 * 3, "only what is shown is made");
 }
 
 #[test]

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::axis::Axis;
+
 /// Fractional bits of a weight: of 32, 8 hold the byte and 2 the sign and the overshoot of a sum.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// A half, where every sum starts: the shift at its end then rounds to nearest.
@@ -51,74 +53,41 @@ fn sinc(x: f64) -> f64 {
 }
 
 /// Which part of a resized axis is wanted: outputs `first..first + len` of `out`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Window {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Window {
     /// Outputs of the whole axis.
-    pub(super) out: usize,
+    pub(crate) out: usize,
     /// First one wanted.
-    pub(super) first: usize,
+    pub(crate) first: usize,
     /// How many are wanted.
-    pub(super) len: usize,
+    pub(crate) len: usize,
 }
 
 impl Window {
     /// All of them.
-    pub(super) const fn whole(out: usize) -> Self {
+    pub(crate) const fn whole(out: usize) -> Self {
         Self { out, first: 0, len: out }
     }
 }
 
-/// Which inputs make one output, along one axis.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    /// First input.
-    first: usize,
-    /// Its weights, in [`Axis::weights`].
-    weights: (usize, usize),
-}
-
-/// One axis: `spans [len of the window]`, each with its weights, which add up to 2²² but for rounding.
-#[derive(Debug, Default)]
-struct Axis {
-    spans: Vec<Span>,
-    weights: Vec<i32>,
-    /// The weights of one output before they are rounded.
-    exact: Vec<f64>,
-}
-
-impl Axis {
-    // Sizes are at most 2³², exact in f64. `as usize` takes what is negative to 0, as the first input should be; weights
-    // are below 2 · 2²².
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    fn set(&mut self, filter: Filter, inputs: usize, window: Window) {
-        self.spans.clear();
-        self.weights.clear();
-        let scale = inputs as f64 / window.out as f64;
-        let filter_scale = scale.max(1.0);
-        let (support, inverse) = (filter.support() * filter_scale, 1.0 / filter_scale);
-        for i in window.first..window.first + window.len {
-            let centre = (i as f64 + 0.5) * scale;
-            let first = (centre - support + 0.5) as usize;
-            let end = ((centre + support + 0.5) as usize).min(inputs);
-            self.exact.clear();
-            self.exact.extend((first..end).map(|x| filter.at((x as f64 - centre + 0.5) * inverse)));
-            let sum: f64 = self.exact.iter().sum();
-            let sum = if sum == 0.0 { 1.0 } else { sum };
-            let at = self.weights.len();
-            let fixed = |w: &f64| (w / sum * f64::from(1 << PRECISION_BITS)).round() as i32;
-            self.weights.extend(self.exact.iter().map(fixed));
-            self.spans.push(Span { first, weights: (at, self.weights.len()) });
-        }
-    }
-
-    fn weights(&self, span: Span) -> &[i32] {
-        &self.weights[span.weights.0..span.weights.1]
-    }
-
-    /// The inputs that any output takes something of: first and end.
-    fn inputs(&self) -> (usize, usize) {
-        let end = |span: &Span| span.first + span.weights.1 - span.weights.0;
-        (self.spans.first().map_or(0, |span| span.first), self.spans.last().map_or(0, end))
+/// `axis` for a window of `inputs` inputs; the weights of an output add up to 2²² but for rounding. `exact` holds those of one before
+/// they are rounded.
+// Sizes are exact in f64. `as usize` takes what is negative to 0, as the first input should be; weights are below 2 · 2²².
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn set(axis: &mut Axis<i32>, exact: &mut Vec<f64>, filter: Filter, inputs: usize, window: Window) {
+    axis.clear();
+    let scale = inputs as f64 / window.out as f64;
+    let filter_scale = scale.max(1.0);
+    let (support, inverse) = (filter.support() * filter_scale, 1.0 / filter_scale);
+    for i in window.first..window.first + window.len {
+        let centre = (i as f64 + 0.5) * scale;
+        let first = (centre - support + 0.5) as usize;
+        let end = ((centre + support + 0.5) as usize).min(inputs);
+        exact.clear();
+        exact.extend((first..end).map(|x| filter.at((x as f64 - centre + 0.5) * inverse)));
+        let sum: f64 = exact.iter().sum();
+        let sum = if sum == 0.0 { 1.0 } else { sum };
+        axis.push(first, exact.iter().map(|w| (w / sum * f64::from(1 << PRECISION_BITS)).round() as i32));
     }
 }
 
@@ -141,65 +110,70 @@ const fn rows_first((width, height): (usize, usize), (columns, rows): (usize, us
     lost[1] > 0 && lost[1] > 2 * lost[0]
 }
 
-/// Resizes pictures of one size to a part of another, and holds the buffers for it.
-#[derive(Debug, Default)]
-pub(super) struct Resample {
-    /// Columns of the pictures.
-    width: usize,
-    rows_first: bool,
-    columns: Axis,
-    rows: Axis,
-    /// What of the pictures is needed, with its columns or its rows resized: `[rows, columns, 3] u8`.
-    between: Vec<u8>,
-    /// Sums of one row, `[columns, 3]`.
-    sums: Vec<i32>,
-    /// `[rows, columns, 3] u8`
-    out: Vec<u8>,
+/// The weights of one size, and a part of another that is made.
+#[derive(Debug)]
+pub(crate) struct Resample {
+    filter: Filter,
+    /// Whether rows are resized before columns.
+    pub(crate) rows_first: bool,
+    columns: Axis<i32>,
+    rows: Axis<i32>,
+    /// The weights of one output before they are rounded.
+    exact: Vec<f64>,
 }
 
 impl Resample {
-    /// Makes the weights for pictures of `width` × `height`; both at least 1, as are the windows' sizes. Returns how
-    /// many pixels lie between the two passes. Nothing as large as a picture is allocated.
-    pub(super) fn set(
-        &mut self,
-        filter: Filter,
-        (width, height): (usize, usize),
-        (columns, rows): (Window, Window),
-    ) -> usize {
-        self.width = width;
+    /// Without weights yet.
+    pub(crate) fn new(filter: Filter) -> Self {
+        let (columns, rows) = Default::default();
+        Self { filter, rows_first: false, columns, rows, exact: Vec::new() }
+    }
+
+    /// Makes the weights for pictures of `width` × `height`; both at least 1, as are the windows' sizes. Nothing as large as a picture
+    /// is allocated.
+    pub(super) fn set(&mut self, (width, height): (usize, usize), (columns, rows): (Window, Window)) {
         self.rows_first = rows_first((width, height), (columns.out, rows.out));
-        self.columns.set(filter, width, columns);
-        self.rows.set(filter, height, rows);
+        set(&mut self.columns, &mut self.exact, self.filter, width, columns);
+        set(&mut self.rows, &mut self.exact, self.filter, height, rows);
+    }
+
+    /// Columns and rows.
+    pub(crate) fn axes(&self) -> [&Axis<i32>; 2] {
+        [&self.columns, &self.rows]
+    }
+
+    /// The first row or column that the second pass takes something of: what the first one begins with.
+    pub(crate) fn first(&self) -> usize {
+        if self.rows_first { self.columns.inputs().0 } else { self.rows.inputs().0 }
+    }
+
+    /// Columns and rows of what lies between the two passes: what of the pictures is needed, with its columns or its rows resized.
+    pub(crate) fn between(&self) -> (usize, usize) {
         let ((left, right), (top, bottom)) = (self.columns.inputs(), self.rows.inputs());
         if self.rows_first {
-            (right - left).saturating_mul(rows.len)
+            (right - left, self.rows.spans().len())
         } else {
-            (bottom - top).saturating_mul(columns.len)
+            (self.columns.spans().len(), bottom - top)
         }
     }
 
-    /// The last result, `[rows, columns, 3] u8`, as large as the windows.
-    pub(super) fn out(&self) -> &[u8] {
-        &self.out
-    }
-
-    /// Resizes `rgb [height, width, 3] u8`, of the size that was set.
-    pub(super) fn run(&mut self, rgb: &[u8]) {
-        let Self { columns, rows, between, sums, out, .. } = self;
-        let ((left, right), (top, bottom)) = (columns.inputs(), rows.inputs());
-        let (stride, line) = (self.width * 3, columns.spans.len() * 3);
-        out.resize(rows.spans.len() * line, 0);
+    /// Resizes `rgb`, rows of `stride` bytes, to `out [rows, columns, 3] u8`, as large as the windows. What lies `between` the passes,
+    /// `[rows, columns, 3] u8`, and the `sums` of one of its rows have room there.
+    pub(super) fn run(
+        &self,
+        rgb: &[u8],
+        stride: usize,
+        (between, sums): (&mut [u8], &mut [i32]),
+        out: &mut [u8],
+    ) {
+        let Self { columns, rows, .. } = self;
+        let (first, line) = (self.first(), sums.len());
         if self.rows_first {
-            let needed = (right - left) * 3;
-            between.resize(rows.spans.len() * needed, 0);
-            sums.resize(needed, 0);
-            resize_rows(rows, Part { x: &rgb[left * 3..], stride, first: 0 }, sums, between);
-            resize_columns(columns, Part { x: between, stride: needed, first: left }, out);
+            resize_rows(rows, Part { x: &rgb[first * 3..], stride, first: 0 }, sums, between);
+            resize_columns(columns, Part { x: between, stride: line, first }, out);
         } else {
-            between.resize((bottom - top) * line, 0);
-            sums.resize(line, 0);
-            resize_columns(columns, Part { x: &rgb[top * stride..], stride, first: 0 }, between);
-            resize_rows(rows, Part { x: between, stride: line, first: top }, sums, out);
+            resize_columns(columns, Part { x: &rgb[first * stride..], stride, first: 0 }, between);
+            resize_rows(rows, Part { x: between, stride: line, first }, sums, out);
         }
     }
 }
@@ -216,12 +190,12 @@ struct Part<'a> {
 }
 
 /// `out [rows, spans of the axis, 3]` from as many rows of `from`.
-fn resize_columns(axis: &Axis, from: Part<'_>, out: &mut [u8]) {
+fn resize_columns(axis: &Axis<i32>, from: Part<'_>, out: &mut [u8]) {
     let rows = from.x.chunks(from.stride);
-    for (out, row) in out.chunks_exact_mut(axis.spans.len() * 3).zip(rows) {
-        for (out, &span) in out.as_chunks_mut::<3>().0.iter_mut().zip(&axis.spans) {
+    for (out, row) in out.chunks_exact_mut(axis.spans().len() * 3).zip(rows) {
+        for (out, &span) in out.as_chunks_mut::<3>().0.iter_mut().zip(axis.spans()) {
             let mut sums = [HALF; 3];
-            let pixels = row[(span.first - from.first) * 3..].as_chunks::<3>().0;
+            let pixels = row[(span.first() - from.first) * 3..].as_chunks::<3>().0;
             for (&w, pixel) in axis.weights(span).iter().zip(pixels) {
                 for (sum, &value) in sums.iter_mut().zip(pixel) {
                     *sum += w * i32::from(value);
@@ -233,10 +207,10 @@ fn resize_columns(axis: &Axis, from: Part<'_>, out: &mut [u8]) {
 }
 
 /// `out [spans of the axis, columns, 3]` from the first columns of `from`, as many as there are `sums [columns, 3]`.
-fn resize_rows(axis: &Axis, from: Part<'_>, sums: &mut [i32], out: &mut [u8]) {
-    for (out, &span) in out.chunks_exact_mut(sums.len()).zip(&axis.spans) {
+fn resize_rows(axis: &Axis<i32>, from: Part<'_>, sums: &mut [i32], out: &mut [u8]) {
+    for (out, &span) in out.chunks_exact_mut(sums.len()).zip(axis.spans()) {
         sums.fill(HALF);
-        let rows = from.x.chunks(from.stride).skip(span.first - from.first);
+        let rows = from.x.chunks(from.stride).skip(span.first() - from.first);
         for (&w, row) in axis.weights(span).iter().zip(rows) {
             for (sum, &value) in sums.iter_mut().zip(row) {
                 *sum += w * i32::from(value);
@@ -284,10 +258,17 @@ mod tests {
     }
 
     fn resample(filter: Filter, rgb: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
-        let mut resample = Resample::default();
-        resample.set(filter, from, (Window::whole(to.0), Window::whole(to.1)));
-        resample.run(rgb);
-        resample.out().to_vec()
+        window(filter, rgb, from, (Window::whole(to.0), Window::whole(to.1)))
+    }
+
+    fn window(filter: Filter, rgb: &[u8], from: (usize, usize), windows: (Window, Window)) -> Vec<u8> {
+        let mut resample = Resample::new(filter);
+        resample.set(from, windows);
+        let (width, height) = resample.between();
+        let (mut between, mut sums) = (vec![7; width * height * 3], vec![7; width * 3]);
+        let mut out = vec![7; windows.0.len * windows.1.len * 3];
+        resample.run(rgb, from.0 * 3, (&mut between, &mut sums), &mut out);
+        out
     }
 
     const BOTH: [Filter; 2] = [Filter::Bicubic, Filter::Lanczos];
@@ -357,17 +338,12 @@ mod tests {
         for (filter, (from, to)) in BOTH.into_iter().flat_map(|f| sizes.map(|s| (f, s))) {
             let rgb = noise(from.0, from.1);
             let whole = resample(filter, &rgb, from, to);
-            let mut part = Resample::default();
-            part.set(
-                filter,
-                from,
-                (Window { out: 30, first: 11, len: 5 }, Window { out: 40, first: 20, len: 19 }),
-            );
-            assert_eq!(part.rows_first, from.1 == 83);
-            part.run(&rgb);
+            let windows = (Window { out: 30, first: 11, len: 5 }, Window { out: 40, first: 20, len: 19 });
+            let part = window(filter, &rgb, from, windows);
+            assert_eq!(rows_first(from, to), from.1 == 83);
             let rows = whole.chunks_exact(90).skip(20).take(19);
             let expected: Vec<u8> = rows.flat_map(|row| row[33..48].to_vec()).collect();
-            assert_eq!(part.out(), expected, "{filter:?} {from:?}");
+            assert_eq!(part, expected, "{filter:?} {from:?}");
         }
     }
 
@@ -376,8 +352,8 @@ mod tests {
         let mut axis = Axis::default();
         for filter in BOTH {
             for (inputs, out) in (1..50).flat_map(|i| (1..120).map(move |o| (i, o))).chain([(65_535, 3)]) {
-                axis.set(filter, inputs, Window::whole(out));
-                for &span in &axis.spans {
+                set(&mut axis, &mut Vec::new(), filter, inputs, Window::whole(out));
+                for &span in axis.spans() {
                     let sum: i64 = axis.weights(span).iter().map(|&w| i64::from(w.abs())).sum();
                     assert!(sum * 255 + i64::from(HALF) <= i64::from(i32::MAX), "{inputs} to {out}");
                 }
