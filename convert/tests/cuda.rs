@@ -11,7 +11,7 @@ use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions};
 use saccade::family::Model;
 use saccade::sample::{Sampler, SamplerOptions, argmax};
 use saccade::session::{self, Session, SessionOptions, step};
-use saccade::tokenize::{DrawPrompt, Features, Message, Picture};
+use saccade::tokenize::{CodedImages, DrawPrompt, Features, Message, Picture};
 use saccade_convert::bundle::{Recipe, convert};
 use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::golden::{Subject, golden};
@@ -156,6 +156,28 @@ fn chameleon_in_float32_and_int8() {
         ran(&VQGAN);
         ran(&[convolve]);
     }
+}
+
+#[test]
+fn a_picture_that_is_no_number_gets_no_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("bundle");
+    let mut checkpoint = Checkpoint::open(&fixture("hf/chameleon")).unwrap();
+    convert(&mut checkpoint, &bundle, WeightDtype::Int8, false, &mut Progress::silent()).unwrap();
+    let kernels = Some(emulator::plug_in().join("kernels"));
+    let [cpu, card] = [DeviceChoice::Cpu, DeviceChoice::Cuda].map(|choice| {
+        let device = DeviceOptions { choice, kernels: kernels.clone(), ..DeviceOptions::default() };
+        let model = Model::open(&bundle, &EngineOptions { device, ..EngineOptions::default() }).unwrap();
+        let mut images = CodedImages::new(&model).unwrap();
+        let mut ids = Vec::new();
+        [0.5, f32::NAN, -0.5].map(|value| {
+            let said = images.encode_values(&vec![value; 32 * 32 * 3], (32, 32), &mut ids);
+            said.map(|()| ids.clone()).map_err(|error| error.sentence())
+        })
+    });
+    assert_eq!(card, cpu);
+    assert!(card[0].is_ok() && card[1].is_err() && card[2].is_ok(), "{card:?}");
+    ran(&["nearest_f16"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod time;
 use crate::Result;
 use crate::config::MovqConfig;
 use crate::engine::maps::Slot::{Clip, ClipA, ClipCode, Code, X};
-use crate::engine::maps::{Conv, Maps, Shape};
+use crate::engine::maps::{CodeBook, Conv, Maps, Shape};
 use crate::vq::layers::{self, Attention, Middle, Norm, Out, ResBlock, through};
 use crate::weights::{LinearRef, Weights};
 
@@ -39,7 +39,7 @@ pub(crate) struct Movq {
     quant_conv: Conv,
     post_quant_conv: Conv,
     /// `[codebook_size, code_dim]`
-    pub(crate) codebook: LinearRef,
+    codebook: LinearRef,
     /// Frames of a grid.
     time_factor: usize,
 }
@@ -105,9 +105,8 @@ impl Movq {
         })
     }
 
-    /// A clip of frames into the vectors that are coded, `[grids, rows, columns, code_dim]`, which it gives. `load` puts one frame after
-    /// the other, `[height, width, 3]`, into slot `X`. Their number is a multiple of the model's `time_factor`; one frame is a picture,
-    /// which stands for as many.
+    /// A clip of frames into codes `[grids, rows, columns]`, which it gives. `load` puts one frame after the other, `[height, width, 3]`,
+    /// into slot `X`. Their number is a multiple of the model's `time_factor`; one frame is a picture, which stands for as many.
     pub(crate) fn encode(
         &self,
         frames: usize,
@@ -127,7 +126,8 @@ impl Movq {
         }
         self.encoder.time.shrink(m)?;
         m.convolve(&self.quant_conv, Clip, ClipA)?;
-        m.give(ClipA)
+        m.nearest(CodeBook { vectors: &self.codebook, unit: false }, ClipA, Clip)?;
+        m.give(Clip)
     }
 
     /// One frame in slot `X` through the net over places: `[height / patch, width / patch, code_dim]`.

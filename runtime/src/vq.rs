@@ -18,7 +18,7 @@ use crate::weights::Weights;
 use layers::{Attention, Level, Middle, Norm, ResBlock};
 
 pub(crate) use decoder::VqDecoder;
-pub(crate) use encoder::{VqEncoder, nearest};
+pub(crate) use encoder::VqEncoder;
 
 /// Where the tensors' names begin.
 const PREFIX: &str = "vq";
@@ -159,10 +159,4 @@ fn level(
         Ok((block, attention.transpose()?))
     };
     Ok(Level { blocks: blocks.into_iter().enumerate().map(with).collect::<Result<_>>()?, resize })
-}
-
-/// `x / max(‖x‖, 1e-12)`. Source: `F.normalize` of PyTorch.
-fn l2_normalise(x: &mut [f32]) {
-    let norm = x.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
-    x.iter_mut().for_each(|v| *v /= norm);
 }

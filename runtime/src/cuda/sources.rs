@@ -37,7 +37,7 @@ macro_rules! source {
 }
 
 /// Every kernel file. A new one is a line here.
-pub const SOURCES: [KernelFile; 18] = [
+pub const SOURCES: [KernelFile; 19] = [
     source!("attention_f32": "attention_f32"),
     source!("attention_i8": "attention_i8"),
     source!("attention_split": "attention_i8_scores", "attention_i8_values"),
@@ -56,6 +56,7 @@ pub const SOURCES: [KernelFile; 18] = [
     source!("row_norms": "layer_norm", "softmax_rows"),
     source!("maps": "silu_map", "gelu_map", "add_maps", "add_table", "channel_norm", "enlarge_map"),
     source!("pixels": "area_to_map", "resample", "resample_to_map"),
+    source!("nearest": "nearest_f32", "nearest_f16"),
 ];
 
 /// What they include: names and texts.

@@ -5,6 +5,7 @@
 
 mod canvas;
 mod cpu;
+mod nearest;
 mod size;
 mod sums;
 
@@ -13,6 +14,7 @@ use crate::picture::{Picture, Plan};
 use crate::weights::{LinearRef, TableRef, VectorRef, Weights};
 
 pub(crate) use canvas::{Canvas, Machine};
+pub(crate) use nearest::{CodeBook, Search, l2_normalise};
 pub(crate) use size::{Needs, Sizes, Slots, enlarged};
 pub(crate) use sums::GroupSums;
 
@@ -229,6 +231,10 @@ pub(crate) trait Maps {
 
     /// Every frame twice, into another slot.
     fn repeat_frames(&mut self, from: Slot, to: Slot) -> Result<()>;
+
+    /// The number of the code book's vector that is nearest to each place, of equals the lowest, NaN where a place is not finite; into
+    /// another slot. What was looked for is lost.
+    fn nearest(&mut self, book: CodeBook<'_>, from: Slot, to: Slot) -> Result<()>;
 
     /// `softmax(q · kᵀ / √width) · v` over all places, in heads of `width = channels / heads`; into another slot.
     fn attend(&mut self, qkv: [Slot; 3], heads: usize, to: Slot) -> Result<()>;

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::pixels::{PixelValues, Pixels};
-use super::{Picture, Tokenizer};
-use crate::config::{CONFIG_FILE, CodeNorm};
+use super::{Picture, Tokenizer, found_codes};
+use crate::config::CONFIG_FILE;
 use crate::engine::maps::{Canvas, Maps, Shape, Slot};
 use crate::family::Model;
 use crate::session::SessionError;
-use crate::vq::nearest;
 use crate::{Error, Result};
 
 /// The picture and clip tokenizer of a language model that takes codes of both.
@@ -225,8 +224,7 @@ fn look(
     load: &dyn Fn(usize, &mut dyn Maps) -> Result<()>,
 ) -> Result<()> {
     let (_, movq) = model.clip_codes()?;
-    let latents = canvas.run(model.machine(), &|m| movq.encode(frames, load, m))?;
-    nearest(model.weights(), &movq.codebook, CodeNorm::None, latents, codes)
+    found_codes(canvas.run(model.machine(), &|m| movq.encode(frames, load, m))?, codes)
 }
 
 /// Frames times rows times columns.

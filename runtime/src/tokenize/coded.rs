@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::pixels::{PixelValues, Pixels};
-use super::{Picture, Tokenizer, drawing};
+use super::{Picture, Tokenizer, drawing, found_codes};
 use crate::config::{CONFIG_FILE, CodedImage};
 use crate::engine::maps::{Canvas, Maps, Shape, Slot};
 use crate::family::Model;
@@ -17,7 +17,7 @@ pub struct CodedImages {
     by_graph: bool,
     pixels: Pixels,
     canvas: Canvas,
-    /// `[places, code_dim]`
+    /// `[places, code_dim]`: what a graph finds, or what was asked for.
     latents: Vec<f32>,
     codes: Vec<u16>,
 }
@@ -65,8 +65,13 @@ impl CodedImages {
     /// # Errors
     /// If the sizes are not whole places of the grid, or a result is not a number.
     pub fn encode_values(&mut self, values: &[f32], size: (usize, usize), ids: &mut Vec<u32>) -> Result<()> {
-        self.find_latents(values, size)?;
-        self.tokens(ids)
+        check(&self.model, size, values.len())?;
+        let Self { model, by_graph, canvas, latents, codes, .. } = self;
+        if let Some(graph) = model.graph().filter(|_| *by_graph) {
+            graph.run(values, size, latents)?;
+            return find_tokens(model, canvas, &|m| put_latents(model, latents, m), (codes, ids));
+        }
+        find_tokens(model, canvas, &|m| see(model, values, size, m), (codes, ids))
     }
 
     /// The vectors whose nearest code book vectors are the codes, `[places, code_dim] f32`.
@@ -76,57 +81,63 @@ impl CodedImages {
     /// # Errors
     /// If the sizes are not whole places of the grid, or the graph fails.
     pub fn latents_of_values(&mut self, values: &[f32], size: (usize, usize)) -> Result<&[f32]> {
-        self.find_latents(values, size)?;
-        Ok(&self.latents)
-    }
-
-    /// `values [height, width, 3]` into the vectors that are coded.
-    fn find_latents(&mut self, values: &[f32], size: (usize, usize)) -> Result<()> {
+        check(&self.model, size, values.len())?;
         let Self { model, by_graph, canvas, latents, .. } = self;
-        check(model, size, values.len())?;
         if let Some(graph) = model.graph().filter(|_| *by_graph) {
-            return graph.run(values, size, latents);
+            graph.run(values, size, latents)?;
+        } else {
+            let found = canvas.run(model.machine(), &|m| {
+                see(model, values, size, m)?;
+                m.give(Slot::X)
+            })?;
+            latents.clear();
+            latents.extend_from_slice(found);
         }
-        let shape = Shape::picture(size, 3);
-        look(model, canvas, latents, &|m| m.load(Slot::X, shape, &|x| x.copy_from_slice(values)))
-    }
-
-    /// The tokens of the vectors that were found last.
-    fn tokens(&mut self, ids: &mut Vec<u32>) -> Result<()> {
-        let Self { model, latents, codes, .. } = self;
-        let (CodedImage { vq: config, ids: tokens, .. }, encoder) = model.coded_image()?;
-        encoder.codes(model.weights(), config, latents, codes)?;
-        ids.clear();
-        ids.extend(codes.iter().map(|&code| tokens[usize::from(code)]));
-        Ok(())
+        Ok(latents)
     }
 }
 
 /// Refuses so many values of a picture that is not whole places of the grid.
 fn check(model: &Model, (height, width): (usize, usize), values: usize) -> Result<()> {
     let patch = model.coded_image()?.0.vq.patch();
-    if values != height * width * 3 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
+    if values == 0
+        || values != height * width * 3
+        || !height.is_multiple_of(patch)
+        || !width.is_multiple_of(patch)
+    {
         let reason = format!("are not whole places of {patch} × {patch} pixels");
         return Err(SessionError::PictureSize { width, height, reason }.into());
     }
     Ok(())
 }
 
-/// What `load` puts into slot `X` into the vectors that are coded.
-fn look(
+/// `values [height, width, 3]` into the vectors that are coded, in slot `X`.
+fn see(model: &Model, values: &[f32], size: (usize, usize), m: &mut dyn Maps) -> Result<()> {
+    m.load(Slot::X, Shape::picture(size, 3), &|x| x.copy_from_slice(values))?;
+    model.coded_image()?.1.latents(m)
+}
+
+/// Vectors that a graph made into slot `X`.
+fn put_latents(model: &Model, latents: &[f32], m: &mut dyn Maps) -> Result<()> {
+    let dim = model.coded_image()?.0.vq.code_dim;
+    m.load(Slot::X, Shape::picture((latents.len() / dim, 1), dim), &|x| x.copy_from_slice(latents))
+}
+
+/// The codes and tokens of the vectors that `find` leaves in slot `X`.
+fn find_tokens(
     model: &Model,
     canvas: &mut Canvas,
-    latents: &mut Vec<f32>,
-    load: &dyn Fn(&mut dyn Maps) -> Result<()>,
+    find: &dyn Fn(&mut dyn Maps) -> Result<()>,
+    (codes, ids): (&mut Vec<u16>, &mut Vec<u32>),
 ) -> Result<()> {
-    let (_, encoder) = model.coded_image()?;
+    let (CodedImage { vq: config, ids: tokens, .. }, encoder) = model.coded_image()?;
     let found = canvas.run(model.machine(), &|m| {
-        load(m)?;
-        encoder.latents(m)?;
-        m.give(Slot::X)
+        find(m)?;
+        encoder.codes(config, m)
     })?;
-    latents.clear();
-    latents.extend_from_slice(found);
+    found_codes(found, codes)?;
+    ids.clear();
+    ids.extend(codes.iter().map(|&code| tokens[usize::from(code)]));
     Ok(())
 }
 
@@ -136,18 +147,21 @@ impl Tokenizer for CodedImages {
     type Code = u32;
 
     fn encode(&mut self, picture: Picture<'_>, ids: &mut Vec<u32>) -> Result<()> {
-        let Self { model, by_graph, pixels, canvas, latents, .. } = self;
+        let Self { model, by_graph, pixels, canvas, latents, codes } = self;
         if let Some(graph) = model.graph().filter(|_| *by_graph) {
             let PixelValues { values, height, width } = pixels.run(picture)?;
             check(model, (height, width), values.len())?;
             graph.run(values, (height, width), latents)?;
-        } else {
-            let plan = pixels.plan(picture)?;
-            let (height, width) = plan.canvas();
-            check(model, (height, width), height * width * 3)?;
-            look(model, canvas, latents, &|m| m.load_picture(Slot::X, plan, picture))?;
+            return find_tokens(model, canvas, &|m| put_latents(model, latents, m), (codes, ids));
         }
-        self.tokens(ids)
+        let plan = pixels.plan(picture)?;
+        let (height, width) = plan.canvas();
+        check(model, (height, width), height * width * 3)?;
+        let find = |m: &mut dyn Maps| {
+            m.load_picture(Slot::X, plan, picture)?;
+            model.coded_image()?.1.latents(m)
+        };
+        find_tokens(model, canvas, &find, (codes, ids))
     }
 
     /// `rgb [height, width, 3] u8`, of the size that the encoder takes.

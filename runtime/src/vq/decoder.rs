@@ -1,10 +1,10 @@
 //! The codes of a grid into a picture.
 
 use super::layers::{Level, Middle, Norm, Out, through};
-use super::{PREFIX, block, decoder_blocks, l2_normalise, level, middle};
+use super::{PREFIX, block, decoder_blocks, level, middle};
 use crate::Result;
 use crate::config::{CodeNorm, VqConfig};
-use crate::engine::maps::{Conv, Maps, Shape, Slot};
+use crate::engine::maps::{Conv, Maps, Shape, Slot, l2_normalise};
 use crate::weights::{LinearRef, Weights};
 
 /// Where the decoder's tensors lie in the mapped file.

@@ -1,11 +1,11 @@
 //! A picture into the codes of a grid.
 
 use super::layers::{Level, Middle, Norm, Out, through};
-use super::{PREFIX, block, encoder_blocks, l2_normalise, level, middle};
+use super::{PREFIX, block, encoder_blocks, level, middle};
 use crate::Result;
 use crate::config::{CodeNorm, VqConfig};
-use crate::engine::maps::{Conv, Maps};
-use crate::session::SessionError;
+use crate::engine::maps::Slot::{A, X};
+use crate::engine::maps::{CodeBook, Conv, Maps};
 use crate::weights::{LinearRef, Weights};
 
 /// Where the encoder's tensors lie in the mapped file.
@@ -58,47 +58,9 @@ impl VqEncoder {
         through(&self.quant_conv, m)
     }
 
-    /// The codes of the vectors `x [places, code_dim]`.
-    ///
-    /// # Errors
-    /// If a result is not a number.
-    pub(crate) fn codes(&self, w: &Weights, c: &VqConfig, x: &mut [f32], codes: &mut Vec<u16>) -> Result<()> {
-        if c.code_norm == CodeNorm::Both {
-            x.chunks_exact_mut(c.code_dim).for_each(l2_normalise);
-        }
-        nearest(w, &self.codebook, c.code_norm, x, codes)
+    /// The codes of the vectors in slot `X`, which it gives.
+    pub(crate) fn codes(&self, c: &VqConfig, m: &mut dyn Maps) -> Result<()> {
+        m.nearest(CodeBook { vectors: &self.codebook, unit: c.code_norm == CodeNorm::Both }, X, A)?;
+        m.give(A)
     }
-}
-
-/// The nearest code book vector of every place of `x [places, code_dim]`; of equals, the lowest.
-///
-/// # Errors
-/// If a value is not a number.
-pub(crate) fn nearest(
-    w: &Weights,
-    codebook: &LinearRef,
-    norm: CodeNorm,
-    x: &[f32],
-    codes: &mut Vec<u16>,
-) -> Result<()> {
-    let LinearRef { n, k, .. } = *codebook;
-    codes.clear();
-    let mut best = vec![(f32::INFINITY, None); x.len() / k];
-    let mut row = vec![0.0; k];
-    for code in 0..n {
-        codebook.read_row(w, code, &mut row);
-        if norm == CodeNorm::Both {
-            l2_normalise(&mut row);
-        }
-        for (z, best) in x.chunks_exact(k).zip(&mut best) {
-            let distance: f32 = z.iter().zip(&row).map(|(z, e)| (z - e) * (z - e)).sum();
-            if distance < best.0 {
-                *best = (distance, u16::try_from(code).ok());
-            }
-        }
-    }
-    for (_, code) in best {
-        codes.push(code.ok_or(SessionError::NumericFault)?);
-    }
-    Ok(())
 }

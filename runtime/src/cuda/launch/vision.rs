@@ -290,4 +290,19 @@ impl Device {
         let count = n as u32;
         launch!(self, "resample_to_map", [n.div_ceil(256), 1, 1], 256, 0, *pass, *canvas, levels, x, count)
     }
+
+    /// The number of the vector of `book [n, k]`, in F16 (`half`) or F32, that is nearest to each place of `x [places, k] f32` → `codes [places]
+    /// f32`; NaN where there is none. With `unit` both are made of length one first.
+    pub(crate) fn nearest(
+        &self,
+        x: At,
+        (book, half): (At, bool),
+        unit: bool,
+        [places, n, k]: [usize; 3],
+        codes: At,
+    ) -> Result {
+        let (kernel, grid) = (if half { "nearest_f16" } else { "nearest_f32" }, [places.div_ceil(32), 1, 1]);
+        let ([places, n, k], unit) = ([places, n, k].map(|n| n as i32), i32::from(unit));
+        launch!(self, kernel, grid, 256, 0, x, book, unit, places, n, k, codes)
+    }
 }

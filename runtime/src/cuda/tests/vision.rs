@@ -6,7 +6,7 @@ use super::{SCALAR, assert_same, orin};
 use crate::cuda::launch::vision::{GroupNormAt, GroupNormShape, Patches, Product, WeightRows};
 use crate::engine::card::patches_at;
 use crate::engine::layer_norm;
-use crate::engine::maps::{GROUP_EPS, GROUPS, Grid, GroupSums, STRIP, Shape};
+use crate::engine::maps::{GROUP_EPS, GROUPS, Grid, GroupSums, STRIP, Search, Shape, l2_normalise};
 use crate::kernels::tests::Random;
 use crate::kernels::{Epilogue, FloatRows};
 use crate::quant::{gelu, pad_k, quantise_row, silu};
@@ -294,4 +294,68 @@ fn small_operations_on_maps() {
     card.device.gelu_map(at, n).unwrap();
     let want = each(&|i, x| gelu(x + floats[i] + halves[i].to_f32() + floats[i]));
     assert_same(&card.get(at, n), &want, "gelu of sums");
+}
+
+/// The nearest vectors by the definition.
+fn nearest_of(x: &[f32], book: &[f32], k: usize) -> Vec<f32> {
+    let of_place = |z: &[f32]| {
+        let (mut least, mut nearest) = (f32::INFINITY, f32::NAN);
+        for (code, e) in book.chunks(k).enumerate() {
+            let distance = z.iter().zip(e).fold(0.0, |sum, (z, e)| sum + (z - e) * (z - e));
+            if distance < least {
+                (least, nearest) = (distance, code as f32);
+            }
+        }
+        nearest
+    };
+    x.chunks(k).map(of_place).collect()
+}
+
+#[test]
+fn nearest_vectors_of_a_code_book() {
+    let (mut card, mut random) = (orin(), Random(28));
+    for (places, n, k) in
+        [(1, 1, 1), (3, 5, 4), (32, 64, 32), (33, 65, 31), (40, 130, 70), (64, 1000, 16), (9, 300, 3)]
+    {
+        let mut book: Vec<f32> = random.f32s(n * k).iter().map(|&e| f16::from_f32(e).to_f32()).collect();
+        // Vectors alike: at the same and at another place of the 64 that a block looks at, and of all threads.
+        for code in (0..n).skip(1).filter(|code| code % 3 == 2 || code % 64 == 0) {
+            let of = random.below(code);
+            book.copy_within(of * k..(of + 1) * k, code * k);
+        }
+        let mut x = random.f32s(places * k);
+        for (place, z) in x.chunks_mut(k).enumerate() {
+            match place % 8 {
+                // What is in the code book itself, and the last of it.
+                1 => z.copy_from_slice(&book[random.below(n) * k..][..k]),
+                2 => z.copy_from_slice(&book[(n - 1) * k..]),
+                // As far from one as from another.
+                3 => z.fill(0.0),
+                4 if places > 8 => z[k - 1] = f32::NAN,
+                5 => z[0] = f32::NEG_INFINITY,
+                6 => z.fill(3e38),
+                _ => {}
+            }
+        }
+        let halves: Vec<f16> = book.iter().map(|&e| f16::from_f32(e)).collect();
+        let (x_at, codes) = (card.put(&x), card.put(&vec![7f32; places]));
+        let books = [(card.put(&book), false), (card.put(&halves), true)];
+        for unit in [false, true] {
+            let what = format!("{places} {n} {k} {unit}");
+            if unit {
+                x.chunks_mut(k).chain(book.chunks_mut(k)).for_each(l2_normalise);
+            }
+            let want = nearest_of(&x, &book, k);
+            let mut found = vec![7.0; places];
+            let read = |code: usize, row: &mut [f32]| row.copy_from_slice(&book[code * k..][..k]);
+            Search::new([places, k]).run(n, &read, &x, &mut found);
+            assert_same(&found, &want, &what);
+            for book in books {
+                card.device.nearest(x_at, book, unit, [places, n, k], codes).unwrap();
+                assert_same(&card.get(codes, places), &want, &what);
+            }
+            assert!(places < 8 || want.iter().any(|code| code.is_nan()), "{what}");
+        }
+        card.clear();
+    }
 }

@@ -10,8 +10,8 @@ use crate::cuda::launch::vision::{GroupNormAt, GroupNormShape, Patches, Product,
 use crate::cuda::launch::{At, Layer as LayerAt, Layers};
 use crate::cuda::{CudaError, Memory, Pinned};
 use crate::engine::maps::{
-    Affine, Biased, CHANNEL_EPS, ChannelNorm, Conv, GROUP_EPS, GROUPS, Grid, Maps, QUERIES, SLOTS, STRIP,
-    Shape, Sizes, Slot, Slots, Then, enlarged,
+    Affine, Biased, CHANNEL_EPS, ChannelNorm, CodeBook, Conv, GROUP_EPS, GROUPS, Grid, Maps, QUERIES, SLOTS,
+    STRIP, Shape, Sizes, Slot, Slots, Then, enlarged,
 };
 use crate::picture::{Picture, Plan};
 use crate::quant::pad_k;
@@ -342,6 +342,14 @@ impl Maps for CardMaps<'_> {
         self.put(to, Shape { time: 2 * shape.time, ..shape });
         let (from, to) = (self.offset(from), self.offset(to));
         (0..2 * shape.time).try_for_each(|i| self.copy(from + 4 * (i / 2) * frame, to + 4 * i * frame, frame))
+    }
+
+    fn nearest(&mut self, book: CodeBook<'_>, from: Slot, to: Slot) -> Result<()> {
+        let (shape, (at, place)) = (self.shape(from), book.vectors.place());
+        let LinearPlace::Rows { half } = place else { unreachable!("code books stay float: `Role::Float`") };
+        let (x, codes) = (self.at(from), self.put(to, Shape { channels: 1, ..shape }));
+        let sizes = [shape.places(), book.vectors.n, shape.channels];
+        Ok(self.card.device.nearest(x, (self.card.at(at), half), book.unit, sizes, codes)?)
     }
 
     #[allow(clippy::cast_precision_loss, reason = "the width of a head")]

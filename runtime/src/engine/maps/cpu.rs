@@ -1,8 +1,8 @@
 //! Maps on the CPU.
 
 use super::{
-    Affine, Biased, CHANNEL_EPS, ChannelNorm, Conv, GROUPS, Grid, GroupSums, Machine, Maps, QUERIES, SLOTS,
-    Shape, Sizes, Slot, Slots, Then, enlarged,
+    Affine, Biased, CHANNEL_EPS, ChannelNorm, CodeBook, Conv, GROUPS, Grid, GroupSums, Machine, Maps,
+    QUERIES, SLOTS, Search, Shape, Sizes, Slot, Slots, Then, enlarged, l2_normalise,
 };
 use crate::Result;
 use crate::engine::{ActivationKinds, Activations, Engine, Linear, layer_norm};
@@ -26,6 +26,7 @@ pub(crate) struct CpuBuffers {
     /// Queries of one head and what becomes of them, its keys, its values turned, and the scores.
     head: [Vec<f32>; 5],
     sums: GroupSums,
+    search: Search,
 }
 
 impl CpuBuffers {
@@ -45,6 +46,7 @@ impl CpuBuffers {
                 + 2 * layers
                 + 2 * heads
                 + 4 * rows * widest)
+            + Search::bytes(s.coded)
     }
 
     pub(crate) fn new(e: &Engine, s: &Sizes) -> Self {
@@ -69,6 +71,7 @@ impl CpuBuffers {
                 floats(rows * places),
             ],
             sums: GroupSums::new(s.strips[1]),
+            search: Search::new(s.coded),
         }
     }
 
@@ -305,6 +308,24 @@ impl Maps for CpuMaps<'_> {
         for (twice, frame) in out.chunks_exact_mut(2 * frame).zip(x.chunks_exact(frame)) {
             twice.chunks_exact_mut(frame.len()).for_each(|out| out.copy_from_slice(frame));
         }
+        Ok(())
+    }
+
+    fn nearest(&mut self, book: CodeBook<'_>, from: Slot, to: Slot) -> Result<()> {
+        let shape = self.shape(from);
+        let mut codes = self.take(to, Shape { channels: 1, ..shape });
+        let x = &mut self.b.slots[self.slots.buffer(from)][..shape.len()];
+        if book.unit {
+            x.chunks_exact_mut(shape.channels).for_each(l2_normalise);
+        }
+        let read = |code: usize, row: &mut [f32]| {
+            book.vectors.read_row(self.on.w, code, row);
+            if book.unit {
+                l2_normalise(row);
+            }
+        };
+        self.b.search.run(book.vectors.n, &read, x, &mut codes[..shape.places()]);
+        self.put_back(to, codes);
         Ok(())
     }
 

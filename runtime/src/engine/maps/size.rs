@@ -4,7 +4,9 @@
 use std::hash::Hasher as _;
 use std::hash::{DefaultHasher, Hash};
 
-use super::{Affine, Biased, ChannelNorm, Conv, Grid, Maps, QUERIES, SLOTS, STRIP, Shape, Slot, Then};
+use super::{
+    Affine, Biased, ChannelNorm, CodeBook, Conv, Grid, Maps, QUERIES, SLOTS, STRIP, Shape, Slot, Then,
+};
 use crate::Result;
 use crate::picture::{Picture, Plan};
 use crate::weights::TableRef;
@@ -36,6 +38,8 @@ pub(crate) struct Sizes {
     pub(crate) int8: [usize; 2],
     /// Channels of the widest layer norm.
     pub(crate) normed: usize,
+    /// Places and channels of the largest search in a code book.
+    pub(crate) coded: [usize; 2],
 }
 
 impl Sizes {
@@ -57,6 +61,7 @@ impl Sizes {
             strips: each(self.strips, other.strips),
             int8: each(self.int8, other.int8),
             normed: self.normed.max(other.normed),
+            coded: each(self.coded, other.coded),
         }
     }
 
@@ -268,6 +273,14 @@ impl Maps for Needs {
         self.note("repeat_frames", (from, to));
         let shape = self.shape(from);
         self.put(to, Shape { time: shape.time.saturating_mul(2), ..shape })
+    }
+
+    fn nearest(&mut self, book: CodeBook<'_>, from: Slot, to: Slot) -> Result<()> {
+        self.note("nearest", (book, from, to));
+        let shape = self.shape(from);
+        let [places, channels] = &mut self.sizes.coded;
+        (*places, *channels) = ((*places).max(shape.places()), (*channels).max(shape.channels));
+        self.put(to, Shape { channels: 1, ..shape })
     }
 
     fn attend(&mut self, qkv: [Slot; 3], heads: usize, to: Slot) -> Result<()> {
