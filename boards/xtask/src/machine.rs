@@ -1,9 +1,9 @@
 //! What this machine has, and how it gets what it lacks: apt when we may, a line to type when we may not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::Outcome;
-use crate::step::Step;
+use crate::step::{Step, cache};
 
 /// Installs Debian packages, or says which line to type.
 ///
@@ -44,6 +44,28 @@ fn superuser() -> Option<&'static [&'static str]> {
 /// Whether we run as root.
 pub(crate) fn is_root() -> bool {
     Step::new("id").args(["-u"]).output().is_some_and(|uid| uid == "0")
+}
+
+/// The folder of the programs of a Python environment in the cache, with these packages of PyPI, which are installed the first time.
+///
+/// `why` completes the sentence "… is needed".
+pub(crate) fn python(name: &str, packages: &[&str], why: &str) -> Result<PathBuf, String> {
+    let venv = cache()?.join(name);
+    let programs = venv.join("bin");
+    let there = packages.iter().all(|package| {
+        let (name, version) = package.split_once("==").unwrap_or((package, ""));
+        let ask = format!("import importlib.metadata as m; assert m.version('{name}') == '{version}'");
+        Step::new(programs.join("python")).args(["-c", &ask]).succeeds()
+    });
+    if !there {
+        eprintln!("{why} is needed: installing {} into {}", packages.join(" "), venv.display());
+        Step::new("python3").args(["-m", "venv"]).args([&venv]).run().map_err(|e| {
+            format!("{e} (Python's venv module is needed: sudo apt-get install -y python3 python3-venv)")
+        })?;
+        let pip = Step::new(programs.join("python")).args(["-m", "pip", "install", "--quiet"]);
+        pip.args(packages).run()?;
+    }
+    Ok(programs)
 }
 
 /// Whether the library that bindgen loads can be found, in the places where bindgen looks.

@@ -6,7 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use crate::step::{Step, root};
-use crate::{Outcome, aarch64, cubin};
+use crate::{Outcome, aarch64, cubin, machine};
+
+/// The C library of the oldest JetPack that is served, 5.x: Ubuntu 20.04.
+const OLDEST_GLIBC: (u32, u32) = (2, 31);
+/// A linker that knows every version of the C library, and cargo's way to it.
+const ZIG: [&str; 2] = ["ziglang==0.17.1", "cargo-zigbuild==0.24.1"];
 
 /// What is built, with the card's engine: it opens the driver at run time, so every machine gets the same programs.
 const BUILD: &str =
@@ -29,10 +34,7 @@ pub(crate) fn run(args: &[String]) -> Outcome {
     };
     match target {
         None => Step::cargo(BUILD).run()?,
-        Some(aarch64::TARGET) => {
-            aarch64::can_build()?;
-            Step::cargo(&format!("{BUILD} --target {}", aarch64::TARGET)).run()?;
-        }
+        Some(aarch64::TARGET) => build_for_boards()?,
         Some(other) => {
             return Err(format!("no package is made for `{other}`; choose host or {}", aarch64::TARGET));
         }
@@ -55,6 +57,7 @@ pub(crate) fn run(args: &[String]) -> Outcome {
         let to = stage.join("bin").join(program);
         copy(&built.join(program), &to)?;
         strip(&to, target);
+        check_glibc(&to, target)?;
     }
     copy(&root().join("target/cubin"), &stage.join("bin/cuda"))?;
     for (from, to) in FILES {
@@ -73,6 +76,45 @@ pub(crate) fn run(args: &[String]) -> Outcome {
         .args([&name])
         .run()?;
     table(&stage, &archive)
+}
+
+/// Builds the programs for Arm boards, against the C library that the oldest of them has: what this machine's own would link starts on
+/// none that is older.
+fn build_for_boards() -> Outcome {
+    aarch64::can_build()?;
+    let zig = machine::python("zig", &ZIG, "a linker for boards of every age (440 MB, once)")?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let (major, minor) = OLDEST_GLIBC;
+    let words = format!("zig{BUILD} --target {}.{major}.{minor}", aarch64::TARGET);
+    Step::cargo(&words).env("PATH", format!("{}:{path}", zig.display())).run()
+}
+
+/// Says which C library a program needs at least; refuses one for Arm boards that the oldest board does not have.
+fn check_glibc(program: &Path, target: Option<&str>) -> Outcome {
+    let bytes =
+        std::fs::read(program).map_err(|error| format!("{} cannot be read: {error}", program.display()))?;
+    let (major, minor) = newest_glibc(&bytes);
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    println!("{name} needs glibc {major}.{minor}");
+    if target == Some(aarch64::TARGET) && (major, minor) > OLDEST_GLIBC {
+        let (old_major, old_minor) = OLDEST_GLIBC;
+        return Err(format!("{name} would not start on JetPack 5, which has glibc {old_major}.{old_minor}"));
+    }
+    Ok(())
+}
+
+/// The newest version of glibc that is named among these bytes, `(0, 0)` where none is.
+fn newest_glibc(bytes: &[u8]) -> (u32, u32) {
+    let name = b"GLIBC_";
+    let after = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(name)).map(|at| at + name.len());
+    let version = |at: usize| {
+        let text: String =
+            bytes[at..].iter().take(8).map_while(|&b| (b != 0).then_some(char::from(b))).collect();
+        let (major, minor) = text.split_once('.')?;
+        // A third part, as in 2.2.5, is of old versions alone.
+        Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
+    };
+    after.filter_map(version).max().unwrap_or((0, 0))
 }
 
 /// Copies a file or a folder, with what lies in it; hidden files stay behind.
@@ -147,6 +189,12 @@ fn parts(path: &Path, depth: usize) -> Result<Vec<(PathBuf, u64, usize)>, String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_glibc_is_found() {
+        assert_eq!(newest_glibc(b"\0GLIBC_2.2.5\0GLIBC_2.30\0GLIBC_2.9\0GLIBC_PRIVATE\0GLIBC_"), (2, 30));
+        assert_eq!(newest_glibc(b"nothing"), (0, 0));
+    }
 
     #[test]
     fn parts_are_files_and_folders_of_a_depth() {
