@@ -119,7 +119,7 @@ fn drawn(bundle: &Path, choice: DeviceChoice) -> (Vec<u16>, Vec<u32>) {
     session::draw(guided, free, &prompt, &mut codes, &mut |_| true).unwrap();
     let rgb: Vec<u8> = (0..=250).cycle().take(40 * 30 * 3).collect();
     let mut features = Features::new(&model).unwrap();
-    guided.show(features.of(Picture { rgb: &rgb, width: 40, height: 30 }).unwrap()).unwrap();
+    guided.show(features.of(Picture::rgb(&rgb, 40, 30)).unwrap()).unwrap();
     let mut seen = vec![9];
     seen.extend(vec![c.vision.placeholder; c.vision.patches()]);
     seen.extend(&prompt.guided);

@@ -32,6 +32,12 @@ fn threads(usual: usize) -> usize {
     usual
 }
 
+/// Grid and block of a kernel that has a thread for each of `n` values.
+fn each(n: usize) -> ([usize; 3], usize) {
+    let threads = threads(256);
+    ([n.div_ceil(threads), 1, 1], threads)
+}
+
 /// Launches a kernel with these arguments, whose types are those that it takes.
 macro_rules! launch {
     ($device:expr, $kernel:expr, $grid:expr, $threads:expr, $shared:expr, $($argument:expr),+ $(,)?) => {{
@@ -225,14 +231,14 @@ impl Device {
 
     /// `gate = silu(gate) · up`, `n` values.
     pub(crate) fn silu_multiply(&self, gate: At, up: At, n: usize) -> Result {
-        let (count, threads) = (n as i32, threads(256));
-        launch!(self, "silu_multiply", [n.div_ceil(threads), 1, 1], threads, 0, gate, up, count)
+        let ((grid, threads), count) = (each(n), n as i32);
+        launch!(self, "silu_multiply", grid, threads, 0, gate, up, count)
     }
 
     /// Sets `flag` where one of `n` values is not finite.
     pub(crate) fn check_finite(&self, x: At, n: usize, flag: At) -> Result {
-        let (count, threads) = (n as i32, threads(256));
-        launch!(self, "check_finite", [n.div_ceil(threads), 1, 1], threads, 0, x, count, flag)
+        let ((grid, threads), count) = (each(n), n as i32);
+        launch!(self, "check_finite", grid, threads, 0, x, count, flag)
     }
 
     /// `out [n] = free + guidance · (guided − free)` of two rows of logits `[2, width] f32`, those that `ids [n] i32` names.
@@ -244,8 +250,7 @@ impl Device {
         out: At,
     ) -> Result {
         let (width, count) = (width as i32, n as i32);
-        let threads = threads(256);
-        let grid = [n.div_ceil(threads), 1, 1];
+        let (grid, threads) = each(n);
         launch!(self, "guide_logits", grid, threads, 0, logits, width, ids, count, guidance, out)
     }
 

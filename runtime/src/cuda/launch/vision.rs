@@ -1,6 +1,6 @@
 //! The kernels of image networks.
 
-use super::{At, Device, Result, c_void};
+use super::{At, Device, Result, c_void, each, threads};
 use crate::quant::LANES;
 
 /// Positions and outputs of a block of `convolve`.
@@ -153,7 +153,7 @@ impl Device {
     ) -> Result {
         let (first, parts) = (first as i32, parts as i32);
         let shared = 4 * p.k as usize;
-        launch!(self, "quantise_patches", [count, 1, 1], 256, shared, *p, x, first, parts, q, scale)
+        launch!(self, "quantise_patches", [count, 1, 1], threads(256), shared, *p, x, first, parts, q, scale)
     }
 
     /// `Σ x` of each strip and channel, or `Σ (x − mean)²` where there are means: `x [places, channels]` → `partial [strips, channels] f64`.
@@ -165,9 +165,10 @@ impl Device {
         [places, channels, group]: [usize; 3],
         strip: usize,
     ) -> Result {
-        let grid = [places.div_ceil(strip), channels.div_ceil(128), 1];
+        let threads = threads(128);
+        let grid = [places.div_ceil(strip), channels.div_ceil(threads), 1];
         let [places, channels, group, strip] = [places, channels, group, strip].map(|n| n as i32);
-        launch!(self, "strip_sums", grid, 128, 0, x, mean, partial, places, channels, group, strip)
+        launch!(self, "strip_sums", grid, threads, 0, x, mean, partial, places, channels, group, strip)
     }
 
     /// Of each group the mean of `n` values → `mean [groups] f64`, or `1 / √(that + eps)` → `inverse [groups] f32` where that is wanted.
@@ -188,8 +189,8 @@ impl Device {
     pub(crate) fn group_norm(&self, shape: &GroupNormShape, x: At, y: At, at: GroupNormAt) -> Result {
         let n = shape.places as usize * shape.channels as usize;
         let GroupNormAt { mean, inverse, weight, bias, scale, shift } = at;
-        let grid = [n.div_ceil(256), 1, 1];
-        launch!(self, "group_norm", grid, 256, 0, *shape, x, y, mean, inverse, weight, bias, scale, shift)
+        let (grid, threads) = each(n);
+        launch!(self, "group_norm", grid, threads, 0, *shape, x, y, mean, inverse, weight, bias, scale, shift)
     }
 
     /// `y = layer norm of x [rows, n]`.
@@ -214,26 +215,26 @@ impl Device {
 
     /// `y = silu(x)`, `n` values.
     pub(crate) fn silu_map(&self, x: At, y: At, n: usize) -> Result {
-        let count = n as u32;
-        launch!(self, "silu_map", [n.div_ceil(256), 1, 1], 256, 0, x, y, count)
+        let ((grid, threads), count) = (each(n), n as u32);
+        launch!(self, "silu_map", grid, threads, 0, x, y, count)
     }
 
     /// `x = gelu(x)`, `n` values.
     pub(crate) fn gelu_map(&self, x: At, n: usize) -> Result {
-        let count = n as u32;
-        launch!(self, "gelu_map", [n.div_ceil(256), 1, 1], 256, 0, x, count)
+        let ((grid, threads), count) = (each(n), n as u32);
+        launch!(self, "gelu_map", grid, threads, 0, x, count)
     }
 
     /// `x += y`, `n` values.
     pub(crate) fn add_maps(&self, x: At, y: At, n: usize) -> Result {
-        let count = n as u32;
-        launch!(self, "add_maps", [n.div_ceil(256), 1, 1], 256, 0, x, y, count)
+        let ((grid, threads), count) = (each(n), n as u32);
+        launch!(self, "add_maps", grid, threads, 0, x, y, count)
     }
 
     /// `x += table`, `n` values, those of the table in F16 (`half`) or F32.
     pub(crate) fn add_table(&self, x: At, (table, half): (At, bool), n: usize) -> Result {
-        let (half, count) = (i32::from(half), n as u32);
-        launch!(self, "add_table", [n.div_ceil(256), 1, 1], 256, 0, x, table, half, count)
+        let ((grid, threads), half, count) = (each(n), i32::from(half), n as u32);
+        launch!(self, "add_table", grid, threads, 0, x, table, half, count)
     }
 
     /// `y = swish((x − mean) · weight / √(variance + eps) + bias)` of `x [places, channels]`; weight, bias, mean, variance `[channels]`.
@@ -246,15 +247,30 @@ impl Device {
         [places, channels]: [usize; 2],
     ) -> Result {
         let n = places * channels;
-        let (channels, count, grid) = (channels as i32, n as u32, [n.div_ceil(256), 1, 1]);
-        launch!(self, "channel_norm", grid, 256, 0, x, y, weight, bias, mean, variance, eps, channels, count)
+        let ((grid, threads), channels, count) = (each(n), channels as i32, n as u32);
+        launch!(
+            self,
+            "channel_norm",
+            grid,
+            threads,
+            0,
+            x,
+            y,
+            weight,
+            bias,
+            mean,
+            variance,
+            eps,
+            channels,
+            count
+        )
     }
 
     /// `x [rows, width, channels]` → `y [2 · rows, 2 · width, channels]`; rows of all frames.
     pub(crate) fn enlarge_map(&self, x: At, y: At, [rows, width, channels]: [usize; 3]) -> Result {
         let n = 4 * rows * width * channels;
-        let (width, channels, count) = (width as i32, channels as i32, n as u32);
-        launch!(self, "enlarge_map", [n.div_ceil(256), 1, 1], 256, 0, x, y, width, channels, count)
+        let ((grid, threads), width, channels, count) = (each(n), width as i32, channels as i32, n as u32);
+        launch!(self, "enlarge_map", grid, threads, 0, x, y, width, channels, count)
     }
 
     /// A picture by the weights of its columns and rows → `x [height, width, 3] f32`, as `levels [3, 256] f32` say.
@@ -266,16 +282,16 @@ impl Device {
         x: At,
         [width, height]: [usize; 2],
     ) -> Result {
-        let (grid, count) = ([(width * height).div_ceil(256), 1, 1], (width * height) as u32);
+        let ((grid, threads), count) = (each(width * height), (width * height) as u32);
         let width = width as i32;
-        launch!(self, "area_to_map", grid, 256, 0, raw, columns, rows, levels, x, width, count)
+        launch!(self, "area_to_map", grid, threads, 0, raw, columns, rows, levels, x, width, count)
     }
 
     /// The first pass of a resize → `out [height, width, 3] u8`.
     pub(crate) fn resample(&self, pass: &PassAt, out: At, [width, height]: [usize; 2]) -> Result {
-        let (grid, count) = ([(width * height).div_ceil(256), 1, 1], (width * height) as u32);
+        let ((grid, threads), count) = (each(width * height), (width * height) as u32);
         let width = width as i32;
-        launch!(self, "resample", grid, 256, 0, *pass, out, width, count)
+        launch!(self, "resample", grid, threads, 0, *pass, out, width, count)
     }
 
     /// The second pass on a canvas of `n` pixels → `x [n, 3] f32`, as `levels [3, 256] f32` say.
@@ -287,8 +303,8 @@ impl Device {
         x: At,
         n: usize,
     ) -> Result {
-        let count = n as u32;
-        launch!(self, "resample_to_map", [n.div_ceil(256), 1, 1], 256, 0, *pass, *canvas, levels, x, count)
+        let ((grid, threads), count) = (each(n), n as u32);
+        launch!(self, "resample_to_map", grid, threads, 0, *pass, *canvas, levels, x, count)
     }
 
     /// The number of the vector of `book [n, k]`, in F16 (`half`) or F32, that is nearest to each place of `x [places, k] f32` → `codes [places]

@@ -69,7 +69,7 @@ fn pictures_that_change_have_the_bits_of_the_cpu() {
     let mut seen = Vec::new();
     for run in 0..3 {
         let rgb: Vec<u8> = (0..80 * 64 * 3).map(|i| (i * (89 + 2 * run) + i / 7 * 31) as u8).collect();
-        let picture = Picture { rgb: &rgb, width: 80, height: 64 };
+        let picture = Picture::rgb(&rgb, 80, 64);
         let [mut codes, mut want_codes] = [Vec::new(), Vec::new()];
         let [mut shown, mut want] = [Vec::new(), Vec::new()];
         card.encode(picture, &mut codes).unwrap();

@@ -59,6 +59,10 @@ fn levels() -> [[f32; 256]; 3] {
 
 #[test]
 fn pictures_are_resized_by_area_as_on_the_cpu() {
+    super::each_block(by_area);
+}
+
+fn by_area() {
     let mut both = Both::new();
     for (columns, rows) in [(64, 64), (5, 3), (1, 7), (33, 50)] {
         let mut plan = Plan::new(Way::Area(Area::default()), [0; 3], levels());
@@ -76,6 +80,10 @@ fn pictures_are_resized_by_area_as_on_the_cpu() {
 
 #[test]
 fn pictures_are_resized_by_filters_as_on_the_cpu() {
+    super::each_block(by_filters);
+}
+
+fn by_filters() {
     let mut both = Both::new();
     let crop = |width, height| PixelConfig {
         resize: ResizeRule::LongestEdge { px: 40, min_px: 3 },

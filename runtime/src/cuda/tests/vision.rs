@@ -142,6 +142,10 @@ fn heads_are_a_batch() {
 
 #[test]
 fn patches_are_quantised_as_on_the_cpu() {
+    super::each_block(quantise_patches);
+}
+
+fn quantise_patches() {
     let (mut card, mut random) = (orin(), Random(23));
     // One is longer than what a block holds unasked.
     let long = (Shape { time: 1, height: 1, width: 2, channels: 13_000 }, Grid::POINT, 1);
@@ -174,6 +178,10 @@ fn patches_are_quantised_as_on_the_cpu() {
 
 #[test]
 fn group_norms_modulated_and_swished() {
+    super::each_block(norm_groups);
+}
+
+fn norm_groups() {
     let (mut card, mut random) = (orin(), Random(24));
     // More strips than lanes, fewer, one; groups of one channel and of more than 16.
     for (height, width, channels, factor) in [(1, 1, 32, 1), (6, 4, 64, 2), (9, 12, 544, 3), (40, 30, 32, 1)]
@@ -252,6 +260,10 @@ fn rows_are_normed_and_weighed() {
 
 #[test]
 fn small_operations_on_maps() {
+    super::each_block(operate_on_maps);
+}
+
+fn operate_on_maps() {
     let (mut card, mut random) = (orin(), Random(26));
     let (rows, width, channels) = (3, 5, 37);
     let n = rows * width * channels;

@@ -75,6 +75,7 @@ pub(crate) struct CardBuffers {
     pub(super) up: usize,
     /// `[rows, widest]`, rows that were normed.
     pub(super) normed: usize,
+    /// Of a model that draws.
     pub(super) drawing: Option<CardDrawing>,
     pub(super) quantised: usize,
     pub(super) scale: usize,
@@ -183,7 +184,7 @@ impl CardBuffers {
         let staged =
             lists.bytes.max(4 * rows * c.d_model).max(8 * angles.min(CHUNK / 8)).max(4 * codes.len());
         let staging = [Pinned::new(&card.device, staged)?, Pinned::new(&card.device, staged)?];
-        let results = 4 * (logits.max(rows * c.d_model).max(rows).max(MAX_PICKED) + 1);
+        let results = 4 * (logits.max(rows).max(MAX_PICKED) + 1);
         let results = Pinned::new(&card.device, results)?;
         let mut buffers = Self {
             memory,
