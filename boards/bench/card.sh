@@ -2,9 +2,9 @@
 # Builds, checks and measures the CUDA engine on a machine that has a card: bash boards/bench/card.sh [--quick] [OUT]
 #
 # Needs Rust, Python with venv, and NVIDIA's driver; no CUDA toolkit. In OUT (default target/card): a table of what every kernel uses, the
-# goldens of every family on the card, a JSON object of the shipped model, of shapes S, M and L and of SmolLM2 (whose
-# file comes from PyPI), of the peers that this machine has, and a table of
-# every figure with its target, its verdict and the peers beside it. Exits with 1 if anything that is computed differs.
+# goldens of every family on the card, the frames of the clip on the CPU and on the card, a JSON object of the shipped model, of shapes S, M
+# and L and of SmolLM2 (whose file comes from PyPI), of the peers that this machine has, and a table of every figure with its target, its
+# verdict and the peers beside it. Exits with 1 if anything that is computed differs.
 #
 # --quick is a check of this script, in minutes on the emulated card (its libcuda.so in LD_LIBRARY_PATH): one golden, one model, a handful of
 # tokens. Its figures mean nothing.
@@ -26,8 +26,9 @@ cargo xtask cubin | tee "$out/cubin.txt" || exit 1
 kernels=$PWD/target/cubin
 
 say 'build'
-cargo build --release -p saccaded -p saccade-convert --features saccaded/cuda,saccade-convert/cuda || exit 1
-convert=target/release/saccade-convert daemon=target/release/saccaded
+features=saccaded/cuda,saccade-convert/cuda,saccade-examples/cuda
+cargo build --release --bins -p saccaded -p saccade-convert -p saccade-examples --features $features || exit 1
+convert=target/release/saccade-convert daemon=target/release/saccaded camera=target/release/camera
 
 say 'goldens on the card'
 fixtures=convert/tests/fixtures
@@ -43,6 +44,23 @@ if [ -z "$quick" ]; then
     done
     for model in llama mistral qwen2 qwen3; do golden $model kin/$model kin/$model.golden.safetensors f32; done
 fi
+
+say 'frames of the clip on both: codes, answers and actions, and where their time goes'
+frames=300
+[ -n "$quick" ] && frames=2
+for device in cpu cuda; do
+    "$camera" --headless --frames $frames --device $device --kernels "$kernels" --jsonl "$out/frames-$device.jsonl" examples/clips/*.avi \
+        2>"$out/frames-$device.txt" || { cat "$out/frames-$device.txt"; failed=1; }
+    grep -v INFO "$out/frames-$device.txt"
+done
+python3 - "$out" <<'END' || failed=1
+import json, sys
+both = [[json.loads(line) for line in open(f"{sys.argv[1]}/frames-{device}.jsonl")] for device in ("cpu", "cuda")]
+parts = [[(frame["seq"], frame["codes"], frame["text"], frame["action"]) for frame in frames] for frames in both]
+same = sum(a == b for a, b in zip(*parts))
+print(f"{same} of {len(parts[0])} frames are alike")
+sys.exit(same != len(parts[0]) or len(parts[0]) != len(parts[1]) or same == 0)
+END
 
 say 'engine beside the limits'
 mkdir -p target/bench

@@ -68,6 +68,26 @@ pub(crate) fn python(name: &str, packages: &[&str], why: &str) -> Result<PathBuf
     Ok(programs)
 }
 
+/// Camera support needs libclang while it is built. Without it files still play.
+pub(crate) fn cameras_can_be_built() -> bool {
+    if !cfg!(target_os = "linux") {
+        eprintln!(
+            "cameras are read through Video4Linux, which this system does not have; going on without one"
+        );
+        return false;
+    }
+    if has_libclang() {
+        return true;
+    }
+    match install(&["libclang-dev"], "libclang, which camera support is built with,") {
+        Ok(()) => true,
+        Err(sentence) => {
+            eprintln!("{sentence}\ngoing on without camera support: files and the bundled clip still play");
+            false
+        }
+    }
+}
+
 /// Whether the library that bindgen loads can be found, in the places where bindgen looks.
 pub(crate) fn has_libclang() -> bool {
     if std::env::var_os("LIBCLANG_PATH").is_some() {

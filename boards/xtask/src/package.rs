@@ -14,9 +14,8 @@ const OLDEST_GLIBC: (u32, u32) = (2, 31);
 const ZIG: [&str; 2] = ["ziglang==0.17.1", "cargo-zigbuild==0.24.1"];
 
 /// What is built, with the card's engine: it opens the driver at run time, so every machine gets the same programs.
-const BUILD: &str =
-    "build --release -p saccaded -p saccade-convert --features saccaded/cuda,saccade-convert/cuda";
-const PROGRAMS: [&str; 2] = ["saccaded", "saccade-convert"];
+const BUILD: &str = "build --release --bins -p saccaded -p saccade-convert -p saccade-examples --features saccaded/cuda,saccade-convert/cuda,saccade-examples/cuda";
+const PROGRAMS: [&str; 3] = ["saccaded", "saccade-convert", "camera"];
 /// Where files of the repository go.
 const FILES: [(&str, &str); 4] = [
     ("examples/models/nano", "models/nano"),
@@ -33,7 +32,7 @@ pub(crate) fn run(args: &[String]) -> Outcome {
         _ => return Err("usage: cargo xtask package [--target host|aarch64-unknown-linux-gnu]".to_owned()),
     };
     match target {
-        None => Step::cargo(BUILD).run()?,
+        None => Step::cargo(&build()).run()?,
         Some(aarch64::TARGET) => build_for_boards()?,
         Some(other) => {
             return Err(format!("no package is made for `{other}`; choose host or {}", aarch64::TARGET));
@@ -78,6 +77,12 @@ pub(crate) fn run(args: &[String]) -> Outcome {
     table(&stage, &archive)
 }
 
+/// The words that build the programs, with cameras if that can be.
+fn build() -> String {
+    let cameras = if machine::cameras_can_be_built() { ",saccade-examples/v4l2" } else { "" };
+    format!("{BUILD}{cameras}")
+}
+
 /// Builds the programs for Arm boards, against the C library that the oldest of them has: what this machine's own would link starts on
 /// none that is older.
 fn build_for_boards() -> Outcome {
@@ -85,7 +90,7 @@ fn build_for_boards() -> Outcome {
     let zig = machine::python("zig", &ZIG, "a linker for boards of every age (440 MB, once)")?;
     let path = std::env::var("PATH").unwrap_or_default();
     let (major, minor) = OLDEST_GLIBC;
-    let words = format!("zig{BUILD} --target {}.{major}.{minor}", aarch64::TARGET);
+    let words = format!("zig{} --target {}.{major}.{minor}", build(), aarch64::TARGET);
     Step::cargo(&words).env("PATH", format!("{}:{path}", zig.display())).run()
 }
 

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use clap::Parser;
-use saccade::engine::EngineOptions;
+use saccade::engine::{DeviceChoice, DeviceOptions, DeviceReport, EngineOptions, Placement};
 use saccade::family::Model;
 use saccade::source::{Capture, CaptureOptions, Pace};
 
@@ -63,6 +63,18 @@ struct Args {
     /// Threads of the engine; 0 means one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
+    /// What the model runs on: auto (a card where there is one), cpu or cuda.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    device: DeviceChoice,
+    /// Do not start without a card.
+    #[arg(long)]
+    require_gpu: bool,
+    /// The folder of compiled CUDA kernels [default: `cuda` beside this program, or target/cubin].
+    #[arg(long, value_name = "DIR")]
+    kernels: Option<PathBuf>,
+    /// Where a card finds the weights: mapped (the file's own pages), device (copied), or auto.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    weights: Placement,
 }
 
 fn main() -> ExitCode {
@@ -95,7 +107,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         None => open::shipped("models/nano")
             .context("there is no examples/models/nano here: name a bundle with --model DIR")?,
     };
-    let model = Model::open(&model, &EngineOptions { threads: args.threads, ..EngineOptions::default() })?;
+    let choice = if args.require_gpu { DeviceChoice::Cuda } else { args.device };
+    let (kernels, weights) = (args.kernels.clone(), args.weights);
+    let device = DeviceOptions { choice, kernels, weights, ..DeviceOptions::default() };
+    let options = EngineOptions { threads: args.threads, device, ..EngineOptions::default() };
+    let model = Model::open(&model, &options)?;
+    let DeviceReport { name, what, reason, .. } = model.device();
+    say(&format!("the model runs on {name}, {what}: {reason}"));
 
     let stop = Arc::new(AtomicBool::new(false));
     ctrlc::set_handler({

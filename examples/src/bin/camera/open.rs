@@ -54,11 +54,13 @@ fn first_camera(
     None
 }
 
-/// Something of `examples/`, here or where this program was built.
+/// Something of `examples/`: here, in the package that this program lies in, or where it was built.
 pub(crate) fn shipped(what: &str) -> Option<PathBuf> {
     let here = Path::new("examples").join(what);
+    let program = std::env::current_exe().unwrap_or_default();
+    let packaged = program.ancestors().nth(2).unwrap_or(&program).join(what);
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join(what);
-    [here, built].into_iter().find(|path| path.exists())
+    [here, packaged, built].into_iter().find(|path| path.exists())
 }
 
 fn first_clip(dir: &Path) -> Option<PathBuf> {
