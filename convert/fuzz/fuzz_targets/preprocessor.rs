@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use saccade::config::ModelConfig;
-use saccade::tokenize::{Picture, Pixels};
+use saccade::tokenize::{Picture, PixelFormat, Pixels};
 use saccade_convert::checkpoint::Checkpoint;
 use tempfile::TempDir;
 
@@ -60,9 +60,15 @@ fuzz_target!(|data: &[u8]| {
         assert!(columns * rows <= 1 << 22, "{columns} by {rows}");
     }
     let (width, height) = (width % 97, height % 89);
-    let rgb: Vec<u8> = (0..width * height * 3).map(|at| (at * 31 % 256) as u8).collect();
-    if let Ok(found) = pixels.run(Picture::rgb(&rgb, width, height)) {
-        assert_eq!(found.values.len(), found.width * found.height * 3);
-        assert!(found.values.iter().all(|value| value.is_finite()));
+    let noise: Vec<u8> = (0..width * height * 3).map(|at| (at * 31 % 256) as u8).collect();
+    let formats = [PixelFormat::Rgb, PixelFormat::Bgr, PixelFormat::Yuyv, PixelFormat::Nv12, PixelFormat::Grey];
+    // Rows of every length, so that there are enough bytes and too few.
+    let (format, stride) = (formats[usize::from(which) / FAMILIES.len() % formats.len()], usize::from(a));
+    let camera = Picture { bytes: &noise, format, width, height, stride };
+    for picture in [Picture::rgb(&noise, width, height), camera, Picture { stride: usize::MAX, ..camera }] {
+        if let Ok(found) = pixels.run(picture) {
+            assert_eq!(found.values.len(), found.width * found.height * 3);
+            assert!(found.values.iter().all(|value| value.is_finite()));
+        }
     }
 });

@@ -99,13 +99,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let report = engine::run(&dir, args.threads)?;
         return print(&if args.json { format!("{report}\n") } else { engine::to_table(&report) });
     }
+    if args.device != DeviceChoice::Cpu {
+        bail!("the frame loop is measured on the CPU; add `--engine` for the bench of a card");
+    }
     let uri = match &args.source {
         Some(uri) => uri.clone(),
         None => shipped::clip()?.to_string_lossy().into_owned(),
     };
     let model = Model::open(&dir, &EngineOptions { threads: args.threads, ..EngineOptions::default() })?;
-    let raw = model.device().name == "cuda";
-    let options = SourceOptions { pace: Pace::All, repeat: Repeat::Forever, raw, ..SourceOptions::default() };
+    let options = SourceOptions { pace: Pace::All, repeat: Repeat::Forever, ..SourceOptions::default() };
     let mut source = source::open(&uri, &options)?;
     let measured = measure(&model, &mut *source, args.frames as usize)?;
     let text = if args.json {

@@ -34,14 +34,13 @@ enum Way {
 impl Way {
     /// Runs `work` with everything going there; even if it panics, not what follows.
     fn of<T>(self, work: impl FnOnce() -> T) -> T {
-        struct Back;
+        struct Back(Way);
         impl Drop for Back {
             fn drop(&mut self) {
-                WAY.set(Way::Stream);
+                WAY.set(self.0);
             }
         }
-        let _back = Back;
-        WAY.set(self);
+        let _back = Back(WAY.replace(self));
         work()
     }
 }

@@ -96,6 +96,12 @@ pub struct DeviceReport {
 }
 
 impl DeviceReport {
+    /// Whether it is a card.
+    #[must_use]
+    pub fn is_card(&self) -> bool {
+        self.name == "cuda"
+    }
+
     /// Of the CPU, which reads the mapped file itself.
     #[must_use]
     pub fn cpu(kernels: &str, reason: &str) -> Self {

@@ -185,7 +185,7 @@ impl Buffers {
         Ok(true)
     }
 
-    /// The same on a card, if there is one and it can tell what may come next from what may not; says whether.
+    /// Has a card draw by the samplers, if there is one and it can tell what may come next from what may not; says whether.
     #[cfg(feature = "cuda")]
     fn picks_on_card(
         &mut self,

@@ -160,6 +160,7 @@ impl Recording for Ffmpeg {
             Step::Done => {
                 (frame.width, frame.height) = self.size.take().unwrap_or_default();
                 std::mem::swap(&mut frame.rgb, &mut self.body);
+                frame.raw.clear();
                 // The child decodes ahead; this is the waiting and copying that was left to us.
                 frame.decode_ns = std::mem::take(&mut self.spent_ns);
                 self.head.clear();

@@ -106,7 +106,7 @@ impl Frame {
     /// # Panics
     /// If the raw bytes, which are public, were made fewer than the size needs.
     pub fn fill_rgb(&mut self) {
-        if !self.raw.is_empty() {
+        if !self.raw.is_empty() && self.width > 0 && self.height > 0 {
             let mut rgb = std::mem::take(&mut self.rgb);
             rgb.resize(self.width as usize * self.height as usize * 3, 0);
             self.picture().write_rgb(&mut rgb);

@@ -101,6 +101,13 @@ fn frames_take_whole_buffers_and_refuse_too_few_bytes() {
 }
 
 #[test]
+fn a_raw_frame_without_pixels_stays_without() {
+    let mut frame = Frame { raw: vec![1; 9], raw_format: PixelFormat::Grey, ..Frame::default() };
+    frame.fill_rgb();
+    assert!(frame.rgb.is_empty());
+}
+
+#[test]
 fn raw_frames_keep_their_buffers_and_nothing_of_one_is_left_in_the_next() {
     let bytes = noise(8, 6);
     let mut frame = Frame::default();

@@ -9,6 +9,8 @@
 #include "emulator.h"
 #include "launch.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -72,7 +74,14 @@ struct Graph {
 };
 struct Stream {
     std::vector<Work> queue;
+    // How much was done before what is in the queue.
+    std::size_t done = 0;
     std::unique_ptr<Graph> capture;
+};
+// What was in a stream up to here.
+struct Event {
+    void *stream = nullptr;
+    std::size_t until = 0;
 };
 struct Function {
     const emulator::Kernel *kernel;
@@ -99,14 +108,13 @@ Result enqueue(void *stream, Work work) {
     return SUCCESS;
 }
 
-Result drain(Stream &s) {
+// Does what a stream has, up to the `until`-th of all that was ever in it: the card does not hurry.
+Result drain(Stream &s, std::size_t until = SIZE_MAX) {
     if (lost) return lost;
-    for (Work &work : s.queue)
-        if (Result code = work()) {
-            lost = code;
-            break;
-        }
-    s.queue.clear();
+    std::size_t count = until <= s.done ? 0 : std::min(until - s.done, s.queue.size());
+    for (std::size_t i = 0; i < count && !lost; i++) lost = s.queue[i]();
+    s.queue.erase(s.queue.begin(), s.queue.begin() + (lost ? s.queue.size() : count));
+    s.done += count;
     return lost;
 }
 
@@ -374,23 +382,24 @@ API cuGraphLaunch(void *graph, void *stream) {
         return SUCCESS;
     });
 }
-// An event is the stream that it was recorded in.
 API cuEventCreate(void **event, unsigned) {
-    *event = new void *(nullptr);
+    *event = new Event;
     return SUCCESS;
 }
 API cuEventDestroy_v2(void *event) {
-    delete static_cast<void **>(event);
+    delete static_cast<Event *>(event);
     return SUCCESS;
 }
 API cuEventRecord(void *event, void *stream) {
-    *static_cast<void **>(event) = stream;
+    const Stream &s = of(stream);
+    *static_cast<Event *>(event) = {stream, s.done + s.queue.size()};
     return SUCCESS;
 }
 API cuEventSynchronize(void *event) {
     MAY_FAIL("cuStreamSynchronize");
     NOT_IN_A_CAPTURE;
-    return drain(of(*static_cast<void **>(event)));
+    const Event &e = *static_cast<Event *>(event);
+    return drain(of(e.stream), e.until);
 }
 API cuEventElapsedTime(float *ms, void *, void *) {
     *ms = 1.0f;

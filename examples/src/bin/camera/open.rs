@@ -14,7 +14,7 @@ pub(crate) fn source(args: &Args, model: &Model) -> anyhow::Result<Box<dyn Sourc
         pace: if args.headless { Pace::All } else { Pace::Real },
         // Without a view and without a number of frames a file is read once; otherwise it is a demo and goes on.
         repeat: if args.headless && args.frames.is_none() { Repeat::Times(0) } else { Repeat::Forever },
-        raw: model.device().name == "cuda",
+        raw: model.device().is_card(),
         ..SourceOptions::default()
     };
     if let Some(uri) = &args.source {

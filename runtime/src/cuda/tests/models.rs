@@ -43,7 +43,9 @@ fn transcript(model: &Arc<Model>) -> Vec<f32> {
         s.score_act(&mut chunk, &mut |_, logits| said.extend_from_slice(logits)).unwrap();
         said.extend_from_slice(&chunk.values);
         let scored = chunk.clone();
+        let picks = emulator::launches("pick");
         s.act(&mut chunk).unwrap();
+        assert_eq!(emulator::launches("pick") > picks, model.device().is_card(), "bins are picked there");
         assert_eq!((&chunk.bins, &chunk.values), (&scored.bins, &scored.values), "frame {frame}");
         s.push_action(&chunk.values[..4]).unwrap();
     }

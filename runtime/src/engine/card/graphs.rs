@@ -59,6 +59,7 @@ impl MapBuffers {
                 self.graphs.keep(fingerprint, Some(graph));
                 Ok(())
             }
+            Err(error) if error.is_card_lost() => Err(error),
             Err(error) => {
                 log::warn!("image networks are launched kernel by kernel: as a graph they fail ({error})");
                 self.graphs = Graphs { known: Vec::new(), refused: true };

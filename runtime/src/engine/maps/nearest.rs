@@ -36,8 +36,8 @@ impl Search {
         4 * (places as u128 + (CODES as u128 + 1) * code_dim as u128)
     }
 
-    /// The number of the vector that is nearest to each place of `x [places, code_dim]`, of equals the lowest; NaN where `x` is not
-    /// finite. `read` says what each of the `n` vectors is.
+    /// The number of the vector that is nearest to each place of `x [places, code_dim]`, of equals the lowest; NaN where
+    /// none has a distance that is a number below infinity. `read` says what each of the `n` vectors is.
     #[allow(clippy::cast_precision_loss, reason = "numbers of codes")]
     pub(crate) fn run(&mut self, n: usize, read: &dyn Fn(usize, &mut [f32]), x: &[f32], codes: &mut [f32]) {
         let k = x.len() / codes.len();
