@@ -3,15 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use regex::Regex;
-use saccade::config::{ModelConfig, WeightDtype};
+use saccade::config::{JanusConfig, ModelConfig, WeightDtype};
 use saccade::cuda;
 use saccade::engine::{DeviceChoice, DeviceOptions, EngineOptions};
 use saccade::family::Model;
 use saccade::sample::{Sampler, SamplerOptions, argmax};
 use saccade::session::{self, Session, SessionOptions, step};
-use saccade::tokenize::{CodedImages, DrawPrompt, Features, Message, Picture};
+use saccade::tokenize::{CodedImages, DrawPrompt, Features, Message, Picture, PictureReader};
 use saccade_convert::bundle::{Recipe, convert};
 use saccade_convert::checkpoint::Checkpoint;
 use saccade_convert::golden::{Subject, golden};
@@ -104,12 +105,17 @@ fn janus_reads_and_draws() {
     ran(&["group_norm", "enlarge_map"]);
 }
 
+fn janus(model: &Model) -> &JanusConfig {
+    let ModelConfig::Janus(c) = model.config() else { panic!("{}", model.config().family()) };
+    c
+}
+
 /// What a model draws, and the logits of those codes behind a text with a picture in it.
 fn drawn(bundle: &Path, choice: DeviceChoice) -> (Vec<u16>, Vec<u32>) {
     let kernels = Some(emulator::plug_in().join("kernels"));
     let device = DeviceOptions { choice, kernels, ..DeviceOptions::default() };
     let model = Model::open(bundle, &EngineOptions { device, ..EngineOptions::default() }).unwrap();
-    let ModelConfig::Janus(c) = model.config() else { panic!("{}", model.config().family()) };
+    let c = janus(&model);
     let mut prompt = DrawPrompt::of_tokens(&model, &[5, 40, 7, 300, c.vision.begin], None).unwrap();
     prompt.sampling.seed = 3;
     let mut sessions = [0, 1]
@@ -118,8 +124,7 @@ fn drawn(bundle: &Path, choice: DeviceChoice) -> (Vec<u16>, Vec<u32>) {
     let mut codes = Vec::new();
     session::draw(guided, free, &prompt, &mut codes, &mut |_| true).unwrap();
     let rgb: Vec<u8> = (0..=250).cycle().take(40 * 30 * 3).collect();
-    let mut features = Features::new(&model).unwrap();
-    guided.show(features.of(Picture::rgb(&rgb, 40, 30)).unwrap()).unwrap();
+    Features::new(&model).unwrap().show(&[Picture::rgb(&rgb, 40, 30)], guided).unwrap();
     let mut seen = vec![9];
     seen.extend(vec![c.vision.placeholder; c.vision.patches()]);
     seen.extend(&prompt.guided);
@@ -143,6 +148,160 @@ fn janus_draws_with_the_bits_of_the_cpu() {
         let [cpu, card] = [DeviceChoice::Cpu, DeviceChoice::Cuda].map(|choice| drawn(&bundle, choice));
         assert!(cpu.0.iter().any(|code| *code != cpu.0[0]), "{what}");
         assert_eq!(card, cpu, "{what}");
+    }
+}
+
+/// A model that reads features, on that engine, with an eye and two sessions.
+struct Reader {
+    model: Arc<Model>,
+    eye: Features,
+    sessions: [Session; 2],
+}
+
+impl Reader {
+    fn new(bundle: &Path, choice: DeviceChoice) -> Self {
+        let kernels = Some(emulator::plug_in().join("kernels"));
+        let device = DeviceOptions { choice, kernels, ..DeviceOptions::default() };
+        let model = Model::open(bundle, &EngineOptions { device, ..EngineOptions::default() }).unwrap();
+        let options = SessionOptions { max_text_tokens: 120, max_sequences: 1 };
+        let sessions = [0, 1].map(|_| Session::new(&model, &options).unwrap());
+        Self { eye: Features::new(&model).unwrap(), sessions, model }
+    }
+
+    /// A question about so many pictures, one placeholder each.
+    fn question(&self, pictures: usize) -> Vec<u32> {
+        let c = janus(&self.model);
+        let mut ids = vec![9, 30];
+        (0..pictures).for_each(|at| ids.extend([c.vision.placeholder, 40 + u32::try_from(at).unwrap()]));
+        ids
+    }
+
+    /// The same with places for their features.
+    fn places(&self, pictures: usize) -> Vec<u32> {
+        let c = janus(&self.model);
+        let mut ids = Vec::new();
+        for id in self.question(pictures) {
+            if id == c.vision.placeholder {
+                ids.push(c.vision.begin);
+                ids.extend(vec![id; c.vision.patches()]);
+                ids.push(c.vision.end);
+            } else {
+                ids.push(id);
+            }
+        }
+        ids
+    }
+
+    /// What a session says behind such a question, in bits.
+    fn said(&mut self, session: usize, pictures: usize) -> Vec<u32> {
+        let ids = self.places(pictures);
+        let mut bits = Vec::new();
+        let mut on_logits = |_: usize, row: &[f32]| bits.extend(row.iter().map(|x| x.to_bits()));
+        self.sessions[session].score_answer(&ids, &[50, 60], &mut on_logits).unwrap();
+        bits
+    }
+}
+
+/// Pictures of one size, each another one.
+fn pictures(first: usize, n: usize) -> Vec<Vec<u8>> {
+    let byte = |at: usize, i: usize| u8::try_from((i * (89 + 2 * at) + i / 7 * 31) % 256).unwrap();
+    (first..first + n).map(|at| (0..40 * 30 * 3).map(|i| byte(at, i)).collect()).collect()
+}
+
+#[test]
+fn janus_sees_with_the_bits_of_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, dtype) in [WeightDtype::F32, WeightDtype::Int8].into_iter().enumerate() {
+        let bundle = dir.path().join(i.to_string());
+        let mut checkpoint = Checkpoint::open(&fixture("hf/janus")).unwrap();
+        convert(&mut checkpoint, &bundle, dtype, false, &mut Progress::silent()).unwrap();
+        let graphs = emulator::launches("cuGraphLaunch");
+        let [cpu, card] = [DeviceChoice::Cpu, DeviceChoice::Cuda].map(|choice| {
+            let mut reader = Reader::new(&bundle, choice);
+            let mut found = Vec::new();
+            // Arrays grow in the second and third question, and are larger than needed in the others.
+            for (round, (session, n)) in
+                [(0, 1), (1, 2), (0, 3), (1, 1), (0, 2), (1, 2)].into_iter().enumerate()
+            {
+                let rgb = pictures(3 * round, n);
+                let pictures: Vec<_> = rgb.iter().map(|rgb| Picture::rgb(rgb, 40, 30)).collect();
+                reader.eye.show(&pictures, &mut reader.sessions[session]).unwrap();
+                let said = reader.said(session, n);
+                assert_eq!(said, reader.said(session, n), "they stay for the next question");
+                // The same by way of the host, and by the text's own reader.
+                let values: Vec<f32> =
+                    pictures.iter().flat_map(|&one| reader.eye.of(one).unwrap().to_vec()).collect();
+                reader.sessions[session].show(&values).unwrap();
+                assert_eq!(said, reader.said(session, n), "{choice:?} {dtype:?} round {round}");
+                let mut of_text = PictureReader::new(&reader.model).unwrap().unwrap();
+                let text = of_text.read(&reader.question(n), &pictures, &mut reader.sessions[session]);
+                assert_eq!(text.unwrap(), reader.places(n));
+                assert_eq!(said, reader.said(session, n), "{choice:?} {dtype:?} round {round}");
+                assert!(!found.contains(&said), "round {round}");
+                found.push(said);
+            }
+            // A text without pictures does not need them.
+            reader.eye.show(&[], &mut reader.sessions[0]).unwrap();
+            found.push(reader.said(0, 0));
+            found
+        });
+        assert_eq!(card, cpu, "{dtype:?}");
+        // Networks were replayed that keep what they find, and such that give it.
+        assert!(emulator::launches("cuGraphLaunch") - graphs > 20, "{dtype:?}");
+    }
+    ran(&["check_finite"]);
+}
+
+/// Puts a number that is none into the first place of an F32 tensor of a bundle.
+fn poison(bundle: &Path, tensor: &str) {
+    let path = bundle.join("weights.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    assert_eq!(list[tensor]["dtype"], "F32");
+    let at = 8 + header + usize::try_from(list[tensor]["data_offsets"][0].as_u64().unwrap()).unwrap();
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn features_that_are_no_numbers_are_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("bundle");
+    let mut checkpoint = Checkpoint::open(&fixture("hf/janus")).unwrap();
+    convert(&mut checkpoint, &bundle, WeightDtype::Int8, false, &mut Progress::silent()).unwrap();
+    poison(&bundle, "vision.norm.bias");
+    let [cpu, card] = [DeviceChoice::Cpu, DeviceChoice::Cuda].map(|choice| {
+        let mut reader = Reader::new(&bundle, choice);
+        let c = janus(&reader.model);
+        let good = vec![0.25; c.vision.patches() * c.language.decoder.d_model];
+        let mut found = Vec::new();
+        reader.sessions[0].show(&good).unwrap();
+        let before = reader.said(0, 1);
+        // Kernel by kernel, captured, and replayed; more than a question can have, and while one is answered.
+        for (n, open) in [(1, false), (2, false), (1, false), (3, false), (30, false), (1, true)] {
+            let rgb = pictures(0, n);
+            let pictures: Vec<_> = rgb.iter().map(|rgb| Picture::rgb(rgb, 40, 30)).collect();
+            if open {
+                reader.sessions[0].open(&[9, 30]).unwrap();
+            }
+            let refused = reader.eye.show(&pictures, &mut reader.sessions[0]).unwrap_err();
+            reader.sessions[0].close();
+            found.push(refused.sentence());
+            assert_eq!(reader.said(0, 1), before, "{choice:?} {n}");
+        }
+        (before, found)
+    });
+    assert_eq!(card, cpu);
+    for (sentence, part) in card.1.iter().zip([
+        "output is not a number",
+        "output is not a number",
+        "output is not a number",
+        "output is not a number",
+        "there is room for 120",
+        "an answer is open",
+    ]) {
+        assert!(sentence.contains(part), "{sentence}");
     }
 }
 

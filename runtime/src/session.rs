@@ -5,13 +5,14 @@
 //! hang on the live segments as *branches* and leave nothing behind. A position is the index in the concatenation of
 //! what is live, so gaps close and nothing drifts, however long the session runs.
 //!
-//! Everything is allocated by [`Session::new`]; no other call allocates.
+//! Everything is allocated by [`Session::new`]; no other call allocates, but [`Session::show`] for more features than ever before.
 
 mod answer;
 mod capacity;
 mod choose;
 mod draw;
 mod error;
+mod features;
 mod forward;
 mod grammar;
 mod score;

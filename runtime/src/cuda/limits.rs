@@ -88,7 +88,7 @@ impl CardLimits {
         let Sizes { bytes, stream_k, layer: [wide, deep], tokens, rounds } = *sizes;
         let [from, to] = [device.allocate("a measurement", bytes)?, device.allocate("a measurement", bytes)?];
         from.fill(0, bytes)?;
-        let copy = seconds(device, || from.copy_to(&to, bytes))?;
+        let copy = seconds(device, || from.copy_to(0, &to, 0, bytes))?;
 
         let n = bytes / stream_k;
         let scratch = Scratch::new(device, n, sizes)?;

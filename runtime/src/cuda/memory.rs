@@ -26,6 +26,11 @@ impl Memory {
         self.at
     }
 
+    /// Bytes of it.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
     /// Copies `from` to `offset`, and waits: what tests put on a card.
     ///
     /// # Panics
@@ -124,22 +129,28 @@ impl Memory {
         if stream == self.device.stream { to.follow() } else { Ok(()) }
     }
 
-    /// Puts a copy of the first `bytes` to `other` into the stream.
+    /// Puts a copy of `bytes` from `from` to the place `to` of other memory of the card into the stream.
     ///
     /// # Panics
-    /// If one of the two is smaller.
-    pub(crate) fn copy_to(&self, other: &Self, bytes: usize) -> Result<(), CudaError> {
+    /// If one of the two has not as many there.
+    pub(crate) fn copy_to(
+        &self,
+        from: usize,
+        other: &Self,
+        to: usize,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
         assert!(
-            bytes <= self.bytes && bytes <= other.bytes,
-            "{bytes} bytes of {} to {}",
+            from + bytes <= self.bytes && to + bytes <= other.bytes,
+            "{bytes} bytes from {from} of {} to {to} of {}",
             self.bytes,
             other.bytes
         );
         let Some(stream) = self.device.way() else { return Ok(()) };
         self.device.enter()?;
+        let (to, from) = (other.at + to as u64, self.at + from as u64);
         // SAFETY: checked above; the two do not overlap.
-        unsafe { result::memcpy_dtod_async(other.at, self.at, bytes, stream) }
-            .map_err(CudaError::of("cuMemcpyDtoD"))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream) }.map_err(CudaError::of("cuMemcpyDtoD"))
     }
 
     /// Puts a copy of `bytes` from `from` to `to`, which do not overlap, into the stream.
@@ -290,6 +301,8 @@ impl Drop for Graph {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        // Not before what reads it or writes to it is over.
+        let _ = self.device.wait();
         if self.device.enter().is_ok() {
             // SAFETY: allocated by `Device::allocate`, and freed once. A lost card has nothing to free.
             let _ = unsafe { result::memory_free(self.at) };

@@ -6,6 +6,7 @@
 
 mod buffers;
 mod drawing;
+mod features;
 mod graphs;
 mod head;
 mod maps;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 pub(crate) use buffers::{Beside, CardBuffers};
 use buffers::{Lists, narrow};
+pub(crate) use features::CardFeatures;
 pub(crate) use maps::MapBuffers;
 #[cfg(test)]
 pub(crate) use maps::patches_at;
@@ -33,10 +35,10 @@ use crate::weights::{LinearPlace, LinearRef, VectorRef, Weights};
 
 /// Bytes that the weights are copied by.
 const CHUNK: usize = 8 << 20;
-/// The tables that input vectors come from: the embedding, vectors that the host gives, task prefixes, slots of actions, codes that were
+/// The tables that input vectors come from: the embedding, features of pictures, task prefixes, slots of actions, codes that were
 /// drawn.
 pub(crate) const EMBED: i32 = 0;
-pub(crate) const GIVEN: i32 = 1;
+pub(crate) const SEEN: i32 = 1;
 pub(crate) const PREFIX: i32 = 2;
 pub(crate) const SLOTS: i32 = 3;
 pub(crate) const DRAWN: i32 = 4;

@@ -185,6 +185,10 @@ pub(crate) trait Maps {
     /// Appends a map to what the network gives.
     fn give(&mut self, from: Slot) -> Result<()>;
 
+    /// The same of a map that is wanted where the network runs: on a card it stays in its slot for `Canvas::append_kept`. The last
+    /// operation, and the only one of its kind.
+    fn keep(&mut self, from: Slot) -> Result<()>;
+
     /// Takes one frame out of a clip, into another slot.
     fn take_frame(&mut self, clip: Slot, frame: usize, to: Slot) -> Result<()>;
 

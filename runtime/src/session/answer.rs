@@ -102,32 +102,6 @@ impl Session {
         chain
     }
 
-    /// Gives the features of pictures, `[places, d_model] f32`, that stand in the next questions where these have placeholders.
-    ///
-    /// # Errors
-    /// If this is a model without such, or the features are not whole rows.
-    pub fn show(&mut self, features: &[f32]) -> Result<()> {
-        let d = self.model.janus()?.0.language.decoder.d_model;
-        if !features.len().is_multiple_of(d) {
-            let expected = features.len().next_multiple_of(d);
-            return Err(SessionError::Dimensions { what: "features", found: features.len(), expected }.into());
-        }
-        self.buffers.features.clear();
-        self.buffers.features.extend_from_slice(features);
-        Ok(())
-    }
-
-    /// Whether a text has as many places for features as there are features.
-    pub(super) fn check_places(&self, text: &[u32]) -> Result<()> {
-        let Ok((c, _)) = self.model.janus() else { return Ok(()) };
-        let features = self.buffers.features.len() / c.language.decoder.d_model;
-        match text.iter().filter(|&&id| id == c.vision.placeholder).count() {
-            0 => Ok(()),
-            places if places == features => Ok(()),
-            places => Err(SessionError::Places { places, features }.into()),
-        }
-    }
-
     /// Ends the open answer, if there is one. Nothing is left of it, unless [`Self::reuse_prompts`] was called.
     pub fn close(&mut self) {
         let Some(mut open) = self.open.take() else { return };

@@ -54,7 +54,7 @@ pub(super) struct Buffers {
     pub(super) logits: Vec<f32>,
     pub(super) scratch: CpuScratch,
     pub(super) rope: Rope,
-    /// `[features, d_model]`, of the question's pictures.
+    /// `[features, d_model]`, of the question's pictures; a card has its own.
     pub(super) features: Vec<f32>,
     /// What drawing works in on the CPU.
     pub(super) drawing: [Vec<f32>; 2],
@@ -69,8 +69,8 @@ impl Buffers {
     /// Writes the input vector of a row into `x[n]`.
     pub(super) fn embed(&mut self, model: &Model, n: usize, row: Row, modality: Modality) {
         #[cfg(feature = "cuda")]
-        if self.card.is_some() && self.embed_on_card(model, n, row, modality) {
-            return;
+        if self.card.is_some() {
+            return self.embed_on_card(model, n, row, modality);
         }
         let (w, decoder) = (model.weights(), model.decoder());
         let d = decoder.config.d_model;
@@ -102,10 +102,10 @@ impl Buffers {
         own.modality_embed.add_row(w, modality.index(), x);
     }
 
-    /// Says on the card what row `n` begins with, and whether that is all: a vector that the host computes is still to come.
+    /// Says on the card what row `n` begins with.
     #[cfg(feature = "cuda")]
-    fn embed_on_card(&mut self, model: &Model, n: usize, row: Row, modality: Modality) -> bool {
-        let Some(card) = &mut self.card else { return false };
+    fn embed_on_card(&mut self, model: &Model, n: usize, row: Row, modality: Modality) {
+        let Some(card) = &mut self.card else { return };
         let own = model.unimodal().ok();
         let modality = own.map(|_| modality);
         let first_code = own.map_or(0, |c| c.tokens.image[0] as usize);
@@ -117,9 +117,8 @@ impl Buffers {
             Row::Prefix(at) => card.input(n, card::PREFIX, at, None, modality),
             Row::Slot(at) => card.input(n, card::SLOTS, at, None, modality),
             Row::Drawn(code) => card.input(n, card::DRAWN, code as usize, None, None),
-            Row::Feature(_) => card.input(n, card::GIVEN, n, None, None),
+            Row::Feature(at) => card.input(n, card::SEEN, at, None, None),
         }
-        !matches!(row, Row::Feature(_))
     }
 
     /// Every block over `x`, whose rows are those of the sequences. A card has it done when logits are read, or in [`Self::settle`].
@@ -131,12 +130,12 @@ impl Buffers {
         self.rope.reach(sequences.iter().map(end).max().unwrap_or(0));
         let config = &model.decoder().config;
         let net = Net { engine: model.engine(), weights: model.weights(), config, rope: &self.rope };
-        let rows: usize = sequences.iter().map(|sequence| sequence.rows).sum();
-        let x = &mut self.x[..rows * config.d_model];
         #[cfg(feature = "cuda")]
         if let (Some(card), Some(buffers)) = (model.card(), &mut self.card) {
-            return buffers.decode(card, model.decoder(), &self.rope, sequences, x);
+            return buffers.decode(card, model.decoder(), &self.rope, sequences);
         }
+        let rows: usize = sequences.iter().map(|sequence| sequence.rows).sum();
+        let x = &mut self.x[..rows * config.d_model];
         let mut pass = CpuPass::new(net, sequences, x, &mut self.scratch);
         for (layer, block) in model.decoder().blocks.iter().enumerate() {
             block.forward(&mut pass, layer)?;

@@ -15,8 +15,6 @@ pub struct PictureReader {
     /// Stands for a picture in a text, before and behind it.
     placeholder: u32,
     around: [u32; 2],
-    /// Of all pictures of a text.
-    features: Vec<f32>,
     codes: Vec<u32>,
 }
 
@@ -49,7 +47,7 @@ impl PictureReader {
             }
             _ => return Ok(None),
         };
-        Ok(Some(Self { eye, placeholder, around, features: Vec::new(), codes: Vec::new() }))
+        Ok(Some(Self { eye, placeholder, around, codes: Vec::new() }))
     }
 
     /// The text with the pictures in their places, one placeholder each; `session` is shown their features where the model has such.
@@ -61,15 +59,14 @@ impl PictureReader {
         if places != pictures.len() {
             return Err(SessionError::Places { places, features: pictures.len() }.into());
         }
-        self.features.clear();
-        let mut pictures = pictures.iter();
+        let mut left = pictures.iter();
         let mut text = Vec::new();
         for &id in ids {
-            let Some(&picture) = pictures.as_slice().first().filter(|_| id == self.placeholder) else {
+            let Some(&picture) = left.as_slice().first().filter(|_| id == self.placeholder) else {
                 text.push(id);
                 continue;
             };
-            pictures.next();
+            left.next();
             text.push(self.around[0]);
             match &mut self.eye {
                 Eye::Codes(images) => {
@@ -77,15 +74,12 @@ impl PictureReader {
                     text.extend_from_slice(&self.codes);
                 }
                 Eye::Clips(clips) => clips.append(picture, &mut text)?,
-                Eye::Features(eye, patches) => {
-                    self.features.extend_from_slice(eye.of(picture)?);
-                    text.extend(std::iter::repeat_n(self.placeholder, *patches));
-                }
+                Eye::Features(_, patches) => text.extend(std::iter::repeat_n(self.placeholder, *patches)),
             }
             text.push(self.around[1]);
         }
-        if matches!(self.eye, Eye::Features(..)) {
-            session.show(&self.features)?;
+        if let Eye::Features(eye, _) = &mut self.eye {
+            eye.show(pictures, session)?;
         }
         Ok(text)
     }

@@ -2,11 +2,11 @@
 
 use super::super::pass::{Most, Own, Sequence};
 use super::drawing::CardDrawing;
-use super::{CHUNK, Card, CardPass, EMBED, GIVEN, Loaded, PREFIX, SLOTS};
+use super::{CHUNK, Card, CardFeatures, CardPass, EMBED, Loaded, PREFIX, SLOTS};
 use crate::Result;
 use crate::config::Modality;
 use crate::cuda::launch::{
-    At, AttentionShape, InputAt, MAX_PICKED, RowAt, SegmentAt, SequenceAt, TableAt, Tables, UnitAt,
+    At, AttentionShape, InputAt, MAX_PICKED, RowAt, SegmentAt, SequenceAt, Tables, UnitAt,
 };
 use crate::cuda::{Device, Graph, Memory, Pinned};
 use crate::decoder::Decoder;
@@ -77,6 +77,8 @@ pub(crate) struct CardBuffers {
     pub(super) normed: usize,
     /// Of a model that draws.
     pub(super) drawing: Option<CardDrawing>,
+    /// Of the question's pictures.
+    pub(super) features: CardFeatures,
     pub(super) quantised: usize,
     pub(super) scale: usize,
     pub(super) cosines: usize,
@@ -169,7 +171,6 @@ impl CardBuffers {
         let memory = card.device.allocate("the buffers of a session", arrays.bytes)?;
         let mut tables = Tables { d: narrow(c.d_model), ..Tables::default() };
         tables.table[EMBED as usize] = card.rows_of(&decoder.embed);
-        tables.table[GIVEN as usize] = TableAt { rows: memory.at() + normed as u64, scale: 0, kind: 2 };
         let drawing = match beside {
             Beside::Drawing(net) => Some(CardDrawing::new(card, net, drawing)),
             Beside::Nothing | Beside::Own(_) => None,
@@ -181,8 +182,7 @@ impl CardBuffers {
             (tables.grid, tables.modality) = (card.table(grid.0, grid.1), card.table(modality.0, modality.1));
         }
         memory.fill(0, arrays.bytes)?;
-        let staged =
-            lists.bytes.max(4 * rows * c.d_model).max(8 * angles.min(CHUNK / 8)).max(4 * codes.len());
+        let staged = lists.bytes.max(8 * angles.min(CHUNK / 8)).max(4 * codes.len());
         let staging = [Pinned::new(&card.device, staged)?, Pinned::new(&card.device, staged)?];
         let results = 4 * (logits.max(rows).max(MAX_PICKED) + 1);
         let results = Pinned::new(&card.device, results)?;
@@ -201,6 +201,7 @@ impl CardBuffers {
             up,
             normed,
             drawing,
+            features: CardFeatures::default(),
             quantised,
             scale,
             cosines,
@@ -335,27 +336,22 @@ impl CardBuffers {
         staged.map(|()| units)
     }
 
-    /// Every block over the rows of the sequences, which begin with what [`Self::input`] said; `x [rows, d_model]` has those that are
-    /// given as vectors. Puts it all into the stream; [`Self::check`] tells whether the
-    /// results are numbers.
+    /// Every block over the rows of the sequences, which begin with what [`Self::input`] said. Puts it all into the stream;
+    /// [`Self::read_logits`] tells whether the results are numbers.
     pub(crate) fn decode(
         &mut self,
         card: &Card,
         decoder: &Decoder,
         rope: &Rope,
         sequences: &[Sequence<'_>],
-        x: &[f32],
     ) -> Result<()> {
         let c = &decoder.config;
-        let rows = x.len() / c.d_model;
+        let rows = sequences.iter().map(|sequence| sequence.rows).sum();
         let end = sequences.iter().map(|s| s.own.base + s.offset + s.rows).max().unwrap_or(0);
         self.reach(rope, end)?;
         let units = self.describe(sequences)?;
-        if self.inputs[..rows].iter().any(|input| input.table == GIVEN) {
-            let bytes = bytemuck::cast_slice::<f32, u8>(x);
-            self.stage(self.normed, bytes.len(), |room| room.copy_from_slice(bytes))?;
-        }
         self.align(card, [rows, c.d_model])?;
+        self.place_features([rows, c.d_model])?;
 
         let single = sequences.iter().all(|s| s.rows == 1);
         let int8 = sequences.iter().all(|s| s.kv.dtype() == KvDtype::I8);

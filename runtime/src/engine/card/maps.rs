@@ -28,7 +28,7 @@ const STAGED: usize = 64 << 20;
 
 /// What networks work in on a card, allocated once for the largest.
 pub(crate) struct MapBuffers {
-    memory: Memory,
+    pub(super) memory: Memory,
     slots: [usize; SLOTS],
     /// Bytes as the host sends them.
     loaded: usize,
@@ -47,6 +47,8 @@ pub(crate) struct MapBuffers {
     pub(super) results: Pinned,
     /// Values in the results.
     given: usize,
+    /// Where the map lies that the last network kept, and its values.
+    pub(super) kept: [usize; 2],
     pub(super) graphs: Graphs,
 }
 
@@ -96,6 +98,7 @@ impl MapBuffers {
             staging: Pinned::new(&card.device, s.staged.min(STAGED).max(s.loaded))?,
             results: Pinned::new(&card.device, 4 * s.given)?,
             given: 0,
+            kept: [0; 2],
             graphs: Graphs::default(),
         })
     }
@@ -104,9 +107,12 @@ impl MapBuffers {
         self.memory.at() + offset as u64
     }
 
-    /// Waits for what the last network gave.
+    /// Waits for what the last network gave; not if that is nothing.
     pub(crate) fn given(&mut self) -> Result<&mut [f32]> {
         let bytes = 4 * self.given;
+        if bytes == 0 {
+            return Ok(&mut []);
+        }
         Ok(bytemuck::cast_slice_mut(&mut self.results.get()?[..bytes]))
     }
 }
@@ -122,7 +128,7 @@ pub(super) struct CardMaps<'a> {
 
 impl<'a> CardMaps<'a> {
     pub(super) fn new(card: &'a Card, b: &'a mut MapBuffers) -> Self {
-        b.given = 0;
+        (b.given, b.kept) = (0, [0; 2]);
         Self { card, b, slots: Slots::default(), staged: 0 }
     }
 
@@ -235,6 +241,11 @@ impl Maps for CardMaps<'_> {
         let MapBuffers { memory, results, given, .. } = &mut *self.b;
         memory.read_into(offset, results, 4 * *given, 4 * values)?;
         *given += values;
+        Ok(())
+    }
+
+    fn keep(&mut self, from: Slot) -> Result<()> {
+        self.b.kept = [self.offset(from), self.shape(from).len()];
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use super::cpu::{CpuBuffers, CpuMaps};
 use super::{Maps, Needs, Sizes};
 use crate::engine::Engine;
 #[cfg(feature = "cuda")]
-use crate::engine::card::{Card, MapBuffers};
+use crate::engine::card::{Card, CardFeatures, MapBuffers};
 use crate::weights::Weights;
 use crate::{Result, memory};
 
@@ -65,6 +65,18 @@ impl Canvas {
         self.buffers = Buffers::Cpu(Box::new(CpuBuffers::new(on.e, &sizes)));
         self.sizes = sizes;
         Ok(needs)
+    }
+
+    /// Appends what the last network kept on the card; nothing where there is none.
+    ///
+    /// # Errors
+    /// If the card fails.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn append_kept(&self, to: &mut CardFeatures) -> Result<()> {
+        match &self.buffers {
+            Buffers::Card(buffers) => buffers.append_kept(to),
+            _ => Ok(()),
+        }
     }
 
     /// Runs a network; returns what it gives.

@@ -42,6 +42,7 @@ impl CpuBuffers {
             + 4 * (line
                 + slots
                 + s.given as u128
+                + s.kept as u128
                 + 2 * (ROWS * s.patch) as u128
                 + 2 * layers
                 + 2 * heads
@@ -56,7 +57,7 @@ impl CpuBuffers {
         Self {
             slots: s.slots.map(floats),
             scratch: Scratch::new(s.rooms),
-            given: Vec::with_capacity(s.given),
+            given: Vec::with_capacity(s.given + s.kept),
             patches: floats(ROWS * s.patch),
             activations: [
                 of(ROWS, s.patch, ActivationKinds::Both),
@@ -155,6 +156,10 @@ impl Maps for CpuMaps<'_> {
         let buffer = &self.b.slots[self.slots.buffer(from)];
         self.b.given.extend_from_slice(&buffer[..self.slots.shape(from).len()]);
         Ok(())
+    }
+
+    fn keep(&mut self, from: Slot) -> Result<()> {
+        self.give(from)
     }
 
     fn take_frame(&mut self, clip: Slot, frame: usize, to: Slot) -> Result<()> {

@@ -26,6 +26,8 @@ pub(crate) struct Sizes {
     pub(crate) rooms: [usize; 4],
     /// Values that the network gives.
     pub(crate) given: usize,
+    /// Values that it keeps.
+    pub(crate) kept: usize,
     /// Inputs of a patch.
     pub(crate) patch: usize,
     /// Places and the more of inputs and outputs of a linear layer.
@@ -55,6 +57,7 @@ impl Sizes {
             between: self.between.max(other.between),
             rooms: each(self.rooms, other.rooms),
             given: self.given.max(other.given),
+            kept: self.kept.max(other.kept),
             patch: self.patch.max(other.patch),
             rows: each(self.rows, other.rows),
             attended: each(self.attended, other.attended),
@@ -187,6 +190,12 @@ impl Maps for Needs {
     fn give(&mut self, from: Slot) -> Result<()> {
         self.note("give", from);
         self.sizes.given = self.sizes.given.saturating_add(self.shape(from).len());
+        Ok(())
+    }
+
+    fn keep(&mut self, from: Slot) -> Result<()> {
+        self.note("keep", from);
+        self.sizes.kept = self.shape(from).len();
         Ok(())
     }
 
