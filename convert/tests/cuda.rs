@@ -141,6 +141,7 @@ fn janus_draws_with_the_bits_of_the_cpu() {
     let kept = ["^drawing", r"^drawing\.(aligner\.0|head\.1)$"].map(|kept| Regex::new(kept).unwrap());
     let recipes = [WeightDtype::F32, WeightDtype::F16, WeightDtype::Int8].map(Recipe::from);
     let kept = kept.map(|kept| Recipe { keep_float: vec![kept], ..WeightDtype::Int8.into() });
+    let mut codes = 0;
     for (i, recipe) in recipes.into_iter().chain(kept).enumerate() {
         let (what, bundle) = (format!("{recipe:?}"), dir.path().join(i.to_string()));
         let mut checkpoint = Checkpoint::open(&fixture("hf/janus")).unwrap();
@@ -148,6 +149,9 @@ fn janus_draws_with_the_bits_of_the_cpu() {
         let [cpu, card] = [DeviceChoice::Cpu, DeviceChoice::Cuda].map(|choice| drawn(&bundle, choice));
         assert!(cpu.0.iter().any(|code| *code != cpu.0[0]), "{what}");
         assert_eq!(card, cpu, "{what}");
+        // Every code but the first, whose sequences are asked one after the other, is chosen there.
+        codes += card.0.len() - 1;
+        assert_eq!(["guide_logits", "pick"].map(|kernel| emulator::launches(kernel) as usize), [codes; 2]);
     }
 }
 
@@ -343,14 +347,14 @@ fn a_picture_that_is_no_number_gets_no_codes() {
 fn emu3_in_float32() {
     compare("hf/emu3", "hf/emu3/golden.safetensors", WeightDtype::F32);
     ran(&VQGAN);
-    ran(&["convolve_f32", "channel_norm", "enlarge_map"]);
+    ran(&["convolve_f32", "channel_norm", "enlarge_map", "guide_logits", "pick"]);
 }
 
 #[test]
 fn emu3_in_int8() {
     compare("hf/emu3", "hf/emu3/golden.safetensors", WeightDtype::Int8);
     ran(&VQGAN);
-    ran(&["convolve_f16", "channel_norm", "enlarge_map"]);
+    ran(&["convolve_f16", "channel_norm", "enlarge_map", "guide_logits", "pick"]);
 }
 
 /// A published model whole: a question through the chat template, and every step of the answer.

@@ -7,6 +7,7 @@
 //!
 //! Everything is allocated by [`Session::new`]; no other call allocates, but [`Session::show`] for more features than ever before.
 
+mod act;
 mod answer;
 mod capacity;
 mod choose;
@@ -15,6 +16,7 @@ mod error;
 mod features;
 mod forward;
 mod grammar;
+mod logits;
 mod score;
 
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use crate::memory;
 use crate::rope::Rope;
 use crate::tokenize::{Bins, Tokenizer as _, check_codes};
 
+pub use act::ActionChunk;
 use answer::Open;
 pub use answer::{Finish, step, step_sampled};
 use capacity::Capacity;
@@ -42,15 +45,6 @@ pub use draw::draw;
 pub use error::SessionError;
 use forward::{Buffers, OnLast, OnLogits, Row, Score};
 use grammar::Grammar;
-
-/// A predicted chunk of actions: `[steps, dims]`.
-#[derive(Clone, Debug, Default)]
-pub struct ActionChunk {
-    /// The most likely bin of each slot.
-    pub bins: Vec<u16>,
-    /// The values at the bins' centres.
-    pub values: Vec<f32>,
-}
 
 struct Segment {
     modality: Modality,
@@ -319,48 +313,6 @@ impl Session {
         let pushed = coded.and_then(|()| self.push(modality, rows, None));
         self.codes = codes;
         pushed
-    }
-
-    /// Predicts the next chunk of actions; the session stays as it was.
-    ///
-    /// # Errors
-    /// If the session was not begun, or the output is not a number.
-    pub fn act(&mut self, chunk: &mut ActionChunk) -> Result<()> {
-        chunk.bins.clear();
-        self.slots(Wanted::Likeliest(&mut chunk.bins))?;
-        self.values_of(chunk)
-    }
-
-    /// As [`Self::act`]; `on_logits` gets each slot's index and its logits over bins.
-    ///
-    /// # Errors
-    /// As [`Self::act`].
-    pub fn score_act(&mut self, chunk: &mut ActionChunk, on_logits: OnLogits<'_>) -> Result<()> {
-        chunk.bins.clear();
-        let mut each = |slot: usize, logits: &[f32]| {
-            let best = crate::sample::argmax(logits).expect("`extend` gives finite logits");
-            chunk.bins.push(u16::try_from(best).expect("bins are checked to be at most 65535"));
-            on_logits(slot, logits);
-        };
-        self.slots(Wanted::Logits(&mut each))?;
-        self.values_of(chunk)
-    }
-
-    /// Computes the slots of a chunk behind what is live.
-    fn slots(&mut self, wanted: Wanted<'_, '_>) -> Result<()> {
-        self.check_begun()?;
-        let slots = self.model.unimodal()?.chunk_len();
-        let next = Grammar::Actions.next(self.model.config(), 0);
-        let mut segment = Segment { modality: Modality::Action, chain: Chain::EMPTY };
-        let score = Score { next, first: 0, wanted };
-        self.extend(&mut segment, (0..slots).map(Row::Slot), Own::Itself, Some(score))?;
-        self.kv.release(&mut segment.chain);
-        Ok(())
-    }
-
-    fn values_of(&mut self, chunk: &mut ActionChunk) -> Result<()> {
-        let [_, action] = self.bins.as_mut().expect("the family has them");
-        action.decode(&chunk.bins, &mut chunk.values)
     }
 
     fn text_range(&self) -> std::ops::Range<u32> {

@@ -1,49 +1,20 @@
 //! A card: its context, its stream, its kernels, its memory. The one place that calls the driver.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_uint, c_void};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{result, sys};
 
 use super::error::CudaError;
 use super::host::HostReads;
-use super::memory::{Graph, Memory};
+use super::memory::Memory;
 use super::nvrtc::{self, Compiler};
 use super::sources::{ARCHITECTURES, Architecture, KernelFile, SOURCES};
 
 /// The oldest driver whose calls are used: JetPack 5.
 const OLDEST_DRIVER: i32 = 11_040;
-
-thread_local! {
-    /// Where this thread's launches and copies go.
-    static WAY: Cell<Way> = const { Cell::new(Way::Stream) };
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Stream,
-    /// Into the graph that is captured.
-    Graph,
-    /// Nowhere: a graph has them already.
-    Nowhere,
-}
-
-impl Way {
-    /// Runs `work` with everything going there; even if it panics, not what follows.
-    fn of<T>(self, work: impl FnOnce() -> T) -> T {
-        struct Back(Way);
-        impl Drop for Back {
-            fn drop(&mut self) {
-                WAY.set(self.0);
-            }
-        }
-        let _back = Back(WAY.replace(self));
-        work()
-    }
-}
 
 /// Which card, and where its kernels are.
 #[derive(Clone, Debug)]
@@ -61,8 +32,8 @@ pub struct Device {
     context: sys::CUcontext,
     pub(super) stream: sys::CUstream,
     /// What is launched here becomes a graph: nothing that another thread puts into the other stream gets into it.
-    captured: sys::CUstream,
-    capturing: Mutex<()>,
+    pub(super) captured: sys::CUstream,
+    pub(super) capturing: Mutex<()>,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, sys::CUfunction>,
     name: String,
@@ -261,15 +232,6 @@ impl Device {
         unsafe { result::ctx::set_current(self.context) }.map_err(CudaError::of("cuCtxSetCurrent"))
     }
 
-    /// The stream that launches and copies of this thread go into, if they go anywhere.
-    pub(super) fn way(&self) -> Option<sys::CUstream> {
-        match WAY.get() {
-            Way::Stream => Some(self.stream),
-            Way::Graph => Some(self.captured),
-            Way::Nowhere => None,
-        }
-    }
-
     /// Allocates device memory for `what`, whose contents are arbitrary.
     pub(crate) fn allocate(self: &Arc<Self>, what: &'static str, bytes: usize) -> Result<Memory, CudaError> {
         self.enter()?;
@@ -330,44 +292,6 @@ impl Device {
             )
         }
         .map_err(CudaError::of(kernel))
-    }
-
-    /// Runs `work`, whose launches and copies go into a graph instead of the stream. Other threads' go into the stream meanwhile.
-    pub(crate) fn capture<E: From<CudaError>>(
-        self: &Arc<Self>,
-        work: impl FnOnce() -> Result<(), E>,
-    ) -> Result<Graph, E> {
-        // Nothing is behind the lock that a panic could leave half done.
-        let _one_at_a_time = self.capturing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.enter()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives until `Drop`, here and below.
-        unsafe { result::stream::begin_capture(self.captured, mode) }
-            .map_err(CudaError::of("cuStreamBeginCapture"))?;
-        let worked = Way::Graph.of(work);
-        // A capture is ended even if the work failed.
-        // SAFETY: as above.
-        let graph = unsafe { result::stream::end_capture(self.captured) }
-            .map_err(CudaError::of("cuStreamEndCapture"));
-        worked?;
-        let graph = graph?;
-        let mut executable = std::ptr::null_mut();
-        // SAFETY: the graph was captured above and is destroyed below; `Graph` destroys the executable one.
-        let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0) }.result();
-        // SAFETY: as above. A graph that cannot be destroyed is lost with the context.
-        let _ = unsafe { result::graph::destroy(graph) };
-        made.map_err(CudaError::of("cuGraphInstantiate"))?;
-        Ok(Graph::new(Arc::clone(self), executable))
-    }
-
-    /// Runs `work` without its launches and copies, which are those of `graph`, and then puts these into the stream as one.
-    pub(crate) fn replay<E: From<CudaError>>(
-        &self,
-        graph: &Graph,
-        work: impl FnOnce() -> Result<(), E>,
-    ) -> Result<(), E> {
-        Way::Nowhere.of(work)?;
-        Ok(graph.launch()?)
     }
 
     /// Waits for everything in the stream.

@@ -263,42 +263,6 @@ impl Drop for Pinned {
     }
 }
 
-/// Launches that were captured, to be put into the stream as one.
-#[derive(Debug)]
-pub(crate) struct Graph {
-    device: Arc<Device>,
-    executable: sys::CUgraphExec,
-}
-
-// SAFETY: a handle of the driver, which any thread may use whose context is current.
-unsafe impl Send for Graph {}
-// SAFETY: as above; launches of one graph are ordered by the stream.
-unsafe impl Sync for Graph {}
-
-impl Graph {
-    /// Of an executable graph.
-    pub(super) fn new(device: Arc<Device>, executable: sys::CUgraphExec) -> Self {
-        Self { device, executable }
-    }
-
-    /// Puts the launches into the stream.
-    pub(crate) fn launch(&self) -> Result<(), CudaError> {
-        self.device.enter()?;
-        // SAFETY: both live.
-        unsafe { result::graph::launch(self.executable, self.device.stream) }
-            .map_err(CudaError::of("cuGraphLaunch"))
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        // Not before the last launch is over.
-        let _ = self.device.wait();
-        // SAFETY: made by `capture`, and destroyed once.
-        let _ = unsafe { result::graph::exec_destroy(self.executable) };
-    }
-}
-
 impl Drop for Memory {
     fn drop(&mut self) {
         // Not before what reads it or writes to it is over.

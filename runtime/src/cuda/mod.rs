@@ -10,6 +10,7 @@
 mod arguments;
 mod driver;
 mod error;
+mod graph;
 mod host;
 pub(crate) mod launch;
 mod limits;
@@ -21,8 +22,9 @@ mod tests;
 
 pub use driver::{CudaOptions, Device};
 pub use error::CudaError;
+pub(crate) use graph::Graph;
 pub(crate) use host::HostPages;
 pub use limits::{CardLimits, Effort};
 pub(crate) use limits::{ReadRates, ReadSizes};
-pub(crate) use memory::{Graph, Memory, Pinned};
+pub(crate) use memory::{Memory, Pinned};
 pub use sources::{ARCHITECTURES, Architecture, HEADERS, KernelFile, SOURCES};

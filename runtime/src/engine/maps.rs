@@ -236,8 +236,8 @@ pub(crate) trait Maps {
     /// Every frame twice, into another slot.
     fn repeat_frames(&mut self, from: Slot, to: Slot) -> Result<()>;
 
-    /// The number of the code book's vector that is nearest to each place, of equals the lowest, NaN where a place is not finite; into
-    /// another slot. What was looked for is lost.
+    /// The number of the code book's vector that is nearest to each place, of equals the lowest, NaN where none has a distance that
+    /// is a number below infinity; into another slot. What was looked for is lost.
     fn nearest(&mut self, book: CodeBook<'_>, from: Slot, to: Slot) -> Result<()>;
 
     /// `softmax(q · kᵀ / √width) · v` over all places, in heads of `width = channels / heads`; into another slot.

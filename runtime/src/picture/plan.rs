@@ -1,6 +1,6 @@
 //! How pictures of one size become the input of a network.
 
-use super::{Area, Picture, PixelFormat, Resample, Window};
+use super::{Area, Filter, Picture, PixelFormat, Resample, Window};
 
 /// What every byte of a channel becomes: `[channel, byte]`.
 pub(crate) type Levels = [[f32; 256]; 3];
@@ -87,6 +87,14 @@ impl Plan {
         }
         (self.size, self.columns, self.rows) = (Some(size), columns, rows);
         Ok(())
+    }
+
+    /// The filter and whether it goes over rows first; nothing where pictures are resized by area.
+    pub(crate) fn filter(&self) -> Option<(Filter, bool)> {
+        match &self.way {
+            Way::Area(_) => None,
+            Way::Filter(resample) => Some((resample.filter(), resample.rows_first)),
+        }
     }
 
     /// Rows and columns of the result.

@@ -14,7 +14,7 @@ const PRECISION_BITS: u32 = 32 - 8 - 2;
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
 
 /// What an output takes of the inputs around it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
     /// Keys' cubic with a = -0.5, over 2 inputs to either side.
@@ -135,6 +135,11 @@ impl Resample {
         self.rows_first = rows_first((width, height), (columns.out, rows.out));
         set(&mut self.columns, &mut self.exact, self.filter, width, columns);
         set(&mut self.rows, &mut self.exact, self.filter, height, rows);
+    }
+
+    /// By which weights.
+    pub(crate) fn filter(&self) -> Filter {
+        self.filter
     }
 
     /// Columns and rows.

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-#[cfg(feature = "cuda")]
-use super::forward::said;
 use super::forward::{Buffers, OnLogits, numbers};
 use super::grammar::Next;
+#[cfg(feature = "cuda")]
+use super::logits::said;
 use crate::Result;
 use crate::family::Model;
 use crate::sample::{Sampler, SamplerOptions, argmax};

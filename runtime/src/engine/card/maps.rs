@@ -1,128 +1,29 @@
 //! Image networks on a card: the operations over maps as launches of kernels. What a network takes goes there once and what it gives
 //! comes back once; nothing in between leaves the card.
 
+mod buffers;
 mod pictures;
 
-use super::graphs::Graphs;
+pub(crate) use buffers::MapBuffers;
+use buffers::POSITIONS;
+
 use super::{Card, narrow};
 use crate::Result;
 use crate::cuda::launch::vision::{GroupNormAt, GroupNormShape, Patches, Product, WeightRows};
 use crate::cuda::launch::{At, Layer as LayerAt, Layers};
-use crate::cuda::{CudaError, Memory, Pinned};
 use crate::engine::maps::{
-    Affine, Biased, CHANNEL_EPS, ChannelNorm, CodeBook, Conv, GROUP_EPS, GROUPS, Grid, Maps, QUERIES, SLOTS,
-    STRIP, Shape, Sizes, Slot, Slots, Then, enlarged,
+    Affine, Biased, CHANNEL_EPS, ChannelNorm, CodeBook, Conv, GROUP_EPS, GROUPS, Grid, Maps, QUERIES, STRIP,
+    Shape, Sizes, Slot, Slots, Then, enlarged,
 };
 use crate::picture::{Picture, Plan};
-use crate::quant::pad_k;
 use crate::weights::{LinearPlace, TableRef};
-
-/// Positions of an INT8 convolution that are gathered at a time.
-const POSITIONS: usize = 4096;
-/// INT8 rows a position at most.
-const PARTS: usize = 2;
-/// Every array begins at a multiple of this.
-const ALIGN: usize = 256;
-/// Bytes of the host that frames of a clip are put into together at most; a picture of 2048² is 48 MiB.
-const STAGED: usize = 64 << 20;
-
-/// What networks work in on a card, allocated once for the largest.
-pub(crate) struct MapBuffers {
-    pub(super) memory: Memory,
-    slots: [usize; SLOTS],
-    /// Bytes as the host sends them.
-    loaded: usize,
-    /// `[pixels, 3] u8` between the passes of a resize.
-    between: usize,
-    /// `[heads, QUERIES, places] f32`
-    scores: usize,
-    /// `[strips, channels] f64`
-    partial: usize,
-    /// `[groups] f64` and `[groups] f32`
-    mean: usize,
-    inverse: usize,
-    quantised: usize,
-    scale: usize,
-    pub(super) staging: Pinned,
-    pub(super) results: Pinned,
-    /// Values in the results.
-    given: usize,
-    /// Where the map lies that the last network kept, and its values.
-    pub(super) kept: [usize; 2],
-    pub(super) graphs: Graphs,
-}
-
-impl MapBuffers {
-    /// Allocates what `what` needs.
-    pub(crate) fn new(card: &Card, what: &'static str, s: &Sizes) -> Result<Self> {
-        let [queries, _] = s.attention();
-        let [places, _, heads] = s.attended;
-        let [positions, k] = s.int8;
-        let positions = positions.min(POSITIONS);
-        let mut bytes = 0usize;
-        let mut array = |count: usize, of: usize| {
-            let at = bytes;
-            bytes = at
-                .saturating_add(count.saturating_mul(of))
-                .checked_next_multiple_of(ALIGN)
-                .unwrap_or(usize::MAX);
-            at
-        };
-        let slots = s.slots.map(|values| array(values, 4));
-        let (loaded, between) = (array(s.loaded, 1), array(s.between, 3));
-        let scores = array(heads.saturating_mul(queries).saturating_mul(places), 4);
-        let partial = array(s.strips[0].saturating_mul(s.strips[1]), 8);
-        let (mean, inverse) = (array(GROUPS, 8), array(GROUPS, 4));
-        let (quantised, scale) = (array(positions * PARTS * pad_k(k), 1), array(positions * PARTS, 4));
-        // Kernels count the values of a map in 31 bits.
-        let most = i32::MAX as usize;
-        if let Some(&values) = s.slots.iter().find(|&&values| values > most) {
-            return Err(CudaError::MapTooLarge { what, values, most }.into());
-        }
-        // A block holds a patch that it quantises, and four arrays of a row that it norms.
-        let (row, most) = (4 * k.max(4 * s.normed), card.device.block_room());
-        if row > most {
-            return Err(CudaError::RowTooLong { what, bytes: row, most }.into());
-        }
-        Ok(Self {
-            memory: card.device.allocate(what, bytes)?,
-            slots,
-            loaded,
-            between,
-            scores,
-            partial,
-            mean,
-            inverse,
-            quantised,
-            scale,
-            staging: Pinned::new(&card.device, s.staged.min(STAGED).max(s.loaded))?,
-            results: Pinned::new(&card.device, 4 * s.given)?,
-            given: 0,
-            kept: [0; 2],
-            graphs: Graphs::default(),
-        })
-    }
-
-    fn at(&self, offset: usize) -> At {
-        self.memory.at() + offset as u64
-    }
-
-    /// Waits for what the last network gave; not if that is nothing.
-    pub(crate) fn given(&mut self) -> Result<&mut [f32]> {
-        let bytes = 4 * self.given;
-        if bytes == 0 {
-            return Ok(&mut []);
-        }
-        Ok(bytemuck::cast_slice_mut(&mut self.results.get()?[..bytes]))
-    }
-}
 
 /// A run of a network on a card.
 pub(super) struct CardMaps<'a> {
     card: &'a Card,
     b: &'a mut MapBuffers,
     slots: Slots,
-    /// Bytes that were put into slots.
+    /// Where the next bytes go in the staging.
     staged: usize,
 }
 
@@ -146,7 +47,7 @@ impl<'a> CardMaps<'a> {
         self.b.at(self.b.slots[buffer])
     }
 
-    /// Puts what `fill` writes to the place for loaded bytes.
+    /// Puts `bytes` that `fill` writes to an offset of the memory, by way of the staging.
     fn stage(&mut self, bytes: usize, offset: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
         let MapBuffers { memory, staging, .. } = &mut *self.b;
         // One behind the other, as a graph copies them; from the beginning again where a long clip has more.

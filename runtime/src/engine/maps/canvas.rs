@@ -49,7 +49,11 @@ impl Canvas {
     ) -> Result<Needs> {
         let mut needs = Needs::default();
         net(&mut needs)?;
-        let sizes = self.sizes.max(needs.sizes);
+        #[cfg(feature = "cuda")]
+        let sizes = if on.card.is_some() { needs.sizes.of_card() } else { needs.sizes.of_cpu() };
+        #[cfg(not(feature = "cuda"))]
+        let sizes = needs.sizes.of_cpu();
+        let sizes = self.sizes.max(sizes);
         if sizes == self.sizes && !matches!(self.buffers, Buffers::None) {
             return Ok(needs);
         }

@@ -68,6 +68,17 @@ impl Sizes {
         }
     }
 
+    /// Without what a card needs alone.
+    pub(crate) fn of_cpu(self) -> Self {
+        Self { loaded: 0, staged: 0, between: 0, ..self }
+    }
+
+    /// Without what the CPU needs alone.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_card(self) -> Self {
+        Self { rooms: [0; 4], ..self }
+    }
+
     /// Bytes that are put into slots, of which there were `staged` before: the next ones may be floats.
     pub(crate) fn staged_with(staged: usize, bytes: usize) -> usize {
         staged.saturating_add(bytes).checked_next_multiple_of(size_of::<f32>()).unwrap_or(usize::MAX)
@@ -123,7 +134,7 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
-    /// What the network does, in a number that no other one has: everything but the values that it is given.
+    /// A hash of what the network does: of everything but the values that it is given.
     #[cfg(feature = "cuda")]
     pub(crate) fn fingerprint(&self) -> u64 {
         self.operations.finish()
@@ -179,7 +190,7 @@ impl Maps for Needs {
         let tables = plan.tables().map(<[u8]>::len);
         let Picture { format, width, height, .. } = picture;
         self.note("load_picture", (to, format, [width, height, picture.stride()]));
-        self.note("plan", (plan.columns, plan.rows, plan.background, tables));
+        self.note("plan", (plan.columns, plan.rows, plan.background, tables, plan.filter()));
         self.stage(tables.iter().sum::<usize>() + picture.sizes().0);
         let (width, height) = plan.between();
         let rooms = plan.rooms(picture);
