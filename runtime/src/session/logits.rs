@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::forward::{Buffers, OnLogits, check_finite, numbers};
+#[cfg(feature = "cuda")]
+use super::forward::numbers;
+use super::forward::{Buffers, OnLogits, check_finite};
 use super::grammar::Next;
 use crate::Result;
 use crate::family::Model;
