@@ -30,8 +30,12 @@ fn features(list: &str) -> Outcome {
     clippy(&format!("-p saccade --features {list}"))?;
     test::run(&["-p", "saccade", "--features", list, "--lib"].map(str::to_owned))?;
     if list.contains("cuda") {
-        clippy("-p saccade-convert -p saccaded --features saccade-convert/cuda,saccaded/cuda")?;
-        test::run(&["-p", "saccade-convert", "--features", "cuda", "--test", "cuda"].map(str::to_owned))?;
+        clippy(
+            "-p saccade-convert -p saccaded -p saccade-examples --features saccade-convert/cuda,saccaded/cuda,saccade-examples/cuda",
+        )?;
+        for package in ["saccade-convert", "saccaded"] {
+            test::run(&["-p", package, "--features", "cuda", "--test", "cuda"].map(str::to_owned))?;
+        }
     }
     Ok(())
 }

@@ -27,7 +27,8 @@ use crate::tokens::TextStream;
 /// Pictures of a request where the model itself sets no bound.
 const MAX_PICTURES: usize = 16;
 
-/// Loads the bundle, says so through `ready`, and answers jobs until their queue is closed.
+/// Loads the bundle, says so through `ready`, and answers jobs until their queue is closed. `lost` is told that the card is lost before
+/// a client is.
 ///
 /// # Errors
 /// If the bundle cannot be opened, or the card is lost.
@@ -36,6 +37,7 @@ pub(crate) fn run(
     options: &EngineOptions,
     context: usize,
     ready: impl FnOnce(Served),
+    lost: &dyn Fn(),
     jobs: &Receiver<Job>,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
@@ -50,7 +52,7 @@ pub(crate) fn run(
             metrics.cancelled.inc();
             continue;
         }
-        if engine.answer(&job, metrics) == Fate::Lost {
+        if engine.answer(&job, lost, metrics) == Fate::Lost {
             for job in jobs.try_iter() {
                 // A client that left needs no reason.
                 let _ = job.reply.try_send(Event::Failed(ApiError::card_lost()));
@@ -131,11 +133,12 @@ impl Answerer {
     }
 
     /// Answers one job; whatever goes wrong is that job's alone, unless the card is lost.
-    fn answer(&mut self, job: &Job, metrics: &Metrics) -> Fate {
+    fn answer(&mut self, job: &Job, lost: &dyn Fn(), metrics: &Metrics) -> Fate {
         let mut fate = Fate::Works;
         let ended = self.answer_prompt(job, metrics).unwrap_or_else(|error| {
             if error.is_card_lost() {
                 fate = Fate::Lost;
+                lost();
             }
             Some(Event::Failed(error))
         });

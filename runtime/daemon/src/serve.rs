@@ -63,8 +63,14 @@ async fn serve(
             .name("inference".into())
             .spawn(move || {
                 // The application is let go as soon as it is ready: what is left of it ends the engine's queue.
+                let weak = Arc::downgrade(&app);
+                let lost = move || {
+                    if let Some(app) = weak.upgrade() {
+                        app.lose_card();
+                    }
+                };
                 let ready = move |served| app.ready(served);
-                let result = infer::run(model.as_deref(), &options, context, ready, &jobs, &metrics);
+                let result = infer::run(model.as_deref(), &options, context, ready, &lost, &jobs, &metrics);
                 // Nobody waits any more if the service is already going down.
                 let _ = ended.send(result);
             })
@@ -87,7 +93,6 @@ async fn serve(
         ended = engine_ended => ended.unwrap_or_else(|_| Err(anyhow::anyhow!("the inference thread has died: this is a bug in saccaded"))),
     };
     if result.as_ref().is_err_and(|error| error.is::<CardLost>()) {
-        app.lose_card();
         log::error!("{CardLost}: the service ends in {} s", LAST_WORDS.as_secs());
         tokio::time::sleep(LAST_WORDS).await;
     }
