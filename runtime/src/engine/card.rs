@@ -11,6 +11,7 @@ mod graphs;
 mod head;
 mod maps;
 pub(crate) mod placement;
+mod staging;
 mod verdicts;
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Actions: a chunk of slots behind what is live, each of which says one bin.
 
-use super::choose::Wanted;
+use super::choose::{Wanted, likeliest};
 use super::forward::{OnLogits, Row, Score};
 use super::grammar::Grammar;
 use super::{Segment, Session};
@@ -8,7 +8,6 @@ use crate::Result;
 use crate::config::Modality;
 use crate::engine::Own;
 use crate::kv::Chain;
-use crate::sample::argmax;
 use crate::tokenize::Tokenizer as _;
 
 /// A predicted chunk of actions: `[steps, dims]`.
@@ -38,8 +37,7 @@ impl Session {
     pub fn score_act(&mut self, chunk: &mut ActionChunk, on_logits: OnLogits<'_>) -> Result<()> {
         chunk.bins.clear();
         let mut each = |slot: usize, logits: &[f32]| {
-            let best = argmax(logits).expect("`extend` gives finite logits");
-            chunk.bins.push(u16::try_from(best).expect("bins are checked to be at most 65535"));
+            chunk.bins.push(likeliest(logits));
             on_logits(slot, logits);
         };
         self.slots(Wanted::Logits(&mut each))?;

@@ -80,6 +80,15 @@ pub(super) enum Wanted<'a, 'b> {
     Likeliest(&'a mut Vec<u16>),
 }
 
+/// The likeliest bin.
+pub(super) fn likeliest(logits: &[f32]) -> u16 {
+    bin(argmax(logits).expect("`score` gives finite logits"))
+}
+
+fn bin(index: usize) -> u16 {
+    u16::try_from(index).expect("bins are checked to be at most 65535")
+}
+
 /// Where the logit of each code of a picture stands among those of the span of codes.
 #[cfg(feature = "cuda")]
 pub(super) fn code_places(model: &Model) -> Vec<i32> {
@@ -143,18 +152,17 @@ impl Buffers {
         next: &Next,
         found: &mut Vec<u16>,
     ) -> Result<()> {
-        let narrow = |index: usize| u16::try_from(index).expect("bins are checked to be at most 65535");
         #[cfg(feature = "cuda")]
         if let (Some(card), Some(buffers), Next::Token(range)) = (model.card(), &mut self.card, next) {
             let (outputs, together) =
                 (range.start as usize..range.end as usize, self.logits.len() / range.len());
             let (tokens, finite) = buffers.likeliest(card, model.decoder(), rows, &outputs, together)?;
             numbers(finite)?;
-            found.extend(tokens.iter().map(|&token| narrow(token as usize)));
+            found.extend(tokens.iter().map(|&token| bin(token as usize)));
             return Ok(());
         }
         self.score(model, rows, next, &mut |_, logits| {
-            found.push(narrow(argmax(logits).expect("`score` gives finite logits")));
+            found.push(likeliest(logits));
         })
     }
 

@@ -158,9 +158,9 @@ impl Recording for Ffmpeg {
         match step? {
             Step::Timeout => Ok(Next::Timeout),
             Step::Done => {
-                (frame.width, frame.height) = self.size.take().unwrap_or_default();
+                let (width, height) = self.size.take().unwrap_or_default();
+                frame.set_size(width, height);
                 std::mem::swap(&mut frame.rgb, &mut self.body);
-                frame.raw.clear();
                 // The child decodes ahead; this is the waiting and copying that was left to us.
                 frame.decode_ns = std::mem::take(&mut self.spent_ns);
                 self.head.clear();

@@ -116,9 +116,13 @@ impl Frame {
 
     /// Sets the size and makes room for the pixels; allocates only when the picture grows.
     pub(crate) fn resize(&mut self, width: u32, height: u32) {
-        self.width = width;
-        self.height = height;
+        self.set_size(width, height);
         self.rgb.resize(width as usize * height as usize * 3, 0);
+    }
+
+    /// Sets the size of what lies in `rgb` or will; raw bytes of another frame go.
+    pub(crate) fn set_size(&mut self, width: u32, height: u32) {
+        (self.width, self.height) = (width, height);
         self.raw.clear();
     }
 }
@@ -128,9 +132,9 @@ impl Frame {
 impl Frame {
     /// Takes the pixels of a picture as they are. More bytes than it has are fine: drivers hand over whole buffers.
     fn take_raw(&mut self, picture: Picture<'_>) -> Result<(), FrameError> {
-        (self.width, self.height) = sides(picture)?;
+        let (width, height) = sides(picture)?;
+        self.set_size(width, height);
         self.rgb.clear();
-        self.raw.clear();
         self.raw.extend_from_slice(&picture.bytes[..picture.sizes().0]);
         (self.raw_format, self.raw_stride) = (picture.format, picture.stride);
         Ok(())

@@ -2,6 +2,7 @@
 
 use super::super::pass::{Most, Own, Sequence};
 use super::drawing::CardDrawing;
+use super::staging::Staging;
 use super::{CHUNK, Card, CardFeatures, CardPass, EMBED, Loaded, PREFIX, SLOTS};
 use crate::Result;
 use crate::config::Modality;
@@ -98,9 +99,7 @@ pub(crate) struct CardBuffers {
     pub(super) lists: Lists,
     /// Positions whose angles are on the card.
     pub(super) positions: usize,
-    /// In turn, so that one is written while the other is copied.
-    pub(super) staging: [Pinned; 2],
-    pub(super) turn: usize,
+    pub(super) staging: Staging,
     pub(super) results: Pinned,
     /// Of steps of one row a sequence, by the number of sequences, and by whether keys are split.
     pub(super) graphs: Vec<[Option<Graph>; 2]>,
@@ -183,7 +182,7 @@ impl CardBuffers {
         }
         memory.fill(0, arrays.bytes)?;
         let staged = lists.bytes.max(8 * angles.min(CHUNK / 8)).max(4 * codes.len());
-        let staging = [Pinned::new(&card.device, staged)?, Pinned::new(&card.device, staged)?];
+        let staging = Staging::new(&card.device, staged)?;
         let results = 4 * (logits.max(rows).max(MAX_PICKED) + 1);
         let results = Pinned::new(&card.device, results)?;
         let mut buffers = Self {
@@ -217,7 +216,6 @@ impl CardBuffers {
             lists,
             positions: 0,
             staging,
-            turn: 0,
             results,
             graphs: (0..=most.sequences).map(|_| [None, None]).collect(),
         };
@@ -234,16 +232,13 @@ impl CardBuffers {
 
     /// Puts bytes that `write` makes to `offset`, in the stream.
     fn stage(&mut self, offset: usize, bytes: usize, write: impl FnOnce(&mut [u8])) -> Result<()> {
-        self.turn = 1 - self.turn;
-        let room = &mut self.staging[self.turn];
-        write(&mut room.get()?[..bytes]);
-        Ok(self.memory.write_from(offset, room, 0, bytes)?)
+        self.staging.put(&self.memory, offset, bytes, write)
     }
 
     /// The angles of every position below `end`.
     fn reach(&mut self, rope: &Rope, end: usize) -> Result<()> {
         let half = self.head_dim / 2;
-        let at_once = (self.staging_bytes() / (4 * half)).max(1);
+        let at_once = (self.staging.len() / (4 * half)).max(1);
         while self.positions < end {
             let first = self.positions;
             let last = end.min(first + at_once);
@@ -255,10 +250,6 @@ impl CardBuffers {
             self.positions = last;
         }
         Ok(())
-    }
-
-    fn staging_bytes(&self) -> usize {
-        self.lists.bytes.max(4 * KV_BLOCK * self.head_dim)
     }
 
     /// What row `n` of the next step begins with.

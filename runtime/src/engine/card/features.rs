@@ -57,14 +57,13 @@ impl CardBuffers {
 
     /// Takes the features of the question's pictures from the host.
     pub(crate) fn show(&mut self, card: &Card, features: &[f32]) -> Result<()> {
-        self.features.clear(card, features.len())?;
-        let Some(memory) = &self.features.memory else { return Ok(()) };
-        for some in features.chunks(self.staging[0].len() / 4) {
-            self.turn = 1 - self.turn;
-            let (room, bytes) = (&mut self.staging[self.turn], bytemuck::cast_slice::<f32, u8>(some));
-            room.get()?[..bytes.len()].copy_from_slice(bytes);
-            memory.write_from(4 * self.features.len, room, 0, bytes.len())?;
-            self.features.len += some.len();
+        let Self { features: shown, staging, .. } = self;
+        shown.clear(card, features.len())?;
+        let Some(memory) = &shown.memory else { return Ok(()) };
+        for some in features.chunks(staging.len() / 4) {
+            let bytes = bytemuck::cast_slice::<f32, u8>(some);
+            staging.put(memory, 4 * shown.len, bytes.len(), |room| room.copy_from_slice(bytes))?;
+            shown.len += some.len();
         }
         Ok(())
     }
