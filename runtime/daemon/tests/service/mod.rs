@@ -1,7 +1,7 @@
 //! A running `saccaded`, for the tests that drive it from outside; each of their files uses a part of this.
 #![allow(dead_code, unreachable_pub)]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -31,6 +31,11 @@ pub fn published(checkpoint: &str) -> TempDir {
     convert(&mut checkpoint, &dir.path().join("tiny"), WeightDtype::Int8, false, &mut Progress::silent())
         .unwrap();
     dir
+}
+
+/// A request for what lies at `path`.
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
 }
 
 /// A running service, killed when the test ends.
@@ -70,7 +75,7 @@ impl Service {
         }));
         let mut service = Self { child, address, log };
         let start = Instant::now();
-        while service.try_get("/health").is_none_or(|(status, _)| status != 200) {
+        while service.try_exchange(&get("/health")).map_or(true, |(status, _)| status != 200) {
             if let Some(status) = service.child.try_wait().unwrap() {
                 return Err((status, service.log()));
             }
@@ -85,24 +90,24 @@ impl Service {
         self.log.take().unwrap().join().unwrap()
     }
 
-    /// The answer of a service that may have gone.
-    fn try_get(&self, path: &str) -> Option<(u16, String)> {
-        TcpStream::connect(self.address).is_ok().then(|| self.get(path))
+    /// Status and body of one request to a service that may end before it has answered.
+    fn try_exchange(&self, request: &str) -> io::Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
     }
 
     /// Status and body of one request.
     pub fn exchange(&self, request: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+        self.try_exchange(request).unwrap()
     }
 
     pub fn get(&self, path: &str) -> (u16, String) {
-        self.exchange(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
+        self.exchange(&get(path))
     }
 
     pub fn chat(&self, body: &Value) -> (u16, String) {
