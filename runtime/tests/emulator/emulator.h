@@ -134,6 +134,7 @@ inline float half_to_float(uint16_t half) {
     return __uint_as_float(scaled | special | sign);
 }
 inline int4 load_streaming(const int4 *at) { return *at; }
+inline void prefetch(const void *) {}
 inline void copy_async16(void *to, const void *from, bool live) { emulator::copy_async(to, live ? from : nullptr, 16); }
 inline void copy_async_commit() { emulator::commit(); }
 template <int N> void copy_async_wait() { emulator::wait(N); }

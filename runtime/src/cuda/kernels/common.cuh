@@ -152,6 +152,9 @@ DEVICE int4 load_streaming(const int4 *at) {
     return v;
 }
 
+// Brings what lies at `at` near, without waiting for it.
+DEVICE void prefetch(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
 // c += a · b: 16 × 32 by 32 × 8 INT8 values in the fragments of mma.m16n8k32.
 #if __CUDA_ARCH__ >= 800
 DEVICE void mma_s8(int32_t (&c)[4], const int32_t (&a)[4], const int32_t (&b)[2]) {

@@ -8,9 +8,32 @@ struct RowRoom {
     float inverse;
 };
 
+// A thread's values from `from` on, every blockDim.x-th; zeros behind the k-th. They are asked for together, so that a thread waits once.
+struct Batch {
+    static constexpr int LEN = 8;
+    float value[LEN];
+};
+
+DEVICE Batch load_batch(const float *x, int from, int k) {
+    Batch batch;
+#pragma unroll
+    for (int j = 0; j < Batch::LEN; j++) {
+        int i = from + j * blockDim.x;
+        batch.value[j] = i < k ? x[i] : 0.0f;
+    }
+    return batch;
+}
+
 // x / √(mean x² + eps) · norm into `row`; x as it is where `norm` is null. The squares are added in the order of `quant.rs`, by 16 threads.
 DEVICE void load_row(const float *x, const float *norm, float eps, int k, float *row, RowRoom &room) {
-    for (int i = threadIdx.x; i < k; i += blockDim.x) row[i] = x[i];
+    const int turn = Batch::LEN * blockDim.x;
+    Batch first = load_batch(norm, threadIdx.x, norm ? k : 0);
+    for (int from = threadIdx.x; from < k; from += turn) {
+        Batch batch = load_batch(x, from, k);
+#pragma unroll
+        for (int j = 0, i = from; j < Batch::LEN; j++, i += blockDim.x)
+            if (i < k) row[i] = batch.value[j];
+    }
     __syncthreads();
     if (!norm) return;
     if (threadIdx.x < 32) {
@@ -21,21 +44,35 @@ DEVICE void load_row(const float *x, const float *norm, float eps, int k, float 
         if (threadIdx.x == 0) room.inverse = 1.0f / sqrtf(squares / (float)k + eps);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < k; i += blockDim.x) row[i] = row[i] * room.inverse * norm[i];
+    for (int from = threadIdx.x; from < k; from += turn) {
+        Batch weights = from == threadIdx.x ? first : load_batch(norm, from, k);
+#pragma unroll
+        for (int j = 0, i = from; j < Batch::LEN; j++, i += blockDim.x)
+            if (i < k) row[i] = row[i] * room.inverse * weights.value[j];
+    }
     __syncthreads();
 }
 
 // `row [k]` into q [parts, pad_k(k)] and scale [parts]; what rounding the last part left stands in `row` afterwards.
 DEVICE void quantise_row(float *row, int k, int parts, int8_t *q, float *scale, RowRoom &room) {
+    const int turn = Batch::LEN * blockDim.x;
     for (int part = 0; part < parts; part++, q += pad_k(k)) {
         uint32_t bits = 0;
-        for (int i = threadIdx.x; i < k; i += blockDim.x) bits = magnitude(row[i]) > bits ? magnitude(row[i]) : bits;
+        for (int from = threadIdx.x; from < k; from += turn) {
+            Batch batch = load_batch(row, from, k);
+#pragma unroll
+            for (int j = 0; j < Batch::LEN; j++) bits = magnitude(batch.value[j]) > bits ? magnitude(batch.value[j]) : bits;
+        }
         float amax = __uint_as_float(block_max(bits, room.amax));
         float inverse = inverse_scale(amax), step = scale_of(amax);
-        for (int i = threadIdx.x; i < pad_k(k); i += blockDim.x) {
-            int8_t value = i < k && inverse > 0.0f ? quantise(row[i], inverse) : (int8_t)0;
-            q[i] = value;
-            if (i < k && part + 1 < parts) row[i] -= (float)value * step;
+        for (int from = threadIdx.x; from < pad_k(k); from += turn) {
+            Batch batch = load_batch(row, from, k);
+#pragma unroll
+            for (int j = 0, i = from; j < Batch::LEN; j++, i += blockDim.x) {
+                int8_t value = inverse > 0.0f ? quantise(batch.value[j], inverse) : (int8_t)0;
+                if (i < pad_k(k)) q[i] = value;
+                if (i < k && part + 1 < parts) row[i] = batch.value[j] - (float)value * step;
+            }
         }
         if (threadIdx.x == 0) scale[part] = step;
         __syncthreads();
