@@ -83,6 +83,8 @@ pub(crate) struct SequenceAt {
     pub(crate) first_segment: i32,
     pub(crate) segments: i32,
     pub(crate) causal: i32,
+    pub(crate) first_block: i32,
+    pub(crate) pad: i32,
 }
 
 /// `Segment` of `step.cuh`.
@@ -102,7 +104,7 @@ pub(crate) struct RowAt {
     pub(crate) sequence: i32,
     pub(crate) offset: i32,
     pub(crate) position: i32,
-    pub(crate) pad: i32,
+    pub(crate) block: i32,
 }
 
 /// `Unit` of `step.cuh`.
@@ -111,6 +113,8 @@ pub(crate) struct RowAt {
 pub(crate) struct UnitAt {
     pub(crate) first: i32,
     pub(crate) rows: i32,
+    pub(crate) sequence: i32,
+    pub(crate) blocks: i32,
 }
 
 /// What the rows of a step are: `Step` of `step.cuh`.

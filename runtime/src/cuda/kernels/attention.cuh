@@ -33,21 +33,34 @@ DEVICE void turn(const float *query, const float *cosine, const float *sine, int
     if (lane == 0) *scale = scale_of(amax) * factor;
 }
 
+// Fragments of a warp that are asked for at once.
+constexpr int AHEAD = 4;
+
 // Scores of all queries against one panel of keys: out[query][16 tokens].
 DEVICE void score_panel(const int8_t *keys, int k_padded, const int8_t *q8, int stride, int queries, int32_t (&acc)[2][4]) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     for (int tile = 0; tile < 2; tile++)
         for (int j = 0; j < 4; j++) acc[tile][j] = 0;
     if (HAS_MMA) {
-        for (int quad = t; quad < k_padded / 4; quad += 8) {
-            const int2 low = *(const int2 *)(keys + quad * TILE + g * 8), high = *(const int2 *)(keys + (quad + 4) * TILE + g * 8);
-            const int32_t a[4] = {low.x, low.y, high.x, high.y};
+        for (int first = t; first < k_padded / 4; first += 8 * AHEAD) {
+            int2 low[AHEAD], high[AHEAD];
 #pragma unroll
-            for (int tile = 0; tile < 2; tile++) {
-                if (tile * 8 >= queries) break;
-                const int8_t *x = q8 + (tile * 8 + g) * stride;
-                const int32_t b[2] = {((const int32_t *)x)[quad], ((const int32_t *)x)[quad + 4]};
-                mma_s8(acc[tile], a, b);
+            for (int i = 0; i < AHEAD; i++) {
+                int quad = first + 8 * i < k_padded / 4 ? first + 8 * i : first;
+                low[i] = *(const int2 *)(keys + quad * TILE + g * 8), high[i] = *(const int2 *)(keys + (quad + 4) * TILE + g * 8);
+            }
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                int quad = first + 8 * i;
+                if (quad >= k_padded / 4) break;
+                const int32_t a[4] = {low[i].x, low[i].y, high[i].x, high[i].y};
+#pragma unroll
+                for (int tile = 0; tile < 2; tile++) {
+                    if (tile * 8 >= queries) break;
+                    const int8_t *x = q8 + (tile * 8 + g) * stride;
+                    const int32_t b[2] = {((const int32_t *)x)[quad], ((const int32_t *)x)[quad + 4]};
+                    mma_s8(acc[tile], a, b);
+                }
             }
         }
         return;
@@ -67,22 +80,28 @@ DEVICE void score_panel(const int8_t *keys, int k_padded, const int8_t *q8, int 
     }
 }
 
-// acc += 16 dimensions of two panels' values times the weights of 8 · 4 columns: both parts of 16 queries.
+// 16 dimensions of the values of two panels, as a lane has them for a matrix product.
+struct Pair {
+    int2 one, two;
+};
+
+// acc += the values of a pair times the weights of 8 · 4 columns: both parts of 16 queries.
+DEVICE void weigh_pair(const Pair &pair, const int8_t *weights, int stride, int columns, int32_t (&acc)[4][4]) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int32_t a[4] = {pair.one.x, pair.one.y, pair.two.x, pair.two.y};
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+        if (tile * 8 >= columns) break;
+        int column = tile * 8 + g < columns ? tile * 8 + g : columns - 1;
+        const int32_t *x = (const int32_t *)(weights + (uint64_t)column * stride);
+        const int32_t b[2] = {x[t], x[t + 4]};
+        mma_s8(acc[tile], a, b);
+    }
+}
+
+// The same with `dp4a`, of panels in memory.
 DEVICE void weigh_panels(const int8_t *one, const int8_t *two, const int8_t *weights, int stride, int columns, int32_t (&acc)[4][4]) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    if (HAS_MMA) {
-        const int2 low = *(const int2 *)(one + t * TILE + g * 8), high = *(const int2 *)(two + t * TILE + g * 8);
-        const int32_t a[4] = {low.x, low.y, high.x, high.y};
-#pragma unroll
-        for (int tile = 0; tile < 4; tile++) {
-            if (tile * 8 >= columns) break;
-            int column = tile * 8 + g < columns ? tile * 8 + g : columns - 1;
-            const int32_t *x = (const int32_t *)(weights + (uint64_t)column * stride);
-            const int32_t b[2] = {x[t], x[t + 4]};
-            mma_s8(acc[tile], a, b);
-        }
-        return;
-    }
     for (int quad = 0; quad < 8; quad++) {
         const int2 w = *(const int2 *)((quad < 4 ? one : two) + quad % 4 * TILE + g * 8);
 #pragma unroll
@@ -103,17 +122,11 @@ DEVICE void weigh_panels(const int8_t *one, const int8_t *two, const int8_t *wei
 struct Asked {
     Unit unit;
     int group, kv_head, first_in_group, heads, queries;
-    const Sequence *s;
+    Sequence s;
     const Segment *segments; // of the sequence
     const uint32_t *blocks;  // of the arena, in the order of the context
     int count;               // of blocks that a query of the unit sees
 };
-
-// Of the own segment, blocks behind the last row are invisible to all.
-DEVICE int blocks_of(const Asked &a, int segment, const Row *rows) {
-    bool is_own = segment + 1 == a.s->segments;
-    return is_own ? rows[a.unit.first + a.unit.rows - 1].offset / KV_BLOCK + 1 : (a.segments[segment].len + KV_BLOCK - 1) / KV_BLOCK;
-}
 
 DEVICE Asked asked_of(const AttentionShape &shape, const Unit *units, const Step &lists, int chunk) {
     Asked a;
@@ -123,49 +136,74 @@ DEVICE Asked asked_of(const AttentionShape &shape, const Unit *units, const Step
     a.first_in_group = chunk * QUERIES;
     a.heads = a.group - a.first_in_group < QUERIES ? a.group - a.first_in_group : QUERIES;
     a.queries = a.unit.rows * a.heads;
-    a.s = lists.sequences + lists.rows[a.unit.first].sequence;
-    a.segments = lists.segments + a.s->first_segment;
-    a.blocks = lists.blocks + a.segments[0].first_block;
-    a.count = 0;
-    for (int i = 0; i < a.s->segments; i++) a.count += blocks_of(a, i, lists.rows);
+    a.s = lists.sequences[a.unit.sequence];
+    a.segments = lists.segments + a.s.first_segment;
+    a.blocks = lists.blocks + a.s.first_block;
+    a.count = a.unit.blocks;
     return a;
 }
 
 DEVICE int row_of(const Asked &a, int query) { return a.unit.first + query / a.heads; }
 DEVICE int head_of(const Asked &a, int query) { return a.kv_head * a.group + a.first_in_group + query % a.heads; }
 DEVICE int panel_at(const Asked &a, const AttentionShape &shape, int at) {
-    return panel_of(*a.s, shape.layer, shape.n_kv_heads, a.kv_head, a.blocks[at]);
+    return panel_of(a.s, shape.layer, shape.n_kv_heads, a.kv_head, a.blocks[at]);
 }
+// The keys of a panel; its values stand behind them.
+DEVICE const int8_t *keys_at(const Asked &a, const AttentionShape &shape, int panel) {
+    return a.s.tiles + (uint64_t)panel * (keys_len(shape.head_dim) + values_len(shape.head_dim));
+}
+
+// Brings panels near, `len` bytes of each from `begin` on, while there is other work: those of the first blocks from `from` to below `to`.
+DEVICE void prefetch_panels(const Asked &a, const AttentionShape &shape, int from, int to, int begin, int len) {
+    constexpr int LINE = 128, MOST = 16;
+    int blocks = to - from < MOST ? to - from : MOST, lines = (len + LINE - 1) / LINE;
+    for (int i = threadIdx.x; i < blocks * lines; i += blockDim.x) {
+        int panel = panel_at(a, shape, from + i / lines);
+        prefetch(keys_at(a, shape, panel) + begin + i % lines * LINE);
+        if (i % lines == 0) prefetch(a.s.scales + panel);
+    }
+}
+
+// What is kept of each query while it looks at a segment.
+struct Queries {
+    float scale[QUERIES], bias[QUERIES];
+    int offset[QUERIES]; // in the own segment
+};
 
 // Scores in bits of the blocks from `from` to below `to`, segment by segment: scores[query · max_keys + key].
 DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Step &lists, const float *modality_bias, const float *q, int from,
-                         int to, int8_t *q8, float *query_scale, float *query_bias, float *scores) {
+                         int to, int8_t *q8, Queries &queries, float *scores) {
     const int hd = shape.head_dim, half = hd / 2, k_padded = pad_k(hd), q_stride = k_padded + 16;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const Segment *own = a.segments + a.s->segments - 1;
+    const int own_modality = a.segments[a.s.segments - 1].modality;
     int block = 0;
-    for (int i = 0; i < a.s->segments; i++) {
+    for (int i = 0; i < a.s.segments; i++) {
         const Segment segment = a.segments[i];
-        const bool is_own = i + 1 == a.s->segments;
-        const int in_segment = blocks_of(a, i, lists.rows);
+        const bool is_own = i + 1 == a.s.segments;
+        // Of the own segment, blocks behind the last row are invisible to all.
+        const int in_segment = is_own ? a.count - block : (segment.len + KV_BLOCK - 1) / KV_BLOCK;
         const int first = from > block ? from - block : 0, end = to - block < in_segment ? to - block : in_segment;
         block += in_segment;
         if (first >= end) continue;
         for (int query = warp; query < a.queries; query += WARPS) {
-            int row = row_of(a, query), head = head_of(a, query);
-            uint64_t angle = (uint64_t)(lists.rows[row].position - segment.base) * half;
-            turn(q + ((uint64_t)row * shape.n_heads + head) * hd, lists.cosines + angle, lists.sines + angle, hd,
-                 q8 + query * q_stride, shape.factor, &query_scale[query]);
+            const int head = head_of(a, query);
+            const Row row = lists.rows[row_of(a, query)];
+            uint64_t angle = (uint64_t)(row.position - segment.base) * half;
+            turn(q + ((uint64_t)row_of(a, query) * shape.n_heads + head) * hd, lists.cosines + angle, lists.sines + angle, hd,
+                 q8 + query * q_stride, shape.factor, &queries.scale[query]);
             if (lane == 0) {
-                int at = (head * shape.modalities + own->modality) * shape.modalities + segment.modality;
-                query_bias[query] = modality_bias ? modality_bias[at] * 1.44269504f : 0.0f;
+                int at = (head * shape.modalities + own_modality) * shape.modalities + segment.modality;
+                queries.bias[query] = modality_bias ? modality_bias[at] * 1.44269504f : 0.0f;
+                queries.offset[query] = row.offset;
             }
         }
         __syncthreads();
         for (int at = first + warp; at < end; at += WARPS) {
             int block_at = block - in_segment + at, panel = panel_at(a, shape, block_at);
+            // Tokens 2g and 2g + 1 of the panel are this lane's.
+            const float2 key_scale = *(const float2 *)&a.s.scales[panel].key[2 * g];
             int32_t acc[2][4];
-            score_panel(a.s->tiles + (uint64_t)panel * (keys_len(hd) + values_len(hd)), k_padded, q8, q_stride, a.queries, acc);
+            score_panel(keys_at(a, shape, panel), k_padded, q8, q_stride, a.queries, acc);
 #pragma unroll
             for (int tile = 0; tile < 2; tile++)
 #pragma unroll
@@ -173,11 +211,8 @@ DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Step
                     int query = tile * 8 + 2 * t + j % 2, token = 2 * g + j / 2, key = at * KV_BLOCK + token;
                     if (query >= a.queries) continue;
                     bool live = key < segment.len;
-                    if (is_own) {
-                        int offset = lists.rows[row_of(a, query)].offset;
-                        live = live && (a.s->causal ? key <= offset : key == offset);
-                    }
-                    float score = (float)acc[tile][j] * (query_scale[query] * a.s->scales[panel].key[token]) + query_bias[query];
+                    if (is_own) live = live && (a.s.causal ? key <= queries.offset[query] : key == queries.offset[query]);
+                    float score = (float)acc[tile][j] * (queries.scale[query] * (j < 2 ? key_scale.x : key_scale.y)) + queries.bias[query];
                     scores[(uint64_t)query * shape.max_keys + block_at * KV_BLOCK + token] = live ? score : MINUS_INFINITY;
                 }
         }
@@ -197,7 +232,7 @@ DEVICE Peak peak_of(const Asked &a, const AttentionShape &shape, const float *sc
     for (int at = from; at < to; at++) {
         float score = scores[at * KV_BLOCK + token];
         peak.score = larger(peak.score, score);
-        uint32_t bits = score == MINUS_INFINITY ? 0 : magnitude(a.s->scales[panel_at(a, shape, at)].value[token]);
+        uint32_t bits = score == MINUS_INFINITY ? 0 : magnitude(a.s.scales[panel_at(a, shape, at)].value[token]);
         peak.scale = bits > peak.scale ? bits : peak.scale;
     }
     for (int step = 8; step > 0; step /= 2) {
@@ -225,19 +260,58 @@ DEVICE void weight_parts(float e, float score, float value_scale, float c, int8_
     *low = (int8_t)(bits & 127);
 }
 
+// Exponentials and weights of one query. A half-warp asks, each lane for its token of the blocks from `from` to below `to`;
+// `each(at, e, high, low)` gets every block's exponential and the two parts of its weight.
+template <class Each>
+DEVICE void weigh_scores(const Asked &a, const AttentionShape &shape, const float *scores, int from, int to, float largest, float c, Each each) {
+    const int token = threadIdx.x % LANES;
+    for (int first = from; first < to; first += AHEAD) {
+        float score[AHEAD], scale[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            int at = first + i < to ? first + i : first;
+            score[i] = scores[at * KV_BLOCK + token];
+            scale[i] = a.s.scales[panel_at(a, shape, at)].value[token];
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (first + i >= to) break;
+            float e = exp2_f32(score[i] - largest);
+            int8_t high, low;
+            weight_parts(e, score[i], scale[i], c, &high, &low);
+            each(first + i, e, high, low);
+        }
+    }
+}
+
 // 16 dimensions of the weighted sum over the blocks from `from` to below `to`; the weights of block `from` stand first.
 DEVICE void weigh_blocks(const Asked &a, const AttentionShape &shape, int from, int to, int dims, const int8_t *weights, int stride,
                          int32_t (&acc)[4][4]) {
-    const int hd = shape.head_dim;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, begin = keys_len(shape.head_dim) + dims * TILE_N * KV_BLOCK;
     for (int tile = 0; tile < 4; tile++)
         for (int j = 0; j < 4; j++) acc[tile][j] = 0;
+    if (HAS_MMA) {
+        for (int first = from; first < to; first += 2 * AHEAD) {
+            Pair pairs[AHEAD];
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                int one = first + 2 * i < to ? first + 2 * i : first, two = one + 1 < to ? one + 1 : one;
+                pairs[i].one = *(const int2 *)(keys_at(a, shape, panel_at(a, shape, one)) + begin + t * TILE + g * 8);
+                pairs[i].two = *(const int2 *)(keys_at(a, shape, panel_at(a, shape, two)) + begin + t * TILE + g * 8);
+            }
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                int at = first + 2 * i;
+                if (at >= to) break;
+                weigh_pair(pairs[i], weights + (at - from) * KV_BLOCK, stride, 2 * a.queries, acc);
+            }
+        }
+        return;
+    }
 #pragma unroll 2
     for (int at = from; at < to; at += 2) {
         const int8_t *values[2];
-        for (int j = 0; j < 2; j++) {
-            int panel = panel_at(a, shape, at + j < to ? at + j : at);
-            values[j] = a.s->tiles + (uint64_t)panel * (keys_len(hd) + values_len(hd)) + keys_len(hd) + dims * TILE_N * KV_BLOCK;
-        }
+        for (int j = 0; j < 2; j++) values[j] = keys_at(a, shape, panel_at(a, shape, at + j < to ? at + j : at)) + begin;
         weigh_panels(values[0], values[1], weights + (at - from) * KV_BLOCK, stride, 2 * a.queries, acc);
     }
 }

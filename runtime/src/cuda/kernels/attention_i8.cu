@@ -9,11 +9,11 @@
 KERNEL __launch_bounds__(WARPS * 32, 4)
     attention_i8(AttentionShape shape, const Unit *units, Step lists, const float *modality_bias, const float *q, float *out, unsigned char *scratch) {
     DYNAMIC_SHARED(memory);
-    SHARED(float[QUERIES], query_scale);
-    SHARED(float[QUERIES], query_bias);
+    SHARED(Queries, queries);
     const int hd = shape.head_dim, max_keys = shape.max_keys;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const Asked a = asked_of(shape, units, lists, blockIdx.z);
+    prefetch_panels(a, shape, 0, a.count, 0, keys_len(hd) + values_len(hd));
 
     // [queries, k_padded + 16] i8; then scores [queries, max_keys] f32 and weights [queries, 2, max_keys + 16] i8. The 16 bytes put
     // rows on different banks.
@@ -23,7 +23,7 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
     float *scores = (float *)rest;
     int8_t *weights = (int8_t *)(rest + (uint64_t)a.queries * max_keys * 4);
 
-    score_blocks(a, shape, lists, modality_bias, q, 0, a.count, (int8_t *)memory, query_scale, query_bias, scores);
+    score_blocks(a, shape, lists, modality_bias, q, 0, a.count, (int8_t *)memory, queries, scores);
 
     // Softmax: a half-warp a query, its lanes those of `quant.rs`.
     const int keys = a.count * KV_BLOCK, token = lane % LANES;
@@ -34,18 +34,14 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
         int8_t *high = weights + (uint64_t)query * 2 * w_stride, *low = high + w_stride;
         Peak peak = peak_of(a, shape, of_query, 0, a.count);
         float amax = __uint_as_float(peak.scale), c = weight_factor(amax), sum = 0.0f;
-        for (int at = 0; at < a.count; at++) {
-            int key = at * KV_BLOCK + token;
-            float score = of_query[key], e = exp2_f32(score - peak.score);
+        weigh_scores(a, shape, of_query, 0, a.count, peak.score, c, [&](int at, float e, int8_t first, int8_t second) {
             sum += e;
-            int8_t parts[2];
-            weight_parts(e, score, a.s->scales[panel_at(a, shape, at)].value[token], c, parts, parts + 1);
-            if (stands) high[key] = parts[0], low[key] = parts[1];
-        }
+            if (stands) high[at * KV_BLOCK + token] = first, low[at * KV_BLOCK + token] = second;
+        });
         // Panels are weighed in pairs; one that is not there weighs nothing.
         if (stands && a.count % 2 == 1) high[keys + token] = low[keys + token] = 0;
         for (int step = 8; step > 0; step /= 2) sum += __shfl_down_sync(WARP, sum, step);
-        if (stands && token == 0) query_scale[query] = weight_scale(c, amax, sum);
+        if (stands && token == 0) queries.scale[query] = weight_scale(c, amax, sum);
     }
     __syncthreads();
 
@@ -61,7 +57,7 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
                 int query = tile * 4 + t, dim = dims * TILE_N + 2 * g + j;
                 if (query >= a.queries || dim >= hd) continue;
                 out[((uint64_t)row_of(a, query) * shape.n_heads + head_of(a, query)) * hd + dim] =
-                    ((float)acc[tile][2 * j] * 128.0f + (float)acc[tile][2 * j + 1]) * query_scale[query];
+                    ((float)acc[tile][2 * j] * 128.0f + (float)acc[tile][2 * j + 1]) * queries.scale[query];
             }
     }
 }

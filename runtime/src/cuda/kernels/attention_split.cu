@@ -34,17 +34,17 @@ KERNEL __launch_bounds__(WARPS * 32, 3)
     attention_i8_scores(AttentionShape shape, const Unit *units, Step lists, const float *modality_bias, const float *q, int splits,
                         unsigned char *scratch) {
     DYNAMIC_SHARED(memory);
-    SHARED(float[QUERIES], query_scale);
-    SHARED(float[QUERIES], query_bias);
+    SHARED(Queries, queries);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, split = blockIdx.z % splits, chunk = blockIdx.z / splits;
     const Asked a = asked_of(shape, units, lists, chunk);
     const Room room = room_of(shape, scratch, splits, chunk);
     const int range = range_of(a, splits), from = split * range, to = from + range < a.count ? from + range : a.count;
+    prefetch_panels(a, shape, from, to, 0, keys_len(shape.head_dim));
     if (split == 0) {
         for (int i = threadIdx.x; i < QUERIES * pad_n(shape.head_dim) * 2; i += blockDim.x) room.sums[i] = 0;
         if (threadIdx.x == 0) *room.arrived = 0;
     }
-    score_blocks(a, shape, lists, modality_bias, q, from, to, (int8_t *)memory, query_scale, query_bias, room.scores);
+    score_blocks(a, shape, lists, modality_bias, q, from, to, (int8_t *)memory, queries, room.scores);
     for (int pair = warp * 2; pair < a.queries; pair += WARPS * 2) {
         bool stands = pair + lane / LANES < a.queries;
         int query = stands ? pair + lane / LANES : pair;
@@ -68,6 +68,7 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
     const int range = range_of(a, splits), from = split * range, to = from + range < a.count ? from + range : a.count;
     const int w_stride = range * KV_BLOCK + 16;
     int8_t *weights = (int8_t *)memory;
+    prefetch_panels(a, shape, from, to, keys_len(hd), values_len(hd));
 
     // Exponentials and weights of the range: a half-warp a query.
     for (int pair = warp * 2; pair < a.queries; pair += WARPS * 2) {
@@ -82,13 +83,10 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
             peak.scale = other.scale > peak.scale ? other.scale : peak.scale;
         }
         float amax = __uint_as_float(peak.scale), c = weight_factor(amax);
-        for (int at = from; at < to; at++) {
-            int key = at * KV_BLOCK + token, here = key - from * KV_BLOCK;
-            float score = of_query[key], e = exp2_f32(score - peak.score);
-            int8_t parts[2];
-            weight_parts(e, score, a.s->scales[panel_at(a, shape, at)].value[token], c, parts, parts + 1);
-            if (stands) of_query[key] = e, high[here] = parts[0], low[here] = parts[1];
-        }
+        weigh_scores(a, shape, of_query, from, to, peak.score, c, [&](int at, float e, int8_t first, int8_t second) {
+            int here = (at - from) * KV_BLOCK + token;
+            if (stands) of_query[at * KV_BLOCK + token] = e, high[here] = first, low[here] = second;
+        });
         // Panels are weighed in pairs; one that is not there weighs nothing.
         int next = (to - from) * KV_BLOCK + token;
         if (stands && from < to && (to - from) % 2 == 1) high[next] = low[next] = 0;

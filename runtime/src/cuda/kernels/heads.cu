@@ -79,10 +79,11 @@ KERNEL store_heads(HeadShape shape, HeadNorms norms, Step lists, float *q, const
     bool keys = head < shape.n_kv_heads;
     if (!keys) head -= shape.n_kv_heads;
     const float *at = (keys ? k : v) + ((uint64_t)row * shape.n_kv_heads + head) * hd;
+    // Asked for together with the head.
+    const Row r = lists.rows[row];
+    const Sequence s = lists.sequences[r.sequence];
     for (int i = lane; i < hd; i += 32) x[i] = at[i];
     __syncwarp();
-    Row r = lists.rows[row];
-    const Sequence &s = lists.sequences[r.sequence];
     if (keys) {
         if (norms.k) norm_head(x, hd, norms.k + (norms.k_bias ? head * hd : 0), norms.k_bias ? norms.k_bias + head * hd : nullptr, norms.eps);
         const float *cosine = lists.cosines + (uint64_t)r.offset * half, *sine = lists.sines + (uint64_t)r.offset * half;
@@ -93,8 +94,7 @@ KERNEL store_heads(HeadShape shape, HeadNorms norms, Step lists, float *q, const
         }
         __syncwarp();
     }
-    const Segment &own = lists.segments[s.first_segment + s.segments - 1];
-    int panel = panel_of(s, shape.layer, shape.n_kv_heads, head, lists.blocks[own.first_block + r.offset / KV_BLOCK]);
+    int panel = panel_of(s, shape.layer, shape.n_kv_heads, head, r.block);
     int token = r.offset % KV_BLOCK;
     if (s.keys) {
         float *to = (keys ? s.keys : s.values) + ((uint64_t)panel * KV_BLOCK + token) * hd;

@@ -50,6 +50,22 @@ struct RowOf {
     __device__ __forceinline__ float *at(int i) const { return i < width ? part[0] + i : part[1] + (i - width); }
 };
 
+// A thread's elements of a row from `first` on, every THREADS-th; zeros behind the last. They are asked for together.
+struct Batch {
+    static constexpr int LEN = 8;
+    float value[LEN];
+};
+
+DEVICE Batch load_batch(const RowOf &row, int first) {
+    Batch batch;
+#pragma unroll
+    for (int j = 0; j < Batch::LEN; j++) {
+        int i = first + j * THREADS;
+        batch.value[j] = i < row.n ? *row.at(i) : 0.0f;
+    }
+    return batch;
+}
+
 // The larger logit, of equals the first: as whole numbers in the same order. −0 is +0.
 DEVICE uint64_t rank(float x, int i) {
     uint32_t bits = __float_as_uint(x + 0.0f);
@@ -79,18 +95,22 @@ DEVICE Level level_of(const RowOf &row, uint64_t wanted, bool by_mass, Room &roo
         int bin = -1;
         uint64_t mass = 0;
         uint32_t count = 0;
-        for (int i = threadIdx.x; i < row.n; i += THREADS) {
-            uint32_t weight = __float_as_uint(*row.at(i));
-            if (weight == 0 || weight >> shift >> 8 != so_far.weight) continue;
-            int of = (int)(weight >> shift & 255);
-            if (of != bin && count > 0) {
-                atomicAdd(&room.mass[bin], mass);
-                atomicAdd(&room.count[bin], count);
-                mass = count = 0;
+        for (int first = threadIdx.x; first < row.n; first += Batch::LEN * THREADS) {
+            const Batch batch = load_batch(row, first);
+#pragma unroll
+            for (int j = 0; j < Batch::LEN; j++) {
+                uint32_t weight = __float_as_uint(batch.value[j]);
+                if (weight == 0 || weight >> shift >> 8 != so_far.weight) continue;
+                int of = (int)(weight >> shift & 255);
+                if (of != bin && count > 0) {
+                    atomicAdd(&room.mass[bin], mass);
+                    atomicAdd(&room.count[bin], count);
+                    mass = count = 0;
+                }
+                bin = of;
+                mass += weight;
+                count++;
             }
-            bin = of;
-            mass += weight;
-            count++;
         }
         if (count > 0) {
             atomicAdd(&room.mass[bin], mass);
@@ -160,12 +180,18 @@ KERNEL __launch_bounds__(THREADS) pick(Parts parts, Draws draws, uint32_t *flag,
                        parts.width[0] + parts.width[1]};
 
     uint64_t best = 0;
-    for (int i = threadIdx.x; i < row.n; i += THREADS) {
-        float x = *row.at(i);
-        if (!is_finite(x)) atomicOr(flag, 1u);
-        uint64_t other = rank(x, i);
-        best = other > best ? other : best;
+    bool finite = true;
+    for (int first = threadIdx.x; first < row.n; first += Batch::LEN * THREADS) {
+        const Batch batch = load_batch(row, first);
+#pragma unroll
+        for (int j = 0; j < Batch::LEN; j++) {
+            int i = first + j * THREADS;
+            finite = finite && is_finite(batch.value[j]);
+            uint64_t other = i < row.n ? rank(batch.value[j], i) : 0;
+            best = other > best ? other : best;
+        }
     }
+    if (!finite) atomicOr(flag, 1u);
     for (int step = 16; step > 0; step /= 2) {
         uint64_t other = __shfl_xor_sync(WARP, best, step);
         best = other > best ? other : best;
@@ -180,10 +206,16 @@ KERNEL __launch_bounds__(THREADS) pick(Parts parts, Draws draws, uint32_t *flag,
         const float largest = *row.at(token);
         __syncthreads();
         uint64_t total = 0;
-        for (int i = threadIdx.x; i < row.n; i += THREADS) {
-            uint32_t weight = (uint32_t)(exp2_f32((*row.at(i) - largest) * draw.scale) * 1073741824.0f);
-            *(uint32_t *)row.at(i) = weight;
-            total += weight;
+        for (int first = threadIdx.x; first < row.n; first += Batch::LEN * THREADS) {
+            const Batch batch = load_batch(row, first);
+#pragma unroll
+            for (int j = 0; j < Batch::LEN; j++) {
+                int i = first + j * THREADS;
+                if (i >= row.n) break;
+                uint32_t weight = (uint32_t)(exp2_f32((batch.value[j] - largest) * draw.scale) * 1073741824.0f);
+                *(uint32_t *)row.at(i) = weight;
+                total += weight;
+            }
         }
         for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(WARP, total, step);
         if (lane == 0) room.of_warp[warp] = total;

@@ -19,6 +19,8 @@ struct Sequence {
     int first_segment;   // in the step's list; the sequence's own segment is the last of them
     int segments;
     int causal;          // whether a row sees its own segment up to itself, or itself alone
+    int first_block;     // of its context, in the step's list of blocks
+    int pad;
 };
 
 // A segment that is visible to a sequence.
@@ -34,13 +36,15 @@ struct Row {
     int sequence;
     int offset;   // inside its own segment
     int position; // in the sequence
-    int pad;
+    int block;    // of the arena, in which it stands
 };
 
 // Rows of one sequence that attention takes together.
 struct Unit {
     int first;
     int rows;
+    int sequence;
+    int blocks; // that its last row sees
 };
 
 // The lists of a step, and the rotations by position.

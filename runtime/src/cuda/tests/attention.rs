@@ -33,7 +33,7 @@ struct Plan {
     rule: Own,
 }
 
-const PLANS: [&[Plan]; 5] = [
+const PLANS: [&[Plan]; 6] = [
     &[Plan { context: &[], own: (0, 1), rule: Own::Causal }],
     &[Plan { context: &[(20, Modality::Text), (66, Modality::Image)], own: (5, 1), rule: Own::Causal }],
     &[Plan { context: &[(3, Modality::Text)], own: (15, 21), rule: Own::Causal }],
@@ -42,6 +42,8 @@ const PLANS: [&[Plan]; 5] = [
         Plan { context: &[(20, Modality::Text)], own: (70, 1), rule: Own::Causal },
         Plan { context: &[(1, Modality::Text), (33, Modality::Image)], own: (2, 1), rule: Own::Causal },
     ],
+    // More blocks than a warp asks for at once.
+    &[Plan { context: &[(20, Modality::Text), (66, Modality::Image)], own: (69, 2), rule: Own::Causal }],
 ];
 
 struct Shape {
@@ -50,11 +52,12 @@ struct Shape {
     head_dim: usize,
 }
 
-const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 5] = [
     Shape { n_heads: 6, n_kv_heads: 2, head_dim: 32 },
     Shape { n_heads: 3, n_kv_heads: 1, head_dim: 20 },
     Shape { n_heads: 4, n_kv_heads: 4, head_dim: 64 },
     Shape { n_heads: 18, n_kv_heads: 1, head_dim: 48 },
+    Shape { n_heads: 2, n_kv_heads: 1, head_dim: 160 },
 ];
 
 /// Norms of the heads.
@@ -333,7 +336,7 @@ impl Step {
             Self { rows: Vec::new(), sequences: Vec::new(), segments: Vec::new(), blocks: Vec::new() };
         for (i, ((kv, segments), plan)) in arenas.iter().zip(plans).enumerate() {
             let mut base = 0;
-            let first_segment = this.segments.len() as i32;
+            let (first_segment, first_block) = (this.segments.len() as i32, this.blocks.len() as i32);
             let modalities = plan.context.iter().map(|&(_, modality)| modality).chain([Modality::Text]);
             for (chain, modality) in segments.iter().zip(modalities) {
                 this.segments.push(SegmentAt {
@@ -348,13 +351,15 @@ impl Step {
             let own = segments.last().unwrap().len;
             for offset in plan.own.0..own {
                 let position = (base - own + offset) as i32;
-                this.rows.push(RowAt { sequence: i as i32, offset: offset as i32, position, pad: 0 });
+                let block = kv.blocks(segments.last().unwrap()).nth(offset / KV_BLOCK).unwrap() as i32;
+                this.rows.push(RowAt { sequence: i as i32, offset: offset as i32, position, block });
             }
             this.sequences.push(SequenceAt {
                 n_blocks: 16,
                 first_segment,
                 segments: segments.len() as i32,
                 causal: i32::from(plan.rule == Own::Causal),
+                first_block,
                 ..SequenceAt::default()
             });
         }
@@ -380,8 +385,16 @@ impl Step {
                 {
                     unit.rows += 1;
                 }
-                _ => units.push(UnitAt { first: i as i32, rows: 1 }),
+                _ => units.push(UnitAt { first: i as i32, rows: 1, sequence: row.sequence, blocks: 0 }),
             }
+        }
+        for unit in &mut units {
+            let s = self.sequences[unit.sequence as usize];
+            let context = &self.segments[s.first_segment as usize..][..s.segments as usize - 1];
+            let last = self.rows[(unit.first + unit.rows - 1) as usize];
+            let blocks = |tokens: i32| (tokens as usize).div_ceil(KV_BLOCK) as i32;
+            unit.blocks =
+                context.iter().map(|segment| blocks(segment.len)).sum::<i32>() + blocks(last.offset + 1);
         }
         units
     }

@@ -275,7 +275,7 @@ impl CardBuffers {
             let mut row = 0;
             let (mut segment, mut block) = (0, 0);
             for (i, s) in sequences.iter().enumerate() {
-                let first_segment = segment;
+                let (first_segment, first_block) = (segment, block);
                 for visible in s.context.iter().chain([&s.own]) {
                     let at = SegmentAt {
                         base: narrow(visible.base),
@@ -302,22 +302,35 @@ impl CardBuffers {
                     first_segment: narrow(first_segment),
                     segments: narrow(segment - first_segment),
                     causal: i32::from(s.own_rule == Own::Causal),
+                    first_block: narrow(first_block),
+                    pad: 0,
                 };
                 put(room, lists.sequences, i, at);
+                let context =
+                    s.context.iter().map(|visible| visible.chain.len.div_ceil(KV_BLOCK)).sum::<usize>();
                 for first in (0..s.rows).step_by(unit_rows) {
-                    let rows = narrow(unit_rows.min(s.rows - first));
-                    put(room, lists.units, units, UnitAt { first: narrow(row + first), rows });
+                    let rows = unit_rows.min(s.rows - first);
+                    let at = UnitAt {
+                        first: narrow(row + first),
+                        rows: narrow(rows),
+                        sequence: narrow(i),
+                        blocks: narrow(context + (s.offset + first + rows - 1) / KV_BLOCK + 1),
+                    };
+                    put(room, lists.units, units, at);
                     units += 1;
                 }
-                for n in 0..s.rows {
+                let own = s.kv.blocks(&s.own.chain).skip(s.offset / KV_BLOCK);
+                let of_tokens =
+                    own.flat_map(|id| std::iter::repeat_n(id, KV_BLOCK)).skip(s.offset % KV_BLOCK);
+                for (n, id) in of_tokens.take(s.rows).enumerate() {
                     let offset = s.offset + n;
-                    let position = narrow(s.own.base + offset);
-                    put(
-                        room,
-                        lists.rows,
-                        row + n,
-                        RowAt { sequence: narrow(i), offset: narrow(offset), position, pad: 0 },
-                    );
+                    let at = RowAt {
+                        sequence: narrow(i),
+                        offset: narrow(offset),
+                        position: narrow(s.own.base + offset),
+                        block: id.cast_signed(),
+                    };
+                    put(room, lists.rows, row + n, at);
                 }
                 row += s.rows;
             }
