@@ -175,6 +175,11 @@ impl AttentionShape {
         (UNIT_QUERIES / self.group()).max(1)
     }
 
+    /// Most units that so many rows of so many sequences can make: a unit has rows of one sequence.
+    pub(crate) fn most_units(&self, rows: usize, sequences: usize) -> usize {
+        (rows.div_ceil(self.unit_rows()) + sequences.saturating_sub(1)).min(rows)
+    }
+
     /// Bytes of scores and weights of one query.
     pub(super) fn query_bytes(&self) -> usize {
         4 * self.max_keys as usize + 2 * (self.max_keys as usize + 16)

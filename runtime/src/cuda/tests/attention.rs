@@ -426,6 +426,24 @@ fn keys_are_split_to_fill_the_card() {
     assert_eq!([576, 8192].map(|keys| shape(32, 32, keys).splits(8, 8)), [1, 8]);
 }
 
+#[test]
+fn units_are_as_many_as_rows_of_some_sequences_can_make() {
+    for (n_heads, n_kv_heads) in [(2, 2), (6, 2), (16, 4), (16, 1), (40, 2)] {
+        let shape = AttentionShape { n_heads, n_kv_heads, ..AttentionShape::default() };
+        let of = |rows: usize| rows.div_ceil(shape.unit_rows());
+        for rows in 1..100 {
+            assert_eq!(shape.most_units(rows, 1), of(rows), "{rows} rows of {n_heads}/{n_kv_heads}");
+            let two = (1..rows).map(|first| of(first) + of(rows - first)).max();
+            assert!(two.is_none_or(|units| units <= shape.most_units(rows, 2)), "{rows} of two");
+            let three = (1..rows).map(|first| of(first) + shape.most_units(rows - first, 2)).max();
+            assert!(three.is_none_or(|units| units <= shape.most_units(rows, 3)), "{rows} of three");
+        }
+    }
+    // 16 heads that see 2,080 keys: six units of 16 rows.
+    let keys = AttentionShape { n_heads: 16, n_kv_heads: 16, max_keys: 2080, ..AttentionShape::default() };
+    assert_eq!(keys.scratch_i8(keys.most_units(96, 1)), 6 * 16 * 16 * (6 * 2080 + 32));
+}
+
 /// The arena's layout that the kernels assume.
 #[test]
 fn panels_are_as_the_kernels_have_them() {

@@ -135,6 +135,17 @@ fn an_image_tokenizer_that_does_not_fit_is_refused() {
 }
 
 #[test]
+fn scores_of_a_long_context_take_room_by_units() {
+    // Scores and weights of the rows of a pass take 130 MB by units, and 640 by rows.
+    // SAFETY: each test runs in a process of its own, and has no other threads here.
+    unsafe { std::env::set_var("EMULATOR_MEMORY_MB", "256") };
+    let [_, card] = both(&nano());
+    let options = SessionOptions { max_text_tokens: 4096, max_sequences: 1 };
+    let mut session = Session::new(&card, &options).unwrap();
+    session.begin("robot", &[300; 20]).unwrap();
+}
+
+#[test]
 fn what_cannot_be_had_is_refused_or_said() {
     let kernels = Some(PathBuf::from("nowhere"));
     let open = |choice| {

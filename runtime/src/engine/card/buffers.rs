@@ -132,13 +132,14 @@ impl CardBuffers {
             factor: if dtype == KvDtype::I8 { root * std::f32::consts::LOG2_E } else { root },
         };
         let in_block = dtype == KvDtype::I8 && Device::fits_block(&shape);
+        let units = shape.most_units(most.rows, most.sequences);
         let scratch = match dtype {
             KvDtype::F32 => shape.scratch_f32(most.rows),
             KvDtype::I8 => {
                 let split = (1..=most.sequences).map(|units| {
                     shape.scratch_split(units, shape.splits(units, card.device.multiprocessors()))
                 });
-                split.max().unwrap_or(0).max(if in_block { 0 } else { shape.scratch_i8(most.rows) })
+                split.max().unwrap_or(0).max(if in_block { 0 } else { shape.scratch_i8(units) })
             }
         };
         let mut arrays = Arrays::default();
@@ -160,7 +161,7 @@ impl CardBuffers {
         let lists = Lists {
             inputs: lists.add(rows * size_of::<InputAt>()),
             rows: lists.add(rows * size_of::<RowAt>()),
-            units: lists.add(rows * size_of::<UnitAt>()),
+            units: lists.add(units * size_of::<UnitAt>()),
             sequences: lists.add(most.sequences * size_of::<SequenceAt>()),
             segments: lists.add(most.sequences * most.segments * size_of::<SegmentAt>()),
             blocks: lists.add(most.sequences * most.blocks * 4),
