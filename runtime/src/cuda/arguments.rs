@@ -15,6 +15,8 @@ pub(crate) const MAX_LAYERS: usize = 3;
 pub(crate) const MAX_PICKED: usize = 16;
 /// Most panels whose weights lie in the memory of a block of attention: 33 KB.
 const MAX_RANGE: usize = 64;
+/// Panels that a query sees where `attention_i8` takes it: their scores and weights, 13 KB, lie in the block's memory.
+pub(crate) const FEW_PANELS: usize = 8;
 /// Queries that a block of attention takes.
 pub(crate) const UNIT_QUERIES: usize = 16;
 
@@ -180,14 +182,14 @@ impl AttentionShape {
         (rows.div_ceil(self.unit_rows()) + sequences.saturating_sub(1)).min(rows)
     }
 
-    /// Bytes of scores and weights of one query.
-    pub(super) fn query_bytes(&self) -> usize {
-        4 * self.max_keys as usize + 2 * (self.max_keys as usize + 16)
+    /// Bytes of scores and weights of the queries of a unit.
+    pub(super) fn unit_bytes(&self) -> usize {
+        UNIT_QUERIES * (4 * self.max_keys as usize + 2 * (self.max_keys as usize + 16))
     }
 
-    /// Bytes that `attention_i8` wants for so many units where they do not fit a block.
-    pub(crate) fn scratch_i8(&self, units: usize) -> usize {
-        self.attention_blocks(units) * UNIT_QUERIES * self.query_bytes()
+    /// Whether so many units keep the card busy with a warp each, so that keys need not be split: four on a multiprocessor.
+    pub(crate) fn fill(&self, units: usize, multiprocessors: usize) -> bool {
+        self.attention_blocks(units) >= 4 * multiprocessors
     }
 
     /// Blocks that the kernels which split take a query's keys by: enough to fill the card twice, but no less than a panel a warp, and

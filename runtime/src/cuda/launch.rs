@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use super::arguments::UNIT_QUERIES;
 pub(crate) use super::arguments::{
-    At, AttentionShape, Draws, HeadNorms, HeadShape, InputAt, Layer, Layers, MAX_PICKED, Parts, RowAt,
-    SegmentAt, SequenceAt, StepAt, TableAt, Tables, UnitAt,
+    At, AttentionShape, Draws, FEW_PANELS, HeadNorms, HeadShape, InputAt, Layer, Layers, MAX_PICKED, Parts,
+    RowAt, SegmentAt, SequenceAt, StepAt, TableAt, Tables, UnitAt,
 };
 use super::driver::Device;
 use super::error::CudaError;
@@ -138,9 +138,7 @@ impl Device {
         launch!(self, "store_heads", [items.div_ceil(4), 1, 1], 128, shared, shape, norms, s, q, k, v)
     }
 
-    /// Attention of `q [rows, n_heads · head_dim]` over an INT8 arena → `out`, alike. `units`: a list of `count` units on the card.
-    /// `scratch` has [`AttentionShape::scratch_i8`] bytes, or is nothing where [`Self::fits_block`] says so.
-    #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
+    /// Attention of `q [rows, n_heads · head_dim]` over few keys of an INT8 arena → `out`, alike. `units`: a list of `count` units on the card.
     pub(crate) fn attention_i8(
         &self,
         shape: AttentionShape,
@@ -149,12 +147,27 @@ impl Device {
         bias: At,
         q: At,
         out: At,
-        scratch: At,
     ) -> Result {
         let grid = [count, shape.n_kv_heads as usize, shape.group().div_ceil(UNIT_QUERIES)];
-        let shared =
-            Self::query_memory(&shape) + if scratch == 0 { UNIT_QUERIES * shape.query_bytes() } else { 0 };
-        launch!(self, "attention_i8", grid, 128, shared, shape, units, s, bias, q, out, scratch)
+        let shared = Self::query_memory(&shape) + shape.unit_bytes();
+        launch!(self, "attention_i8", grid, 128, shared, shape, units, s, bias, q, out)
+    }
+
+    /// The same of many rows, over any number of keys.
+    pub(crate) fn attention_i8_rows(
+        &self,
+        shape: AttentionShape,
+        (units, count): (At, usize),
+        s: StepAt,
+        bias: At,
+        q: At,
+        out: At,
+    ) -> Result {
+        let grid = [count.div_ceil(4), shape.n_kv_heads as usize, shape.group().div_ceil(UNIT_QUERIES)];
+        let shared = 4 * Self::query_memory(&shape);
+        let kernel = if shape.head_dim <= 64 { "attention_i8_rows_4" } else { "attention_i8_rows_8" };
+        let count = count as i32;
+        launch!(self, kernel, grid, 128, shared, shape, units, count, s, bias, q, out)
     }
 
     /// The same of few rows: the keys of a query are split over `splits` blocks. `scratch` has [`AttentionShape::scratch_split`] bytes.
@@ -192,11 +205,6 @@ impl Device {
 
     fn query_memory(shape: &AttentionShape) -> usize {
         UNIT_QUERIES * (pad_k(shape.head_dim as usize) + 16)
-    }
-
-    /// Whether scores and weights fit the memory of a block.
-    pub(crate) fn fits_block(shape: &AttentionShape) -> bool {
-        Self::query_memory(shape) + UNIT_QUERIES * shape.query_bytes() <= BLOCK_MEMORY - (1 << 10)
     }
 
     /// Attention over the arena of a float bundle; `scratch` has [`AttentionShape::scratch_f32`] bytes.

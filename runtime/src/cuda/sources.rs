@@ -37,9 +37,10 @@ macro_rules! source {
 }
 
 /// Every kernel file. A new one is a line here.
-pub const SOURCES: [KernelFile; 19] = [
+pub const SOURCES: [KernelFile; 20] = [
     source!("attention_f32": "attention_f32"),
     source!("attention_i8": "attention_i8"),
+    source!("attention_rows": "attention_i8_rows_4", "attention_i8_rows_8"),
     source!("attention_split": "attention_i8_scores", "attention_i8_values"),
     source!("elementwise": "rms_norm_rows", "silu_multiply", "check_finite", "guide_logits"),
     source!("embed": "embed"),

@@ -29,9 +29,10 @@ use super::pass::{HEAD_EPS, Layer, Pass, QkNorms, Rows};
 use crate::Result;
 use crate::config::{DecoderConfig, NormPlace};
 use crate::cuda::launch::{
-    At, AttentionShape, HeadNorms, HeadShape, Layer as LayerAt, Layers, StepAt, TableAt,
+    At, AttentionShape, FEW_PANELS, HeadNorms, HeadShape, Layer as LayerAt, Layers, StepAt, TableAt,
 };
 use crate::cuda::{CudaOptions, Device};
+use crate::kernels::KV_BLOCK;
 use crate::weights::{LinearPlace, LinearRef, VectorRef, Weights};
 
 /// Bytes that the weights are copied by.
@@ -104,6 +105,17 @@ struct Loaded {
     ready: bool,
 }
 
+/// How attention goes through the keys of an INT8 arena.
+#[derive(Clone, Copy, Debug)]
+enum Keys {
+    /// A block of the card for those of a unit.
+    Few,
+    /// Several blocks for those of a unit.
+    Split,
+    /// A warp for those of a unit.
+    Rows,
+}
+
 /// Rows on their way through the blocks.
 struct CardPass<'a> {
     card: &'a Card,
@@ -112,8 +124,7 @@ struct CardPass<'a> {
     rows: usize,
     units: usize,
     int8: bool,
-    /// Whether keys are split over blocks of the card.
-    split: bool,
+    keys: Keys,
     loaded: Loaded,
 }
 
@@ -257,11 +268,17 @@ impl Pass for CardPass<'_> {
             return Ok(device.attention_f32(shape, self.rows, step, bias, q, out, scratch)?);
         }
         let units = (self.b.at(self.b.lists_at + self.b.lists.units), self.units);
-        if self.split {
-            let splits = shape.splits(self.units, device.multiprocessors());
-            return Ok(device.attention_i8_split(shape, units, step, bias, q, out, (scratch, splits))?);
+        match self.keys {
+            Keys::Few => {
+                let shape = AttentionShape { max_keys: narrow(FEW_PANELS * KV_BLOCK), ..shape };
+                device.attention_i8(shape, units, step, bias, q, out)?;
+            }
+            Keys::Split => {
+                let splits = shape.splits(self.units, device.multiprocessors());
+                device.attention_i8_split(shape, units, step, bias, q, out, (scratch, splits))?;
+            }
+            Keys::Rows => device.attention_i8_rows(shape, units, step, bias, q, out)?,
         }
-        let scratch = if self.b.in_block { 0 } else { scratch };
-        Ok(device.attention_i8(shape, units, step, bias, q, out, scratch)?)
+        Ok(())
     }
 }

@@ -15,6 +15,7 @@
 #define __forceinline__ inline
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
+#define __align__(n) alignas(n)
 #define KERNEL extern "C" __attribute__((visibility("default"))) void
 // Both ways are compiled; the emulated card says which it has.
 #define HAS_MMA emulator::has_mma

@@ -1,12 +1,12 @@
-// Grouped-query attention over the INT8 arena: what the kernel for one block a unit (`attention_i8.cu`) and those that split a long
-// context over blocks (`attention_split.cu`) have alike.
+// Grouped-query attention over the INT8 arena: what its kernels have alike. Few keys are seen by one block a unit (`attention_i8.cu`), long
+// contexts by several (`attention_split.cu`), and of many rows a warp has a unit for itself (`attention_rows.cu`).
 //
 //   s = q · kᵀ · scales + bias (in bits),  e = 2^(s − max),  t = round(e · v_scale · c) in 14 bits,  out = Σ t · v / (c · Σ e)
 //
 // exactly as attention.rs and kernels/attention.rs of the CPU have it: queries are turned towards each visible segment and quantised anew
-// for it, weights are two INT8 rows, sums of exponentials run in 16 lanes over the blocks. A block of 4 warps takes up to 16 queries that share a
-// key head: the heads of its group, of one row or several. Panels are the A operand of the matrix product (16 tokens or 16 dimensions), queries
-// or weights the B operand; token or dimension pairs are neighbours, so that a lane reads 8 bytes at a time.
+// for it, weights are two INT8 rows, sums of exponentials run in 16 lanes over the blocks. A unit is up to 16 queries that share a key
+// head: the heads of its group, of one row or several. Panels are the A operand of the matrix product (16 tokens or 16 dimensions), queries
+// or weights the B operand; token or dimension pairs are neighbours, so that a lane reads 8 bytes at a time. A block has 4 warps.
 #pragma once
 #include "step.cuh"
 
@@ -80,44 +80,6 @@ DEVICE void score_panel(const int8_t *keys, int k_padded, const int8_t *q8, int 
     }
 }
 
-// 16 dimensions of the values of two panels, as a lane has them for a matrix product.
-struct Pair {
-    int2 one, two;
-};
-
-// acc += the values of a pair times the weights of 8 · 4 columns: both parts of 16 queries.
-DEVICE void weigh_pair(const Pair &pair, const int8_t *weights, int stride, int columns, int32_t (&acc)[4][4]) {
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int32_t a[4] = {pair.one.x, pair.one.y, pair.two.x, pair.two.y};
-#pragma unroll
-    for (int tile = 0; tile < 4; tile++) {
-        if (tile * 8 >= columns) break;
-        int column = tile * 8 + g < columns ? tile * 8 + g : columns - 1;
-        const int32_t *x = (const int32_t *)(weights + (uint64_t)column * stride);
-        const int32_t b[2] = {x[t], x[t + 4]};
-        mma_s8(acc[tile], a, b);
-    }
-}
-
-// The same with `dp4a`, of panels in memory.
-DEVICE void weigh_panels(const int8_t *one, const int8_t *two, const int8_t *weights, int stride, int columns, int32_t (&acc)[4][4]) {
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    for (int quad = 0; quad < 8; quad++) {
-        const int2 w = *(const int2 *)((quad < 4 ? one : two) + quad % 4 * TILE + g * 8);
-#pragma unroll
-        for (int tile = 0; tile < 4; tile++) {
-            int column = tile * 8 + 2 * t;
-            if (column >= columns) break;
-            const int8_t *x = weights + (uint64_t)column * stride;
-            int32_t x0 = ((const int32_t *)x)[quad], x1 = ((const int32_t *)(x + stride))[quad];
-            acc[tile][0] = dp4a(w.x, x0, acc[tile][0]);
-            acc[tile][1] = dp4a(w.x, x1, acc[tile][1]);
-            acc[tile][2] = dp4a(w.y, x0, acc[tile][2]);
-            acc[tile][3] = dp4a(w.y, x1, acc[tile][3]);
-        }
-    }
-}
-
 // The queries of a block, and what they see.
 struct Asked {
     Unit unit;
@@ -128,9 +90,9 @@ struct Asked {
     int count;               // of blocks that a query of the unit sees
 };
 
-DEVICE Asked asked_of(const AttentionShape &shape, const Unit *units, const Step &lists, int chunk) {
+DEVICE Asked asked_of(const AttentionShape &shape, const Unit &unit, const Step &lists, int chunk) {
     Asked a;
-    a.unit = units[blockIdx.x];
+    a.unit = unit;
     a.group = shape.n_heads / shape.n_kv_heads;
     a.kv_head = blockIdx.y;
     a.first_in_group = chunk * QUERIES;
@@ -170,53 +132,75 @@ struct Queries {
     int offset[QUERIES]; // in the own segment
 };
 
-// Scores in bits of the blocks from `from` to below `to`, segment by segment: scores[query · max_keys + key].
+// Of the own segment, blocks behind the last row are invisible to all. `before`: blocks of the segments before.
+DEVICE int blocks_of(const Asked &a, const Segment &segment, bool is_own, int before) {
+    return is_own ? a.count - before : (segment.len + KV_BLOCK - 1) / KV_BLOCK;
+}
+
+// Turns a warp's queries towards a segment: every `step`-th from `first` on.
+DEVICE void turn_queries(const Asked &a, const AttentionShape &shape, const Step &lists, const float *modality_bias, const float *q,
+                         const Segment &segment, int first, int step, int8_t *q8, Queries &queries) {
+    const int hd = shape.head_dim, half = hd / 2, own_modality = a.segments[a.s.segments - 1].modality;
+    for (int query = first; query < a.queries; query += step) {
+        const int head = head_of(a, query);
+        const Row row = lists.rows[row_of(a, query)];
+        uint64_t angle = (uint64_t)(row.position - segment.base) * half;
+        turn(q + ((uint64_t)row_of(a, query) * shape.n_heads + head) * hd, lists.cosines + angle, lists.sines + angle, hd,
+             q8 + query * (pad_k(hd) + 16), shape.factor, &queries.scale[query]);
+        if (threadIdx.x % 32 == 0) {
+            int at = (head * shape.modalities + own_modality) * shape.modalities + segment.modality;
+            queries.bias[query] = modality_bias ? modality_bias[at] * 1.44269504f : 0.0f;
+            queries.offset[query] = row.offset;
+        }
+    }
+}
+
+// A lane's scores of one panel, block `at` of its segment: scores[i][j] is that of query 8i + 2t + j % 2 and token 2g + j / 2.
+DEVICE void panel_scores(const Asked &a, const AttentionShape &shape, const Segment &segment, bool is_own, int at, int panel,
+                         const int8_t *q8, const Queries &queries, float (&scores)[2][4]) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const float2 key_scale = *(const float2 *)&a.s.scales[panel].key[2 * g];
+    int32_t acc[2][4];
+    score_panel(keys_at(a, shape, panel), pad_k(shape.head_dim), q8, pad_k(shape.head_dim) + 16, a.queries, acc);
+#pragma unroll
+    for (int tile = 0; tile < 2; tile++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int query = tile * 8 + 2 * t + j % 2, key = at * KV_BLOCK + 2 * g + j / 2;
+            bool live = query < a.queries && key < segment.len;
+            if (is_own) live = live && (a.s.causal ? key <= queries.offset[query] : key == queries.offset[query]);
+            float score = (float)acc[tile][j] * (queries.scale[query] * (j < 2 ? key_scale.x : key_scale.y)) + queries.bias[query];
+            scores[tile][j] = live ? score : MINUS_INFINITY;
+        }
+}
+
+// Scores in bits of the blocks from `from` to below `to`, segment by segment: scores[query · max_keys + key]. A block of the card does it.
 DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Step &lists, const float *modality_bias, const float *q, int from,
                          int to, int8_t *q8, Queries &queries, float *scores) {
-    const int hd = shape.head_dim, half = hd / 2, k_padded = pad_k(hd), q_stride = k_padded + 16;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int own_modality = a.segments[a.s.segments - 1].modality;
-    int block = 0;
+    int before = 0;
     for (int i = 0; i < a.s.segments; i++) {
         const Segment segment = a.segments[i];
         const bool is_own = i + 1 == a.s.segments;
-        // Of the own segment, blocks behind the last row are invisible to all.
-        const int in_segment = is_own ? a.count - block : (segment.len + KV_BLOCK - 1) / KV_BLOCK;
-        const int first = from > block ? from - block : 0, end = to - block < in_segment ? to - block : in_segment;
-        block += in_segment;
-        if (first >= end) continue;
-        for (int query = warp; query < a.queries; query += WARPS) {
-            const int head = head_of(a, query);
-            const Row row = lists.rows[row_of(a, query)];
-            uint64_t angle = (uint64_t)(row.position - segment.base) * half;
-            turn(q + ((uint64_t)row_of(a, query) * shape.n_heads + head) * hd, lists.cosines + angle, lists.sines + angle, hd,
-                 q8 + query * q_stride, shape.factor, &queries.scale[query]);
-            if (lane == 0) {
-                int at = (head * shape.modalities + own_modality) * shape.modalities + segment.modality;
-                queries.bias[query] = modality_bias ? modality_bias[at] * 1.44269504f : 0.0f;
-                queries.offset[query] = row.offset;
+        const int blocks = blocks_of(a, segment, is_own, before);
+        const int first = from > before ? from - before : 0, end = to - before < blocks ? to - before : blocks;
+        if (first < end) {
+            turn_queries(a, shape, lists, modality_bias, q, segment, warp, WARPS, q8, queries);
+            __syncthreads();
+            for (int at = first + warp; at < end; at += WARPS) {
+                float of_panel[2][4];
+                panel_scores(a, shape, segment, is_own, at, panel_at(a, shape, before + at), q8, queries, of_panel);
+#pragma unroll
+                for (int tile = 0; tile < 2; tile++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        int query = tile * 8 + 2 * t + j % 2, key = (before + at) * KV_BLOCK + 2 * g + j / 2;
+                        if (query < a.queries) scores[(uint64_t)query * shape.max_keys + key] = of_panel[tile][j];
+                    }
             }
+            __syncthreads();
         }
-        __syncthreads();
-        for (int at = first + warp; at < end; at += WARPS) {
-            int block_at = block - in_segment + at, panel = panel_at(a, shape, block_at);
-            // Tokens 2g and 2g + 1 of the panel are this lane's.
-            const float2 key_scale = *(const float2 *)&a.s.scales[panel].key[2 * g];
-            int32_t acc[2][4];
-            score_panel(keys_at(a, shape, panel), k_padded, q8, q_stride, a.queries, acc);
-#pragma unroll
-            for (int tile = 0; tile < 2; tile++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    int query = tile * 8 + 2 * t + j % 2, token = 2 * g + j / 2, key = at * KV_BLOCK + token;
-                    if (query >= a.queries) continue;
-                    bool live = key < segment.len;
-                    if (is_own) live = live && (a.s.causal ? key <= queries.offset[query] : key == queries.offset[query]);
-                    float score = (float)acc[tile][j] * (queries.scale[query] * (j < 2 ? key_scale.x : key_scale.y)) + queries.bias[query];
-                    scores[(uint64_t)query * shape.max_keys + block_at * KV_BLOCK + token] = live ? score : MINUS_INFINITY;
-                }
-        }
-        __syncthreads();
+        before += blocks;
     }
 }
 
@@ -284,10 +268,54 @@ DEVICE void weigh_scores(const Asked &a, const AttentionShape &shape, const floa
     }
 }
 
+// A lane's part of the values of two panels as a matrix product wants it: 16 dimensions from `dims` · 16 on.
+struct Pair {
+    int2 one, two;
+};
+
+DEVICE Pair pair_at(const Asked &a, const AttentionShape &shape, int one, int two, int dims) {
+    int lane = threadIdx.x % 32, at = keys_len(shape.head_dim) + dims * TILE_N * KV_BLOCK + lane % 4 * TILE + lane / 4 * 8;
+    return {*(const int2 *)(keys_at(a, shape, one) + at), *(const int2 *)(keys_at(a, shape, two) + at)};
+}
+
+// acc += the values of a pair times the weights of 8 · 4 columns: both parts of 16 queries. weights: `stride` bytes a column, of 32 tokens.
+DEVICE void weigh_pair(const Asked &a, const Pair &pair, const int8_t *weights, int stride, int32_t (&acc)[4][4]) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, columns = 2 * a.queries;
+    const int32_t values[4] = {pair.one.x, pair.one.y, pair.two.x, pair.two.y};
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+        if (tile * 8 >= columns) break;
+        int column = tile * 8 + g < columns ? tile * 8 + g : columns - 1;
+        const int32_t *x = (const int32_t *)(weights + (uint64_t)column * stride);
+        const int32_t b[2] = {x[t], x[t + 4]};
+        mma_s8(acc[tile], values, b);
+    }
+}
+
+// The same with `dp4a`, of panels in memory.
+DEVICE void weigh_panels(const Asked &a, const AttentionShape &shape, int one, int two, int dims, const int8_t *weights, int stride,
+                         int32_t (&acc)[4][4]) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, columns = 2 * a.queries;
+    for (int quad = 0; quad < 8; quad++) {
+        const int8_t *values = keys_at(a, shape, quad < 4 ? one : two) + keys_len(shape.head_dim) + dims * TILE_N * KV_BLOCK;
+        const int2 w = *(const int2 *)(values + quad % 4 * TILE + g * 8);
+#pragma unroll
+        for (int tile = 0; tile < 4; tile++) {
+            int column = tile * 8 + 2 * t;
+            if (column >= columns) break;
+            const int8_t *x = weights + (uint64_t)column * stride;
+            int32_t x0 = ((const int32_t *)x)[quad], x1 = ((const int32_t *)(x + stride))[quad];
+            acc[tile][0] = dp4a(w.x, x0, acc[tile][0]);
+            acc[tile][1] = dp4a(w.x, x1, acc[tile][1]);
+            acc[tile][2] = dp4a(w.y, x0, acc[tile][2]);
+            acc[tile][3] = dp4a(w.y, x1, acc[tile][3]);
+        }
+    }
+}
+
 // 16 dimensions of the weighted sum over the blocks from `from` to below `to`; the weights of block `from` stand first.
 DEVICE void weigh_blocks(const Asked &a, const AttentionShape &shape, int from, int to, int dims, const int8_t *weights, int stride,
                          int32_t (&acc)[4][4]) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, begin = keys_len(shape.head_dim) + dims * TILE_N * KV_BLOCK;
     for (int tile = 0; tile < 4; tile++)
         for (int j = 0; j < 4; j++) acc[tile][j] = 0;
     if (HAS_MMA) {
@@ -296,22 +324,20 @@ DEVICE void weigh_blocks(const Asked &a, const AttentionShape &shape, int from, 
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
                 int one = first + 2 * i < to ? first + 2 * i : first, two = one + 1 < to ? one + 1 : one;
-                pairs[i].one = *(const int2 *)(keys_at(a, shape, panel_at(a, shape, one)) + begin + t * TILE + g * 8);
-                pairs[i].two = *(const int2 *)(keys_at(a, shape, panel_at(a, shape, two)) + begin + t * TILE + g * 8);
+                pairs[i] = pair_at(a, shape, panel_at(a, shape, one), panel_at(a, shape, two), dims);
             }
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
                 int at = first + 2 * i;
                 if (at >= to) break;
-                weigh_pair(pairs[i], weights + (at - from) * KV_BLOCK, stride, 2 * a.queries, acc);
+                weigh_pair(a, pairs[i], weights + (at - from) * KV_BLOCK, stride, acc);
             }
         }
         return;
     }
 #pragma unroll 2
     for (int at = from; at < to; at += 2) {
-        const int8_t *values[2];
-        for (int j = 0; j < 2; j++) values[j] = keys_at(a, shape, panel_at(a, shape, at + j < to ? at + j : at)) + begin;
-        weigh_panels(values[0], values[1], weights + (at - from) * KV_BLOCK, stride, 2 * a.queries, acc);
+        int one = panel_at(a, shape, at), two = panel_at(a, shape, at + 1 < to ? at + 1 : at);
+        weigh_panels(a, shape, one, two, dims, weights + (at - from) * KV_BLOCK, stride, acc);
     }
 }

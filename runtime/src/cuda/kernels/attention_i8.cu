@@ -1,25 +1,23 @@
-// Attention over the INT8 arena, one block for all keys of up to 16 queries: see `attention.cuh`.
+// Attention over few keys of the INT8 arena, one block for all of them and up to 16 queries: see `attention.cuh`.
 //
 // q, out [rows, n_heads · head_dim] f32, modality_bias [n_heads, modalities, modalities] or null.
-// Launch: grid (units, n_kv_heads, chunks of 16 heads of a group), 128 threads; a unit has at most 16 / min(group, 16) rows. Dynamic shared memory:
-// 16 · (pad_k(head_dim) + 16) bytes, and where `scratch` is null 6 · max_keys + 32 for each query of a unit. `scratch` has
-// 16 · (6 · max_keys + 32) bytes a block. Bound in decode by the bytes of the panels.
+// Launch: grid (units, n_kv_heads, chunks of 16 heads of a group), 128 threads; a unit has at most 16 / min(group, 16) rows. Dynamic
+// shared memory: 16 · (pad_k(head_dim) + 16) bytes, and 16 · (6 · max_keys + 32). Bound by latency.
 #include "attention.cuh"
 
 KERNEL __launch_bounds__(WARPS * 32, 4)
-    attention_i8(AttentionShape shape, const Unit *units, Step lists, const float *modality_bias, const float *q, float *out, unsigned char *scratch) {
+    attention_i8(AttentionShape shape, const Unit *units, Step lists, const float *modality_bias, const float *q, float *out) {
     DYNAMIC_SHARED(memory);
     SHARED(Queries, queries);
     const int hd = shape.head_dim, max_keys = shape.max_keys;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const Asked a = asked_of(shape, units, lists, blockIdx.z);
+    const Asked a = asked_of(shape, units[blockIdx.x], lists, blockIdx.z);
     prefetch_panels(a, shape, 0, a.count, 0, keys_len(hd) + values_len(hd));
 
     // [queries, k_padded + 16] i8; then scores [queries, max_keys] f32 and weights [queries, 2, max_keys + 16] i8. The 16 bytes put
     // rows on different banks.
     const int w_stride = max_keys + 16;
     unsigned char *rest = memory + QUERIES * (pad_k(hd) + 16);
-    if (scratch) rest = scratch + ((uint64_t)(blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x) * QUERIES * (max_keys * 4 + 2 * w_stride);
     float *scores = (float *)rest;
     int8_t *weights = (int8_t *)(rest + (uint64_t)a.queries * max_keys * 4);
 

@@ -36,7 +36,7 @@ KERNEL __launch_bounds__(WARPS * 32, 3)
     DYNAMIC_SHARED(memory);
     SHARED(Queries, queries);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, split = blockIdx.z % splits, chunk = blockIdx.z / splits;
-    const Asked a = asked_of(shape, units, lists, chunk);
+    const Asked a = asked_of(shape, units[blockIdx.x], lists, chunk);
     const Room room = room_of(shape, scratch, splits, chunk);
     const int range = range_of(a, splits), from = split * range, to = from + range < a.count ? from + range : a.count;
     prefetch_panels(a, shape, from, to, 0, keys_len(shape.head_dim));
@@ -63,7 +63,7 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
     const int hd = shape.head_dim, dims_padded = pad_n(hd);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, token = lane % LANES;
     const int split = blockIdx.z % splits, chunk = blockIdx.z / splits;
-    const Asked a = asked_of(shape, units, lists, chunk);
+    const Asked a = asked_of(shape, units[blockIdx.x], lists, chunk);
     const Room room = room_of(shape, scratch, splits, chunk);
     const int range = range_of(a, splits), from = split * range, to = from + range < a.count ? from + range : a.count;
     const int w_stride = range * KV_BLOCK + 16;

@@ -10,7 +10,6 @@ use std::path::Path;
 
 use super::{Card, each_card};
 use crate::config::{DecoderConfig, Modality, nano};
-use crate::cuda::Device;
 use crate::cuda::launch::{
     AttentionShape, HeadNorms, HeadShape, RowAt, SegmentAt, SequenceAt, StepAt, UnitAt,
 };
@@ -74,8 +73,7 @@ fn int8_attention_has_the_bits_of_the_cpu() {
         for (i, shape) in SHAPES.iter().enumerate() {
             for (j, plans) in PLANS.iter().enumerate() {
                 let norms = [Norms::None, Norms::Rms, Norms::Layer][(i + j) % 3];
-                // Every other time scores and weights do not lie in the block's memory.
-                compare(card, shape, plans, KvDtype::I8, norms, (i + j) % 2 == 0);
+                compare(card, shape, plans, KvDtype::I8, norms);
                 card.clear();
             }
         }
@@ -91,14 +89,14 @@ fn attend_floats() {
     let mut card = super::orin();
     for shape in &SHAPES[..3] {
         for plans in PLANS {
-            compare(&mut card, shape, plans, KvDtype::F32, Norms::Rms, true);
+            compare(&mut card, shape, plans, KvDtype::F32, Norms::Rms);
             card.clear();
         }
     }
 }
 
 /// A step of one layer on both.
-fn compare(card: &mut Card, shape: &Shape, plans: &[Plan], dtype: KvDtype, norms: Norms, scratch: bool) {
+fn compare(card: &mut Card, shape: &Shape, plans: &[Plan], dtype: KvDtype, norms: Norms) {
     let Shape { n_heads, n_kv_heads, head_dim } = *shape;
     let mut c = nano().decoder();
     (c.n_heads, c.n_kv_heads, c.head_dim) = (n_heads, n_kv_heads, head_dim);
@@ -254,17 +252,17 @@ fn compare(card: &mut Card, shape: &Shape, plans: &[Plan], dtype: KvDtype, norms
         let shape = AttentionShape { factor: root, ..shape };
         let scratch = card.put(&vec![0u8; shape.scratch_f32(rows)]);
         card.device.attention_f32(shape, rows, at, bias_at, q_at, out, scratch).unwrap();
+        assert_same(&card.get(out, want.len()), &want, &what);
     } else {
         let shape = AttentionShape { factor: root * std::f32::consts::LOG2_E, ..shape };
         let units = step.units(shape.unit_rows());
         let units_at = card.put(&units);
-        let scratch = if scratch || !Device::fits_block(&shape) {
-            card.put(&vec![0xcbu8; shape.scratch_i8(units.len())])
-        } else {
-            0
-        };
         let units_at = (units_at, units.len());
-        card.device.attention_i8(shape, units_at, at, bias_at, q_at, out, scratch).unwrap();
+        card.device.attention_i8_rows(shape, units_at, at, bias_at, q_at, out).unwrap();
+        assert_same(&card.get(out, want.len()), &want, &format!("{what}, a warp a unit"));
+        let out = card.put(&vec![0f32; rows * heads]);
+        card.device.attention_i8(shape, units_at, at, bias_at, q_at, out).unwrap();
+        assert_same(&card.get(out, want.len()), &want, &format!("{what}, a block a unit"));
         for splits in [1, 2, 3, shape.splits(units.len(), 30), 9] {
             let scratch = card.put(&vec![0xcbu8; shape.scratch_split(units.len(), splits)]);
             let out = card.put(&vec![0f32; rows * heads]);
@@ -273,7 +271,6 @@ fn compare(card: &mut Card, shape: &Shape, plans: &[Plan], dtype: KvDtype, norms
             assert_same(&card.get(out, want.len()), &want, &format!("{what}, {splits} splits"));
         }
     }
-    assert_same(&card.get(out, want.len()), &want, &what);
 }
 
 fn scales_as_bytes(scales: &[PanelScales]) -> &[u32] {
@@ -439,9 +436,6 @@ fn units_are_as_many_as_rows_of_some_sequences_can_make() {
             assert!(three.is_none_or(|units| units <= shape.most_units(rows, 3)), "{rows} of three");
         }
     }
-    // 16 heads that see 2,080 keys: six units of 16 rows.
-    let keys = AttentionShape { n_heads: 16, n_kv_heads: 16, max_keys: 2080, ..AttentionShape::default() };
-    assert_eq!(keys.scratch_i8(keys.most_units(96, 1)), 6 * 16 * 16 * (6 * 2080 + 32));
 }
 
 /// The arena's layout that the kernels assume.

@@ -136,7 +136,7 @@ fn an_image_tokenizer_that_does_not_fit_is_refused() {
 
 #[test]
 fn scores_of_a_long_context_take_room_by_units() {
-    // Scores and weights of the rows of a pass take 130 MB by units, and 640 by rows.
+    // Scores of the few units whose keys are split take 16 MB; one unit a row, they would take 400.
     // SAFETY: each test runs in a process of its own, and has no other threads here.
     unsafe { std::env::set_var("EMULATOR_MEMORY_MB", "256") };
     let [_, card] = both(&nano());

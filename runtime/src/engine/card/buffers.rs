@@ -3,13 +3,13 @@
 use super::super::pass::{Most, Own, Sequence};
 use super::drawing::CardDrawing;
 use super::staging::Staging;
-use super::{CHUNK, Card, CardFeatures, CardPass, EMBED, Loaded, PREFIX, SLOTS};
+use super::{CHUNK, Card, CardFeatures, CardPass, EMBED, Keys, Loaded, PREFIX, SLOTS};
 use crate::Result;
 use crate::config::Modality;
 use crate::cuda::launch::{
-    At, AttentionShape, InputAt, MAX_PICKED, RowAt, SegmentAt, SequenceAt, Tables, UnitAt,
+    At, AttentionShape, FEW_PANELS, InputAt, MAX_PICKED, RowAt, SegmentAt, SequenceAt, Tables, UnitAt,
 };
-use crate::cuda::{Device, Graph, Memory, Pinned};
+use crate::cuda::{Graph, Memory, Pinned};
 use crate::decoder::Decoder;
 use crate::family::janus::Drawing;
 use crate::family::unimodal::Unimodal;
@@ -19,8 +19,6 @@ use crate::quant::pad_k;
 use crate::rope::Rope;
 use crate::weights::TableRef;
 
-/// Steps of one row a sequence that see more blocks of keys split them over blocks of the card.
-const FEW_BLOCKS: usize = 8;
 /// Every array begins at a multiple of this.
 const ALIGN: usize = 256;
 
@@ -86,8 +84,6 @@ pub(crate) struct CardBuffers {
     pub(super) sines: usize,
     /// Attention's own.
     pub(super) scratch: usize,
-    /// Whether scores and weights of a block fit its memory.
-    pub(super) in_block: bool,
     pub(super) logits: usize,
     /// `[codes] i32`, where each code of a picture stands among the logits; and `[codes] f32`, those of them under guidance.
     pub(super) codes: usize,
@@ -101,7 +97,7 @@ pub(crate) struct CardBuffers {
     pub(super) positions: usize,
     pub(super) staging: Staging,
     pub(super) results: Pinned,
-    /// Of steps of one row a sequence, by the number of sequences, and by whether keys are split.
+    /// Of steps of one row a sequence, by the number of sequences, and by whether they see few keys.
     pub(super) graphs: Vec<[Option<Graph>; 2]>,
 }
 
@@ -131,15 +127,16 @@ impl CardBuffers {
             max_keys: narrow((most.blocks * KV_BLOCK).next_multiple_of(2 * KV_BLOCK)),
             factor: if dtype == KvDtype::I8 { root * std::f32::consts::LOG2_E } else { root },
         };
-        let in_block = dtype == KvDtype::I8 && Device::fits_block(&shape);
         let units = shape.most_units(most.rows, most.sequences);
         let scratch = match dtype {
             KvDtype::F32 => shape.scratch_f32(most.rows),
             KvDtype::I8 => {
-                let split = (1..=most.sequences).map(|units| {
-                    shape.scratch_split(units, shape.splits(units, card.device.multiprocessors()))
-                });
-                split.max().unwrap_or(0).max(if in_block { 0 } else { shape.scratch_i8(units) })
+                let multiprocessors = card.device.multiprocessors();
+                let split = |&units: &usize| units <= most.sequences || !shape.fill(units, multiprocessors);
+                let bytes = (1..=units)
+                    .filter(split)
+                    .map(|units| shape.scratch_split(units, shape.splits(units, multiprocessors)));
+                bytes.max().unwrap_or(0)
             }
         };
         let mut arrays = Arrays::default();
@@ -207,7 +204,6 @@ impl CardBuffers {
             cosines,
             sines,
             scratch,
-            in_block,
             logits: logits_at,
             codes: codes_at,
             mixed,
@@ -363,9 +359,16 @@ impl CardBuffers {
         let sees = |s: &Sequence<'_>| {
             s.context.iter().chain([&s.own]).map(|v| v.chain.len.div_ceil(KV_BLOCK)).sum::<usize>()
         };
-        let split = single && int8 && sequences.iter().any(|s| sees(s) > FEW_BLOCKS);
+        let few = sequences.iter().all(|s| sees(s) <= FEW_PANELS);
+        let keys = if !single && self.shape.fill(units, card.device.multiprocessors()) {
+            Keys::Rows
+        } else if few {
+            Keys::Few
+        } else {
+            Keys::Split
+        };
         if single
-            && let Some(graph) = self.graphs.get(rows).and_then(|graphs| graphs[usize::from(split)].as_ref())
+            && let Some(graph) = self.graphs.get(rows).and_then(|graphs| graphs[usize::from(few)].as_ref())
         {
             return Ok(graph.launch()?);
         }
@@ -373,7 +376,7 @@ impl CardBuffers {
             let inputs = self.at(self.lists_at + self.lists.inputs);
             card.device.embed(&self.tables, inputs, rows, self.at(self.x))?;
             let loaded = Loaded::default();
-            let mut pass = CardPass { card, c, b: self, rows, units, int8, split, loaded };
+            let mut pass = CardPass { card, c, b: self, rows, units, int8, keys, loaded };
             for (layer, block) in decoder.blocks.iter().enumerate() {
                 block.forward(&mut pass, layer)?;
             }
@@ -384,7 +387,7 @@ impl CardBuffers {
         }
         let graph = card.device.capture(forward)?;
         graph.launch()?;
-        self.graphs[rows][usize::from(split)] = Some(graph);
+        self.graphs[rows][usize::from(few)] = Some(graph);
         Ok(())
     }
 }
