@@ -278,17 +278,31 @@ DEVICE Pair pair_at(const Asked &a, const AttentionShape &shape, int one, int tw
     return {*(const int2 *)(keys_at(a, shape, one) + at), *(const int2 *)(keys_at(a, shape, two) + at)};
 }
 
-// acc += the values of a pair times the weights of 8 · 4 columns: both parts of 16 queries. weights: `stride` bytes a column, of 32 tokens.
-DEVICE void weigh_pair(const Asked &a, const Pair &pair, const int8_t *weights, int stride, int32_t (&acc)[4][4]) {
+// The weights of a pair of panels as a matrix product wants them: 8 · 4 columns, both parts of 16 queries.
+struct Weights {
+    int32_t of[4][2];
+};
+
+// weights: `stride` bytes a column, of 32 tokens.
+DEVICE Weights weights_at(const Asked &a, const int8_t *weights, int stride) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, columns = 2 * a.queries;
+    Weights w;
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+        int column = tile * 8 + g < columns ? tile * 8 + g : columns - 1;
+        const int32_t *x = (const int32_t *)(weights + (uint64_t)column * stride);
+        w.of[tile][0] = x[t], w.of[tile][1] = x[t + 4];
+    }
+    return w;
+}
+
+// acc += the values of a pair times the weights.
+DEVICE void weigh_pair(const Asked &a, const Pair &pair, const Weights &weights, int32_t (&acc)[4][4]) {
     const int32_t values[4] = {pair.one.x, pair.one.y, pair.two.x, pair.two.y};
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
-        if (tile * 8 >= columns) break;
-        int column = tile * 8 + g < columns ? tile * 8 + g : columns - 1;
-        const int32_t *x = (const int32_t *)(weights + (uint64_t)column * stride);
-        const int32_t b[2] = {x[t], x[t + 4]};
-        mma_s8(acc[tile], values, b);
+        if (tile * 4 >= a.queries) break;
+        mma_s8(acc[tile], values, weights.of[tile]);
     }
 }
 
@@ -330,7 +344,7 @@ DEVICE void weigh_blocks(const Asked &a, const AttentionShape &shape, int from, 
             for (int i = 0; i < AHEAD; i++) {
                 int at = first + 2 * i;
                 if (at >= to) break;
-                weigh_pair(a, pairs[i], weights + (at - from) * KV_BLOCK, stride, acc);
+                weigh_pair(a, pairs[i], weights_at(a, weights + (at - from) * KV_BLOCK, stride), acc);
             }
         }
         return;

@@ -104,14 +104,22 @@ DEVICE void attend(const AttentionShape &shape, const Unit &unit, const Step &li
             // Panels are weighed in pairs; one that is not there weighs nothing.
             if (is_first) *(int4 *)(&room.weights[lane][KV_BLOCK]) = make_int4(0, 0, 0, 0);
             __syncwarp();
+            if (HAS_MMA) {
+                const Weights weights = weights_at(a, &room.weights[0][0], STRIDE);
 #pragma unroll
-            for (int d = 0; d < DIMS; d++) {
-                if (d >= wanted) break;
-                if (HAS_MMA) {
-                    weigh_pair(a, pair_at(a, shape, first_panel, panel, dims + d), &room.weights[0][0], STRIDE, acc[d]);
-                } else {
-                    weigh_panels(a, shape, first_panel, panel, dims + d, &room.weights[0][0], STRIDE, acc[d]);
+                for (int first = 0; first < DIMS; first += AHEAD) {
+                    // What lies behind the last dimension repeats it and is not stored.
+                    Pair pairs[AHEAD];
+#pragma unroll
+                    for (int i = 0; i < AHEAD; i++)
+                        pairs[i] = pair_at(a, shape, first_panel, panel, dims + (first + i < wanted ? first + i : wanted - 1));
+#pragma unroll
+                    for (int i = 0; i < AHEAD; i++) weigh_pair(a, pairs[i], weights, acc[first + i]);
                 }
+            } else {
+#pragma unroll
+                for (int d = 0; d < DIMS; d++)
+                    if (d < wanted) weigh_panels(a, shape, first_panel, panel, dims + d, &room.weights[0][0], STRIDE, acc[d]);
             }
             __syncwarp();
         });
