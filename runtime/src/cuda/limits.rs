@@ -1,5 +1,9 @@
 //! What a card can do at most, and what the two products that a model consists of reach of it: measured on the card, beside every
 //! figure that is compared with them.
+//!
+//! A share is honest where its limit is: the card works for half a second before anything is timed, since after a pause its clocks are a
+//! fraction of what they can be, and a low limit flatters; what is read and multiplied are bytes without a pattern, since zeros draw less
+//! power and clock higher than any model does; and of several runs the best counts, since it is a limit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,15 +11,19 @@ use std::time::{Duration, Instant};
 use super::driver::Device;
 use super::error::CudaError;
 use super::launch::{Layer, Layers};
-use super::memory::Memory;
+use super::memory::{Memory, Pinned};
 use crate::quant::{TILE_N, pad_k, pad_n};
 
-/// Runs of each measurement; the best counts, the others met a clock that was still rising.
+/// Runs of each measurement; the best counts.
 const RUNS: usize = 5;
-/// Launches of a run.
-const LAUNCHES: usize = 10;
+/// Launches of a run: at least, and at most.
+const LAUNCHES: [usize; 2] = [10, 1000];
+/// How long a run should be, beside which the wait for its end is nothing.
+const RUN: Duration = Duration::from_millis(3);
 /// No run begins after so long.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// Bytes that noise is made of; more of it is this again and again.
+const NOISE: usize = 1 << 20;
 
 /// What is measured with.
 struct Sizes {
@@ -28,14 +36,29 @@ struct Sizes {
     /// Tokens of the prompts.
     tokens: [usize; 2],
     rounds: usize,
+    /// How long a card works before it is measured, at least.
+    warm_up: Duration,
 }
 
 /// More bytes than any cache of a card; the layer is one of the largest shape that engines are compared at.
-const SIZES: Sizes =
-    Sizes { bytes: 256 << 20, stream_k: 4096, layer: [5632, 2048], tokens: [576, 2048], rounds: 2000 };
+const SIZES: Sizes = Sizes {
+    bytes: 256 << 20,
+    stream_k: 4096,
+    layer: [5632, 2048],
+    tokens: [576, 2048],
+    rounds: 2000,
+    warm_up: Duration::from_millis(500),
+};
 
 /// What a check of the programs that measure is run with, in seconds on an emulated card: its figures mean nothing.
-const QUICK: Sizes = Sizes { bytes: 1 << 16, stream_k: 256, layer: [32, 64], tokens: [4, 8], rounds: 1 };
+const QUICK: Sizes = Sizes {
+    bytes: 1 << 16,
+    stream_k: 256,
+    layer: [32, 64],
+    tokens: [4, 8],
+    rounds: 1,
+    warm_up: Duration::ZERO,
+};
 
 /// How much is measured with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +67,15 @@ pub enum Effort {
     Whole,
     /// What runs every line once: a check of the program, not of the card.
     Quick,
+}
+
+impl Effort {
+    fn sizes(self) -> &'static Sizes {
+        match self {
+            Self::Whole => &SIZES,
+            Self::Quick => &QUICK,
+        }
+    }
 }
 
 /// Figures of a card.
@@ -72,26 +104,19 @@ pub struct CardLimits {
 }
 
 impl CardLimits {
-    /// Measures; takes about a second, and 600 MB of the card's memory.
+    /// Measures; takes about two seconds, and 600 MB of the card's memory.
     ///
     /// # Errors
     /// If the card has not as much memory, or fails.
     pub fn measure(device: &Arc<Device>, effort: Effort) -> Result<Self, CudaError> {
-        let sizes = match effort {
-            Effort::Whole => &SIZES,
-            Effort::Quick => &QUICK,
-        };
-        Self::measure_with(device, sizes)
-    }
-
-    fn measure_with(device: &Arc<Device>, sizes: &Sizes) -> Result<Self, CudaError> {
-        let Sizes { bytes, stream_k, layer: [wide, deep], tokens, rounds } = *sizes;
-        let [from, to] = [device.allocate("a measurement", bytes)?, device.allocate("a measurement", bytes)?];
-        from.fill(0, bytes)?;
+        let sizes = effort.sizes();
+        let Sizes { bytes, stream_k, layer: [wide, deep], tokens, rounds, .. } = *sizes;
+        let n = bytes / stream_k;
+        let (from, to) = (noise(device, bytes, |bits| bits)?, device.allocate("a measurement", bytes)?);
+        let scratch = Scratch::new(device, n, sizes)?;
+        Self::warm_up(device, effort)?;
         let copy = seconds(device, || from.copy_to(0, &to, 0, bytes))?;
 
-        let n = bytes / stream_k;
-        let scratch = Scratch::new(device, n, sizes)?;
         let stream = scratch.layers(from.at(), n, stream_k);
         let one = seconds(device, || device.linear_i8_of_floats(&stream, scratch.x.at(), 0, 0.0))?;
         let eight = seconds(device, || device.linear_i8(&stream, scratch.q.at(), scratch.scale.at(), 8))?;
@@ -103,9 +128,8 @@ impl CardLimits {
                 seconds(device, || device.linear_i8(&layer, scratch.q.at(), scratch.scale.at(), tokens))?;
             *tops = 2.0 * as_f64(tokens * wide * deep) / time / 1e12;
         }
-        // Enough blocks for every multiprocessor to be full.
-        let blocks = 8 * device.multiprocessors();
-        let peak = seconds(device, || device.peak_int8(blocks, rounds, scratch.scale.at()))?;
+        let blocks = full(device);
+        let peak = seconds(device, || device.peak_int8(blocks, rounds, scratch.out.at()))?;
         let operations = 2.0 * as_f64(blocks * 8 * rounds * 8) * as_f64(16 * 8 * 32);
         Ok(Self {
             copy_gbps: 2.0 * as_f64(bytes) / copy / 1e9,
@@ -115,6 +139,30 @@ impl CardLimits {
             gemm_tops,
         })
     }
+
+    /// Has the card do INT8 products until its clocks have risen: before whatever is timed after a pause.
+    ///
+    /// # Errors
+    /// If the card fails.
+    pub fn warm_up(device: &Arc<Device>, effort: Effort) -> Result<(), CudaError> {
+        let sizes = effort.sizes();
+        let out = device.allocate("a measurement", size_of::<i32>())?;
+        let begun = Instant::now();
+        loop {
+            for _ in 0..LAUNCHES[0] {
+                device.peak_int8(full(device), sizes.rounds, out.at())?;
+            }
+            device.wait()?;
+            if begun.elapsed() >= sizes.warm_up {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Blocks of `peak_int8` that fill every multiprocessor.
+fn full(device: &Device) -> usize {
+    8 * device.multiprocessors()
 }
 
 /// What is read to compare two places of weights.
@@ -163,7 +211,7 @@ impl ReadRates {
         if n == 0 {
             return Ok(None);
         }
-        let shape = Sizes { bytes, stream_k: k, layer: [wide, k], tokens: [1, tokens], rounds: 0 };
+        let shape = Sizes { bytes, stream_k: k, layer: [wide, k], tokens: [1, tokens], ..QUICK };
         let scratch = Scratch::new(device, n, &shape)?;
         let layer = scratch.layers(at, n, k);
         let one = seconds(device, || device.linear_i8_of_floats(&layer, scratch.x.at(), 0, 0.0))?;
@@ -188,16 +236,13 @@ struct Scratch {
 impl Scratch {
     fn new(device: &Arc<Device>, n: usize, sizes: &Sizes) -> Result<Self, CudaError> {
         let Sizes { stream_k: k, layer: [wide, deep], tokens: [_, rows], .. } = *sizes;
-        let of = |bytes: usize| {
-            let memory = device.allocate("a measurement", bytes)?;
-            memory.fill(0, bytes)?;
-            Ok::<_, CudaError>(memory)
-        };
+        // Within ±1, evenly.
+        let float = |bits: u32| (f32::from_bits(0x3f80_0000 | bits >> 9) * 2.0 - 3.0).to_bits();
         Ok(Self {
-            x: of(4 * k)?,
-            q: of(rows * pad_k(deep.max(k)))?,
-            scale: of(4 * n.max(rows).max(wide))?,
-            out: of(4 * (8 * n).max(rows * wide))?,
+            x: noise(device, 4 * k, float)?,
+            q: noise(device, rows * pad_k(deep.max(k)), |bits| bits)?,
+            scale: noise(device, 4 * n.max(rows).max(wide), float)?,
+            out: device.allocate("a measurement", 4 * (8 * n).max(rows * wide))?,
         })
     }
 
@@ -210,9 +255,32 @@ impl Scratch {
     }
 }
 
+/// Memory of so many bytes, whole words of them, each of which `value` makes of random bits.
+fn noise(device: &Arc<Device>, bytes: usize, value: impl Fn(u32) -> u32) -> Result<Memory, CudaError> {
+    let memory = device.allocate("a measurement", bytes)?;
+    let mut done = bytes.min(NOISE);
+    let mut block = Pinned::new(device, done)?;
+    // Marsaglia's xorshift.
+    let mut bits = 1u32;
+    for word in block.get()?.chunks_exact_mut(size_of::<u32>()) {
+        bits ^= bits << 13;
+        bits ^= bits >> 17;
+        bits ^= bits << 5;
+        word.copy_from_slice(&value(bits).to_ne_bytes());
+    }
+    memory.write_from(0, &mut block, 0, done)?;
+    while done < bytes {
+        let more = done.min(bytes - done);
+        memory.copy_within(0, done, more)?;
+        done += more;
+    }
+    Ok(memory)
+}
+
 /// Seconds of one launch.
 fn seconds(device: &Device, work: impl Fn() -> Result<(), CudaError>) -> Result<f64, CudaError> {
     let mut best = f64::INFINITY;
+    let [mut launches, most] = LAUNCHES;
     let begun = Instant::now();
     for run in 0..RUNS {
         if run > 0 && begun.elapsed() > PATIENCE {
@@ -220,11 +288,14 @@ fn seconds(device: &Device, work: impl Fn() -> Result<(), CudaError>) -> Result<
         }
         device.wait()?;
         let start = Instant::now();
-        for _ in 0..LAUNCHES {
+        for _ in 0..launches {
             work()?;
         }
         device.wait()?;
-        best = best.min(start.elapsed().as_secs_f64() / as_f64(LAUNCHES));
+        best = best.min(start.elapsed().as_secs_f64() / as_f64(launches));
+        while 2 * launches <= most && best * as_f64(launches) < RUN.as_secs_f64() {
+            launches *= 2;
+        }
     }
     Ok(best)
 }
@@ -247,5 +318,18 @@ mod tests {
         for figure in [copy_gbps, gemv_gbps, gemv8_gbps, peak_tops, some, many] {
             assert!(figure.is_finite() && figure > 0.0, "{limits:?}");
         }
+    }
+
+    #[test]
+    fn noise_fills_all_of_its_memory() {
+        let card = orin();
+        let words = (2 * NOISE + 12) / 4;
+        let memory = noise(&card.device, 4 * words, |bits| bits).unwrap();
+        let mut got = vec![0u32; words];
+        memory.read(0, &mut got).unwrap();
+        assert_eq!(got[words - 3..], got[..3], "the third block begins as the first");
+        let zeros = got.iter().flat_map(|word| word.to_ne_bytes()).filter(|&byte| byte == 0).count();
+        // One byte of 256: 8,192 of them, give or take 90.
+        assert!(zeros.abs_diff(4 * words / 256) < 500, "{zeros}");
     }
 }

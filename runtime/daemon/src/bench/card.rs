@@ -102,6 +102,8 @@ pub(super) fn run(
     let parity = parity(&on_cpu, &model, token, sizes.parity)?;
     drop(on_cpu);
 
+    // It has waited for the CPU.
+    CardLimits::warm_up(&device, sizes.effort)?;
     let mut prefill = Map::new();
     for &tokens in sizes.prompts.iter().filter(|&&tokens| tokens + 2 <= room) {
         let prompt = vec![token; tokens];
