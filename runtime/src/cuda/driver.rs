@@ -44,6 +44,8 @@ pub struct Device {
     host_reads: HostReads,
     /// As the driver counts: 11040 is 11.4.
     driver: i32,
+    /// Bytes of memory, of a board the host's.
+    memory: usize,
     /// Shared memory that a block may have on request.
     block_memory: usize,
 }
@@ -121,6 +123,9 @@ impl Device {
             attribute(A::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED)? != 0,
         );
         let block_memory = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
+        // SAFETY: the device was found above.
+        let memory =
+            unsafe { result::device::total_mem(device) }.map_err(CudaError::of("cuDeviceTotalMem"))?;
         // SAFETY: the device was found above; `Drop` releases the context.
         let context = unsafe { result::primary_ctx::retain(device) };
         let context = context.map_err(CudaError::of("cuDevicePrimaryCtxRetain"))?;
@@ -139,6 +144,7 @@ impl Device {
             host_reads,
             driver: found,
             block_memory,
+            memory,
         };
         this.enter()?;
         for stream in [&mut this.stream, &mut this.captured] {
@@ -189,6 +195,11 @@ impl Device {
     }
 
     /// Bytes of rows that a block can hold, beside what kernels declare.
+    /// Bytes of its memory, of a board the host's.
+    pub(crate) fn memory(&self) -> usize {
+        self.memory
+    }
+
     pub(crate) fn block_room(&self) -> usize {
         self.block_memory.saturating_sub(1 << 10)
     }
@@ -233,9 +244,23 @@ impl Device {
     }
 
     /// Allocates device memory for `what`, whose contents are arbitrary.
-    pub(crate) fn allocate(self: &Arc<Self>, what: &'static str, bytes: usize) -> Result<Memory, CudaError> {
+    /// Refuses `needed` bytes that are not free; `what` needs them.
+    pub(crate) fn check(&self, what: &'static str, needed: u128) -> Result<(), CudaError> {
+        let free = self.free()?;
+        if needed <= free as u128 {
+            return Ok(());
+        }
+        Err(CudaError::OutOfMemory { what, needed: usize::try_from(needed).unwrap_or(usize::MAX), free })
+    }
+
+    /// Bytes that are free.
+    pub(crate) fn free(&self) -> Result<usize, CudaError> {
         self.enter()?;
-        let (free, _) = result::mem_get_info().map_err(CudaError::of("cuMemGetInfo"))?;
+        Ok(result::mem_get_info().map_err(CudaError::of("cuMemGetInfo"))?.0)
+    }
+
+    pub(crate) fn allocate(self: &Arc<Self>, what: &'static str, bytes: usize) -> Result<Memory, CudaError> {
+        let free = self.free()?;
         let short = || CudaError::OutOfMemory { what, needed: bytes, free };
         // SAFETY: `Memory` frees it.
         match unsafe { result::malloc_sync(bytes.max(1)) } {

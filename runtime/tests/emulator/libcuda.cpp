@@ -68,7 +68,10 @@ std::size_t used;
 std::map<void *, std::pair<void *, std::size_t>> registered;
 Result lost = SUCCESS;
 
-using Work = std::function<Result()>;
+struct Work {
+    std::function<Result()> run;
+    bool kernels = false;
+};
 struct Graph {
     std::vector<Work> work;
 };
@@ -89,7 +92,7 @@ struct Function {
 };
 
 // How often a kernel has run, and how often `cuLaunchKernel` and `cuGraphLaunch` were called: for tests that something ran on the card at
-// all, and of what ran as one.
+// all, and of what ran as one. `idle`: how often the host waited until a stream had no kernel left.
 std::map<std::string, unsigned> launches;
 
 // Of this thread. What may not be called then ends a capture on a card.
@@ -101,10 +104,10 @@ Stream default_stream;
 std::set<Stream *> streams{&default_stream};
 Stream &of(void *stream) { return stream ? *static_cast<Stream *>(stream) : default_stream; }
 
-Result enqueue(void *stream, Work work) {
+Result enqueue(void *stream, std::function<Result()> run, bool kernels = false) {
     if (lost) return lost;
     Stream &s = of(stream);
-    (s.capture ? s.capture->work : s.queue).push_back(std::move(work));
+    (s.capture ? s.capture->work : s.queue).push_back({std::move(run), kernels});
     return SUCCESS;
 }
 
@@ -112,7 +115,11 @@ Result enqueue(void *stream, Work work) {
 Result drain(Stream &s, std::size_t until = SIZE_MAX) {
     if (lost) return lost;
     std::size_t count = until <= s.done ? 0 : std::min(until - s.done, s.queue.size());
-    for (std::size_t i = 0; i < count && !lost; i++) lost = s.queue[i]();
+    bool ran = false;
+    for (std::size_t i = 0; i < count && !lost; i++) {
+        ran |= s.queue[i].kernels;
+        lost = s.queue[i].run();
+    }
     s.queue.erase(s.queue.begin(), s.queue.begin() + (lost ? s.queue.size() : count));
     s.done += count;
     return lost;
@@ -121,6 +128,7 @@ Result drain(Stream &s, std::size_t until = SIZE_MAX) {
 // What gives memory back waits for the work that may use it, as the driver does.
 void drain_all() {
     for (Stream *s : streams) drain(*s);
+    if (ran && std::none_of(s.queue.begin(), s.queue.end(), [](const Work &work) { return work.kernels; })) launches["idle"]++;
 }
 
 bool inside(unsigned long long at, std::size_t bytes) {
@@ -378,9 +386,9 @@ API cuGraphLaunch(void *graph, void *stream) {
     const Graph *g = static_cast<Graph *>(graph);
     return enqueue(stream, [g] {
         for (const Work &work : g->work)
-            if (Result code = work()) return code;
+            if (Result code = work.run()) return code;
         return SUCCESS;
-    });
+    }, true);
 }
 API cuEventCreate(void **event, unsigned) {
     *event = new Event;
@@ -435,5 +443,5 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
         if (fault.empty()) return SUCCESS;
         std::fprintf(stderr, "emulator: kernel `%s`: %s\n", kernel->name, fault.c_str());
         return LAUNCH_FAILED;
-    });
+    }, true);
 }
