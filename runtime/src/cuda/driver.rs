@@ -61,9 +61,10 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// The architecture whose code a card of capability `sm` runs: of its own major version, the newest that is not newer than it.
+/// The architecture whose code a card of capability `sm` runs: its own, or of its major version the newest that is not newer, unless that
+/// is a Tegra chip's.
 fn architecture(sm: u32) -> Option<Architecture> {
-    let fits = |a: &&Architecture| a.sm / 10 == sm / 10 && a.sm <= sm;
+    let fits = |a: &&Architecture| a.sm == sm || !a.tegra && a.sm / 10 == sm / 10 && a.sm < sm;
     ARCHITECTURES.iter().filter(fits).max_by_key(|a| a.sm).copied()
 }
 
@@ -351,11 +352,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_runs_code_of_its_own_major_version_that_is_not_newer() {
+    fn a_card_runs_its_own_code_or_older_of_its_major_version_that_is_no_tegra_chips() {
         let of = |sm| architecture(sm).map(|a| a.sm);
         assert_eq!(
-            [72, 75, 86, 87, 89, 90, 101, 110].map(of),
-            [Some(72), Some(72), None, Some(87), Some(87), Some(90), None, Some(110),]
+            [72, 75, 86, 87, 89, 90, 91, 101, 110, 111].map(of),
+            [Some(72), None, None, Some(87), None, Some(90), Some(90), None, Some(110), None]
         );
     }
 }

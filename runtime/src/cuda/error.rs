@@ -55,7 +55,10 @@ pub enum CudaError {
         count: usize,
     },
     /// A card that no kernel was compiled for.
-    #[error("no kernels are compiled for `{device}` (compute capability {}.{}); Saccade knows {known}", sm / 10, sm % 10)]
+    #[error(
+        "no kernels are compiled for `{device}` (compute capability {}.{}); Saccade has them for {known}, and `--kernels nvrtc` compiles them for this card with NVIDIA's NVRTC",
+        sm / 10, sm % 10
+    )]
     UnknownArchitecture {
         /// Its name.
         device: String,
