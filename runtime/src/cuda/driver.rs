@@ -123,10 +123,10 @@ impl Device {
             attribute(A::CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED)? != 0,
             attribute(A::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED)? != 0,
         );
-        let block_memory = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // SAFETY: the device was found above.
         let memory =
             unsafe { result::device::total_mem(device) }.map_err(CudaError::of("cuDeviceTotalMem"))?;
+        let block_memory = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // SAFETY: the device was found above; `Drop` releases the context.
         let context = unsafe { result::primary_ctx::retain(device) };
         let context = context.map_err(CudaError::of("cuDevicePrimaryCtxRetain"))?;
@@ -144,8 +144,8 @@ impl Device {
             integrated,
             host_reads,
             driver: found,
-            block_memory,
             memory,
+            block_memory,
         };
         this.enter()?;
         for stream in [&mut this.stream, &mut this.captured] {
@@ -195,12 +195,12 @@ impl Device {
         self.multiprocessors
     }
 
-    /// Bytes of rows that a block can hold, beside what kernels declare.
     /// Bytes of its memory, of a board the host's.
     pub(crate) fn memory(&self) -> usize {
         self.memory
     }
 
+    /// Bytes of rows that a block can hold, beside what kernels declare.
     pub(crate) fn block_room(&self) -> usize {
         self.block_memory.saturating_sub(1 << 10)
     }
@@ -244,7 +244,6 @@ impl Device {
         unsafe { result::ctx::set_current(self.context) }.map_err(CudaError::of("cuCtxSetCurrent"))
     }
 
-    /// Allocates device memory for `what`, whose contents are arbitrary.
     /// Refuses `needed` bytes that are not free; `what` needs them.
     pub(crate) fn check(&self, what: &'static str, needed: u128) -> Result<(), CudaError> {
         let free = self.free()?;
@@ -260,6 +259,7 @@ impl Device {
         Ok(result::mem_get_info().map_err(CudaError::of("cuMemGetInfo"))?.0)
     }
 
+    /// Allocates device memory for `what`, whose contents are arbitrary.
     pub(crate) fn allocate(self: &Arc<Self>, what: &'static str, bytes: usize) -> Result<Memory, CudaError> {
         let free = self.free()?;
         let short = || CudaError::OutOfMemory { what, needed: bytes, free };

@@ -122,13 +122,13 @@ Result drain(Stream &s, std::size_t until = SIZE_MAX) {
     }
     s.queue.erase(s.queue.begin(), s.queue.begin() + (lost ? s.queue.size() : count));
     s.done += count;
+    if (ran && std::none_of(s.queue.begin(), s.queue.end(), [](const Work &work) { return work.kernels; })) launches["idle"]++;
     return lost;
 }
 
 // What gives memory back waits for the work that may use it, as the driver does.
 void drain_all() {
     for (Stream *s : streams) drain(*s);
-    if (ran && std::none_of(s.queue.begin(), s.queue.end(), [](const Work &work) { return work.kernels; })) launches["idle"]++;
 }
 
 bool inside(unsigned long long at, std::size_t bytes) {
