@@ -2,10 +2,11 @@
 //
 // What a real card punishes at random is punished here for certain: device memory ends at a page that nobody may touch, host memory given
 // to a background copy is read only when the stream is waited for, launches run then and in order, and kernels are run with a new
-// seed each. Environment: EMULATOR_MAJOR, EMULATOR_MINOR (compute capability, 8.7), EMULATOR_MEMORY_MB (1024), EMULATOR_DRIVER (11040),
-// EMULATOR_DEVICES (1), EMULATOR_FAIL=call:code:after (the call fails with the code after so many successes), EMULATOR_SEED; what it shares
-// with the host: EMULATOR_INTEGRATED (1), EMULATOR_PAGEABLE (0), EMULATOR_REGISTER (0; 1: memory of the host can be registered, 2: that which
-// is read-only, too).
+// seed each. Environment: EMULATOR_MAJOR, EMULATOR_MINOR (compute capability, 8.7), EMULATOR_MEMORY_MB
+// (1024), EMULATOR_BLOCK_KB (shared memory of a block on request; what the capability has), EMULATOR_DRIVER (11040), EMULATOR_DEVICES (1),
+// EMULATOR_FAIL=call:code:after (the call fails with the code after so many successes), EMULATOR_SEED; what it shares with the host:
+// EMULATOR_INTEGRATED (1), EMULATOR_PAGEABLE (0), EMULATOR_REGISTER (0; 1: memory of the host can be registered, 2: that which is
+// read-only, too).
 #include "emulator.h"
 #include "launch.h"
 
@@ -145,8 +146,15 @@ unsigned seed() {
 
 } // namespace
 
-// Shared memory of a block on request, and what every kernel that asks for it is said to declare.
-constexpr unsigned MOST_BLOCK_MEMORY = 163 << 10, DECLARED = 1 << 10;
+// What every kernel that asks for more shared memory is said to declare.
+constexpr unsigned DECLARED = 1 << 10;
+
+// Shared memory of a block on request. Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+unsigned most_block_memory() {
+    int major = setting("EMULATOR_MAJOR", 8), minor = setting("EMULATOR_MINOR", 7);
+    int kb = major < 7 ? 48 : major == 7 ? (minor == 5 ? 64 : 96) : major > 8 ? 227 : minor == 6 || minor == 9 ? 99 : 163;
+    return (unsigned)setting("EMULATOR_BLOCK_KB", kb) << 10;
+}
 #define API extern "C" __attribute__((visibility("default"))) Result
 
 extern "C" __attribute__((visibility("default"))) unsigned emulator_launches(const char *name) { return launches[name]; }
@@ -180,7 +188,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     case 75: *value = setting("EMULATOR_MAJOR", 8); break; // compute capability
     case 76: *value = setting("EMULATOR_MINOR", 7); break;
     case 16: *value = 8; break;                            // multiprocessors
-    case 97: *value = MOST_BLOCK_MEMORY; break;                    // shared memory of a block, on request
+    case 97: *value = (int)most_block_memory(); break;     // shared memory of a block, on request
     case 18: *value = setting("EMULATOR_INTEGRATED", 1); break;
     case 88: *value = setting("EMULATOR_PAGEABLE", 0); break;
     case 99: *value = setting("EMULATOR_REGISTER", 0) >= 1; break;
@@ -228,7 +236,7 @@ API cuFuncGetAttribute(int *value, int attribute, void *) {
     return SUCCESS;
 }
 API cuFuncSetAttribute(void *function, int attribute, int value) {
-    if (attribute != 8 || value < 0 || (unsigned)value + DECLARED > MOST_BLOCK_MEMORY) return INVALID_VALUE;
+    if (attribute != 8 || value < 0 || (unsigned)value + DECLARED > most_block_memory()) return INVALID_VALUE;
     block_memory[function] = (unsigned)value;
     return SUCCESS;
 }

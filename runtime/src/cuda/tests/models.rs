@@ -197,6 +197,18 @@ fn a_session_without_room_is_refused_before_anything_is_allocated() {
     }
 }
 
+#[test]
+fn rows_that_no_block_holds_are_refused() {
+    // 512 values a row, and 1 KB beside what kernels declare.
+    set(&[("EMULATOR_BLOCK_KB", "2"), ("EMULATOR_FAIL", "cuMemAlloc_v2:1:1")]);
+    let [_, card] = both(&nano());
+    let error = Session::new(&card, &SessionOptions::default()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the layers of this model have rows of 2048 bytes, and a block of this card holds 1024; run this model on the cpu"
+    );
+}
+
 /// Passes of an instruction, and how often the host waited meanwhile until the card had nothing left to do.
 fn passes(integrated: &str) -> [u32; 2] {
     set(&[("EMULATOR_INTEGRATED", integrated), ("EMULATOR_MEMORY_MB", "4096")]);

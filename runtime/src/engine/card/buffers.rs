@@ -10,7 +10,7 @@ use crate::config::Modality;
 use crate::cuda::launch::{
     At, AttentionShape, InputAt, MAX_PICKED, RowAt, SegmentAt, SequenceAt, Tables, UnitAt,
 };
-use crate::cuda::{Graph, Memory, Pinned};
+use crate::cuda::{CudaError, Graph, Memory, Pinned};
 use crate::decoder::Decoder;
 use crate::family::janus::Drawing;
 use crate::family::unimodal::Unimodal;
@@ -120,6 +120,13 @@ impl CardBuffers {
         let c = &decoder.config;
         let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let (drawn, widest) = (CardDrawing::widest(beside), widest(c, beside));
+        // A block holds a row that it norms or quantises.
+        let (row, room) = (4 * widest, card.device.block_room());
+        if row > room {
+            return Err(
+                CudaError::RowTooLong { what: "the layers of this model", bytes: row, most: room }.into()
+            );
+        }
         let shape = attention_shape(c, most.blocks, dtype);
         let in_block = holds_scores(&shape, dtype);
         let units = shape.most_units(most.rows, most.sequences);
