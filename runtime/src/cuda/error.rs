@@ -170,16 +170,18 @@ pub enum CudaError {
 impl CudaError {
     /// What the driver said of `call`.
     pub(super) fn of(call: &'static str) -> impl Fn(DriverError) -> Self {
-        move |error| {
-            let text = |found: Result<&std::ffi::CStr, DriverError>| {
-                found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
-            };
-            let message = format!("{} ({})", text(error.error_name()), text(error.error_string()));
-            match error.0 {
-                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Self::Exhausted { call },
-                code if LOSSES.contains(&code) => Self::Lost { call, message },
-                _ => Self::Call { call, message },
-            }
+        move |error| match error.0 {
+            Code::CUDA_ERROR_OUT_OF_MEMORY => Self::Exhausted { call },
+            code if LOSSES.contains(&code) => Self::Lost { call, message: words(error) },
+            _ => Self::Call { call, message: words(error) },
         }
     }
+}
+
+/// A driver's error in its words.
+pub(super) fn words(error: DriverError) -> String {
+    let text = |found: Result<&std::ffi::CStr, DriverError>| {
+        found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
+    };
+    format!("{} ({})", text(error.error_name()), text(error.error_string()))
 }
