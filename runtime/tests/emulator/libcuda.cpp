@@ -1,8 +1,8 @@
 // A driver for the emulated card: the part of libcuda that Saccade calls, so that its host code runs unchanged where there is no card.
 //
 // What a real card punishes at random is punished here for certain: device memory ends at a page that nobody may touch, host memory given
-// to a background copy is read only when the stream is waited for, launches run then and in order, and kernels are run with a new
-// seed each. Environment: EMULATOR_MAJOR, EMULATOR_MINOR (compute capability, 8.7), EMULATOR_MEMORY_MB
+// to a background copy is read only when the stream is waited for, launches run then and in order, kernels are run with a new
+// seed each, copies of nothing are refused. Environment: EMULATOR_MAJOR, EMULATOR_MINOR (compute capability, 8.7), EMULATOR_MEMORY_MB
 // (1024), EMULATOR_BLOCK_KB (shared memory of a block on request; what the capability has), EMULATOR_DRIVER (11040), EMULATOR_DEVICES (1),
 // EMULATOR_FAIL=call:code:after (the call fails with the code after so many successes), EMULATOR_SEED; what it shares with the host:
 // EMULATOR_INTEGRATED (1), EMULATOR_PAGEABLE (0), EMULATOR_REGISTER (0; 1: memory of the host can be registered, 2: that which is
@@ -30,8 +30,8 @@ extern const Kernel KERNELS[];
 namespace {
 
 using Result = int;
-constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALISED = 3, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
-                 LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900;
+constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALISED = 3, NO_DEVICE = 100, INVALID_IMAGE = 200,
+                 INVALID_CONTEXT = 201, NOT_FOUND = 500, LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900;
 constexpr std::size_t PAGE = 4096;
 
 int setting(const char *name, int otherwise) {
@@ -100,6 +100,11 @@ std::map<std::string, unsigned> launches;
 thread_local bool capturing = false;
 #define NOT_IN_A_CAPTURE                                                                                                                   \
     if (capturing) return CAPTURE_UNSUPPORTED
+
+// Of this thread: what is done in a context fails without one.
+thread_local void *current = nullptr;
+#define IN_A_CONTEXT                                                                                                                       \
+    if (!current) return INVALID_CONTEXT
 
 Stream default_stream;
 std::set<Stream *> streams{&default_stream};
@@ -205,20 +210,28 @@ API cuDevicePrimaryCtxRetain(void **context, int) {
     return SUCCESS;
 }
 API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
-API cuCtxSetCurrent(void *) { return SUCCESS; }
+API cuCtxSetCurrent(void *context) {
+    current = context;
+    return SUCCESS;
+}
 API cuMemGetInfo_v2(std::size_t *available, std::size_t *total) {
+    IN_A_CONTEXT;
     *total = (std::size_t)setting("EMULATOR_MEMORY_MB", 1024) << 20;
     *available = *total - used;
     return SUCCESS;
 }
 API cuModuleLoadData(void **module, const void *image) {
     MAY_FAIL("cuModuleLoadData");
+    IN_A_CONTEXT;
     if (!image || std::memcmp(image, "\177ELF", 4) != 0) return INVALID_IMAGE;
     static int one;
     *module = &one;
     return SUCCESS;
 }
-API cuModuleUnload(void *) { return SUCCESS; }
+API cuModuleUnload(void *) {
+    IN_A_CONTEXT;
+    return SUCCESS;
+}
 API cuModuleGetFunction(void **function, void *, const char *name) {
     for (const emulator::Kernel *kernel = emulator::KERNELS; kernel->name; kernel++)
         if (std::strcmp(kernel->name, name) == 0) {
@@ -242,6 +255,7 @@ API cuFuncSetAttribute(void *function, int attribute, int value) {
 }
 API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
     MAY_FAIL("cuMemAlloc_v2");
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     if (lost) return lost;
     if (bytes == 0) return INVALID_VALUE;
@@ -259,6 +273,7 @@ API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
     return SUCCESS;
 }
 API cuMemFree_v2(unsigned long long at) {
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     auto found = allocations.find(at);
     if (found == allocations.end()) return INVALID_VALUE;
@@ -277,11 +292,14 @@ API cuMemFree_v2(unsigned long long at) {
 }
 API cuMemHostAlloc(void **at, std::size_t bytes, unsigned) {
     MAY_FAIL("cuMemHostAlloc");
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     *at = std::malloc(bytes);
     return SUCCESS;
 }
 API cuMemFreeHost(void *at) {
+    IN_A_CONTEXT;
+    launches["cuMemFreeHost"]++;
     drain_all();
     std::free(at);
     return SUCCESS;
@@ -290,6 +308,7 @@ API cuMemFreeHost(void *at) {
 // whoever reads them without asking for the card's address, or after they were given back, meets nothing.
 API cuMemHostRegister_v2(void *at, std::size_t bytes, unsigned flags) {
     MAY_FAIL("cuMemHostRegister_v2");
+    IN_A_CONTEXT;
     constexpr unsigned READ_ONLY = 8;
     if (setting("EMULATOR_REGISTER", 0) < (flags & READ_ONLY ? 2 : 1)) return NOT_SUPPORTED;
     // What tests register is mapped read-only: the driver of a card asks for the flag, too.
@@ -300,12 +319,14 @@ API cuMemHostRegister_v2(void *at, std::size_t bytes, unsigned flags) {
     return SUCCESS;
 }
 API cuMemHostGetDevicePointer_v2(unsigned long long *device, void *at, unsigned) {
+    IN_A_CONTEXT;
     auto found = registered.find(at);
     if (found == registered.end()) return INVALID_VALUE;
     *device = reinterpret_cast<unsigned long long>(found->second.first);
     return SUCCESS;
 }
 API cuMemHostUnregister(void *at) {
+    IN_A_CONTEXT;
     auto found = registered.find(at);
     if (found == registered.end()) return INVALID_VALUE;
     munmap(found->second.first, found->second.second);
@@ -313,63 +334,73 @@ API cuMemHostUnregister(void *at) {
     return SUCCESS;
 }
 API cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, std::size_t bytes, void *stream) {
-    if (!inside(to, bytes)) return INVALID_VALUE;
+    IN_A_CONTEXT;
+    if (!bytes || !inside(to, bytes)) return INVALID_VALUE;
     return enqueue(stream, [=] {
         std::memcpy(reinterpret_cast<void *>(to), from, bytes);
         return SUCCESS;
     });
 }
 API cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, std::size_t bytes, void *stream) {
-    if (!inside(from, bytes)) return INVALID_VALUE;
+    IN_A_CONTEXT;
+    if (!bytes || !inside(from, bytes)) return INVALID_VALUE;
     return enqueue(stream, [=] {
         std::memcpy(to, reinterpret_cast<const void *>(from), bytes);
         return SUCCESS;
     });
 }
 API cuMemcpyHtoD_v2(unsigned long long to, const void *from, std::size_t bytes) {
+    IN_A_CONTEXT;
     if (lost) return lost;
     if (!inside(to, bytes)) return INVALID_VALUE;
     std::memcpy(reinterpret_cast<void *>(to), from, bytes);
     return SUCCESS;
 }
 API cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, std::size_t bytes, void *stream) {
-    if (!inside(to, bytes) || !inside(from, bytes)) return INVALID_VALUE;
+    IN_A_CONTEXT;
+    if (!bytes || !inside(to, bytes) || !inside(from, bytes)) return INVALID_VALUE;
     return enqueue(stream, [=] {
         std::memmove(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes);
         return SUCCESS;
     });
 }
 API cuMemsetD8Async(unsigned long long at, unsigned char value, std::size_t bytes, void *stream) {
-    if (!inside(at, bytes)) return INVALID_VALUE;
+    IN_A_CONTEXT;
+    if (!bytes || !inside(at, bytes)) return INVALID_VALUE;
     return enqueue(stream, [=] {
         std::memset(reinterpret_cast<void *>(at), value, bytes);
         return SUCCESS;
     });
 }
 API cuStreamCreate(void **stream, unsigned) {
+    IN_A_CONTEXT;
     Stream *made = new Stream;
     streams.insert(made);
     *stream = made;
     return SUCCESS;
 }
 API cuStreamDestroy_v2(void *stream) {
+    IN_A_CONTEXT;
     streams.erase(static_cast<Stream *>(stream));
     delete static_cast<Stream *>(stream);
     return SUCCESS;
 }
 API cuStreamSynchronize(void *stream) {
     MAY_FAIL("cuStreamSynchronize");
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     return drain(of(stream));
 }
 API cuStreamBeginCapture_v2(void *stream, int) {
     MAY_FAIL("cuStreamBeginCapture_v2");
+    IN_A_CONTEXT;
     if (!stream || of(stream).capture) return CAPTURE_UNSUPPORTED;
     of(stream).capture = std::make_unique<Graph>();
     capturing = true;
     return SUCCESS;
 }
 API cuStreamEndCapture(void *stream, void **graph) {
+    IN_A_CONTEXT;
     if (!of(stream).capture) return CAPTURE_UNSUPPORTED;
     capturing = false;
     *graph = of(stream).capture.release();
@@ -377,6 +408,7 @@ API cuStreamEndCapture(void *stream, void **graph) {
 }
 API cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
     MAY_FAIL("cuGraphInstantiateWithFlags");
+    IN_A_CONTEXT;
     *executable = new Graph(*static_cast<Graph *>(graph));
     return SUCCESS;
 }
@@ -390,6 +422,7 @@ API cuGraphExecDestroy(void *graph) {
 }
 API cuGraphLaunch(void *graph, void *stream) {
     MAY_FAIL("cuGraphLaunch");
+    IN_A_CONTEXT;
     launches["cuGraphLaunch"]++;
     const Graph *g = static_cast<Graph *>(graph);
     return enqueue(stream, [g] {
@@ -399,20 +432,24 @@ API cuGraphLaunch(void *graph, void *stream) {
     }, true);
 }
 API cuEventCreate(void **event, unsigned) {
+    IN_A_CONTEXT;
     *event = new Event;
     return SUCCESS;
 }
 API cuEventDestroy_v2(void *event) {
+    IN_A_CONTEXT;
     delete static_cast<Event *>(event);
     return SUCCESS;
 }
 API cuEventRecord(void *event, void *stream) {
+    IN_A_CONTEXT;
     const Stream &s = of(stream);
     *static_cast<Event *>(event) = {stream, s.done + s.queue.size()};
     return SUCCESS;
 }
 API cuEventSynchronize(void *event) {
     MAY_FAIL("cuStreamSynchronize");
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     const Event &e = *static_cast<Event *>(event);
     return drain(of(e.stream), e.until);
@@ -432,6 +469,7 @@ API cuGetErrorString(int, const char **text) {
 API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned dynamic, void *stream,
                    void **arguments, void **) {
     MAY_FAIL("cuLaunchKernel");
+    IN_A_CONTEXT;
     launches["cuLaunchKernel"]++;
     const emulator::Kernel *kernel = static_cast<const emulator::Kernel *>(function);
     auto asked = block_memory.find(function);

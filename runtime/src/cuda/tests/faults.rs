@@ -98,6 +98,27 @@ fn a_call_that_fails_loses_no_card() {
 }
 
 #[test]
+fn memory_of_the_host_goes_whatever_thread_drops_it() {
+    let device = open(&[]).unwrap();
+    let pinned = crate::cuda::Pinned::new(&device, 16).unwrap();
+    std::thread::spawn(move || drop(pinned)).join().unwrap();
+    assert_eq!(emulator::launches("cuMemFreeHost"), 1);
+}
+
+#[test]
+fn nothing_is_copied_nowhere() {
+    let device = open(&[]).unwrap();
+    let memory = device.allocate("a test", 16).unwrap();
+    let mut pinned = crate::cuda::Pinned::new(&device, 16).unwrap();
+    memory.write_from(16, &mut pinned, 16, 0).unwrap();
+    memory.read_into(16, &mut pinned, 16, 0).unwrap();
+    memory.copy_to(0, &memory, 16, 0).unwrap();
+    memory.copy_within(0, 0, 0).unwrap();
+    memory.fill(16, 0).unwrap();
+    device.wait().unwrap();
+}
+
+#[test]
 fn memory_that_the_driver_itself_lacks() {
     let device = open(&[("EMULATOR_FAIL", "cuMemHostAlloc:2:0")]).unwrap();
     let error = crate::Error::from(crate::cuda::Pinned::new(&device, 16).unwrap_err());
