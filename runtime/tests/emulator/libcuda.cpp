@@ -413,6 +413,7 @@ API cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long lo
     return SUCCESS;
 }
 API cuGraphDestroy(void *graph) {
+    launches["cuGraphDestroy"]++;
     delete static_cast<Graph *>(graph);
     return SUCCESS;
 }
