@@ -9,10 +9,11 @@ use sys::CUresult as Code;
 /// After these every call fails until the process has ended: the context is damaged, or the card is gone.
 ///
 /// Source: the CUDA Driver API's list of error codes, "the process must be terminated and relaunched".
-const LOSSES: [Code; 14] = [
+const LOSSES: [Code; 15] = [
     Code::CUDA_ERROR_DEINITIALIZED,
     Code::CUDA_ERROR_ECC_UNCORRECTABLE,
     Code::CUDA_ERROR_NVLINK_UNCORRECTABLE,
+    Code::CUDA_ERROR_CONTAINED,
     Code::CUDA_ERROR_ILLEGAL_ADDRESS,
     Code::CUDA_ERROR_LAUNCH_TIMEOUT,
     Code::CUDA_ERROR_CONTEXT_IS_DESTROYED,

@@ -84,7 +84,18 @@ fn memory_that_does_not_suffice() {
 
 #[test]
 fn a_card_that_is_lost() {
-    let device = open(&[("EMULATOR_FAIL", "cuStreamSynchronize:719:0")]).unwrap();
+    lost_by("719");
+}
+
+/// An error of the memory, which drivers from 12.8 on know.
+#[test]
+fn a_card_whose_error_was_contained_is_lost_too() {
+    lost_by("226");
+}
+
+#[track_caller]
+fn lost_by(code: &str) {
+    let device = open(&[("EMULATOR_FAIL", &format!("cuStreamSynchronize:{code}:0"))]).unwrap();
     let error = device.wait().unwrap_err();
     assert!(matches!(&error, CudaError::Lost { call: "cuStreamSynchronize", .. }), "{error}");
     assert!(crate::Error::from(error).is_card_lost());
