@@ -27,8 +27,10 @@ pub struct Architecture {
 /// Every architecture. Code for `x.y` runs on cards `x.z` with `z ≥ y`, but not from or to a Tegra chip.
 ///
 /// Source: CUDA C++ Programming Guide, "Binary Compatibility": "supported only for the desktop".
-pub const ARCHITECTURES: [Architecture; 4] = [
+pub const ARCHITECTURES: [Architecture; 6] = [
     Architecture { sm: 72, boards: "Xavier", tegra: true, compiler: 11 },
+    Architecture { sm: 75, boards: "desktop cards (Turing)", tegra: false, compiler: 11 },
+    Architecture { sm: 80, boards: "desktop cards (Ampere, Ada)", tegra: false, compiler: 11 },
     Architecture { sm: 87, boards: "Orin", tegra: true, compiler: 11 },
     Architecture { sm: 90, boards: "data-centre cards (Hopper)", tegra: false, compiler: 11 },
     Architecture { sm: 110, boards: "Thor", tegra: true, compiler: 13 },
