@@ -27,11 +27,10 @@ use crate::Result;
 use crate::config::{Modality, ModelConfig, WeightDtype};
 #[cfg(feature = "cuda")]
 use crate::engine::card::{Beside, CardBuffers};
-use crate::engine::{ActivationKinds, CpuScratch, Most, Own, Visible};
+use crate::engine::{ActivationKinds, CpuScratch, Most, Own, PassRows, Visible};
 use crate::family::Model;
 use crate::kernels::KV_BLOCK;
 use crate::kv::{ArenaShape, Chain, KvArena, KvDtype};
-use crate::memory;
 use crate::rope::Rope;
 use crate::tokenize::{Bins, Tokenizer as _, check_codes};
 
@@ -102,7 +101,20 @@ impl Session {
             WeightDtype::F16 | WeightDtype::F32 => (KvDtype::F32, ActivationKinds::Float),
         };
         let parts = if quantisation.two_part_activations.is_empty() { 1 } else { 2 };
-        let capacity = Capacity::new(model.config(), options, (parts, kinds));
+        #[cfg(feature = "cuda")]
+        let beside = match (model.unimodal_net(), model.janus()) {
+            (Ok((_, own)), _) => Beside::Own(own),
+            (_, Ok((_, net))) => Beside::Drawing(&net.drawing),
+            _ => Beside::Nothing,
+        };
+        let passes = |most: &Most| {
+            #[cfg(feature = "cuda")]
+            if let Some(card) = model.card() {
+                return card.pass_rows(c, beside, most, dtype);
+            }
+            PassRows::on_cpu(c, most, kinds, model.engine().threads())
+        };
+        let capacity = Capacity::new(model.config(), options, parts, passes);
         let shape = ArenaShape {
             n_layers: c.n_layers,
             n_kv_heads: c.n_kv_heads,
@@ -110,16 +122,11 @@ impl Session {
             n_blocks: capacity.most.blocks,
             dtype,
         };
-        memory::check("a session on this model", capacity.bytes(c, &shape, model.engine().threads()))?;
+        model.check_room("a session on this model", capacity.bytes(c, &shape))?;
         #[cfg(feature = "cuda")]
         let (kv, card) = match model.card() {
             None => (KvArena::new(shape), None),
             Some(card) => {
-                let beside = match (model.unimodal_net(), model.janus()) {
-                    (Ok((_, own)), _) => Beside::Own(own),
-                    (_, Ok((_, net))) => Beside::Drawing(&net.drawing),
-                    _ => Beside::Nothing,
-                };
                 let codes = choose::code_places(model);
                 let Capacity { most, logits, .. } = capacity;
                 let buffers = CardBuffers::new(card, model.decoder(), beside, most, logits, &codes, dtype)?;
@@ -128,6 +135,12 @@ impl Session {
         };
         #[cfg(not(feature = "cuda"))]
         let kv = KvArena::new(shape);
+        let (x, scratch) = if model.device().is_card() {
+            (Vec::new(), CpuScratch::default())
+        } else {
+            let x = vec![0.0; capacity.most.rows * c.d_model];
+            (x, CpuScratch::new(c, capacity.most, kinds, model.engine()))
+        };
         let own = model.unimodal().ok();
         let factors = model.decoder().rope_factors.as_ref().map(|factors| factors.get(model.weights()));
         log::debug!("session kv_bytes={} blocks={}", kv.bytes(), capacity.most.blocks);
@@ -144,9 +157,9 @@ impl Session {
             }),
             codes: Vec::with_capacity(own.map_or(0, |c| c.chunk_len().max(c.state.names.len()))),
             buffers: Buffers {
-                x: vec![0.0; capacity.most.rows * c.d_model],
+                x,
                 logits: vec![0.0; capacity.logits],
-                scratch: CpuScratch::new(c, capacity.most, kinds, model.engine()),
+                scratch,
                 rope: Rope::new(c, factors, capacity.most.blocks * KV_BLOCK + 1),
                 features: Vec::new(),
                 drawing: [Vec::new(), Vec::new()],

@@ -44,6 +44,8 @@ pub struct Device {
     host_reads: HostReads,
     /// As the driver counts: 11040 is 11.4.
     driver: i32,
+    /// Bytes of memory, of a board the host's.
+    memory: usize,
     /// Shared memory that a block may have on request.
     block_memory: usize,
 }
@@ -59,9 +61,10 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// The architecture whose code a card of capability `sm` runs: of its own major version, the newest that is not newer than it.
+/// The architecture whose code a card of capability `sm` runs: its own, or of its major version the newest that is not newer, unless that
+/// is a Tegra chip's.
 fn architecture(sm: u32) -> Option<Architecture> {
-    let fits = |a: &&Architecture| a.sm / 10 == sm / 10 && a.sm <= sm;
+    let fits = |a: &&Architecture| a.sm == sm || !a.tegra && a.sm / 10 == sm / 10 && a.sm < sm;
     ARCHITECTURES.iter().filter(fits).max_by_key(|a| a.sm).copied()
 }
 
@@ -120,6 +123,9 @@ impl Device {
             attribute(A::CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED)? != 0,
             attribute(A::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED)? != 0,
         );
+        // SAFETY: the device was found above.
+        let memory =
+            unsafe { result::device::total_mem(device) }.map_err(CudaError::of("cuDeviceTotalMem"))?;
         let block_memory = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // SAFETY: the device was found above; `Drop` releases the context.
         let context = unsafe { result::primary_ctx::retain(device) };
@@ -138,6 +144,7 @@ impl Device {
             integrated,
             host_reads,
             driver: found,
+            memory,
             block_memory,
         };
         this.enter()?;
@@ -188,6 +195,11 @@ impl Device {
         self.multiprocessors
     }
 
+    /// Bytes of its memory, of a board the host's.
+    pub(crate) fn memory(&self) -> usize {
+        self.memory
+    }
+
     /// Bytes of rows that a block can hold, beside what kernels declare.
     pub(crate) fn block_room(&self) -> usize {
         self.block_memory.saturating_sub(1 << 10)
@@ -232,10 +244,24 @@ impl Device {
         unsafe { result::ctx::set_current(self.context) }.map_err(CudaError::of("cuCtxSetCurrent"))
     }
 
+    /// Refuses `needed` bytes that are not free; `what` needs them.
+    pub(crate) fn check(&self, what: &'static str, needed: u128) -> Result<(), CudaError> {
+        let free = self.free()?;
+        if needed <= free as u128 {
+            return Ok(());
+        }
+        Err(CudaError::OutOfMemory { what, needed: usize::try_from(needed).unwrap_or(usize::MAX), free })
+    }
+
+    /// Bytes that are free.
+    pub(crate) fn free(&self) -> Result<usize, CudaError> {
+        self.enter()?;
+        Ok(result::mem_get_info().map_err(CudaError::of("cuMemGetInfo"))?.0)
+    }
+
     /// Allocates device memory for `what`, whose contents are arbitrary.
     pub(crate) fn allocate(self: &Arc<Self>, what: &'static str, bytes: usize) -> Result<Memory, CudaError> {
-        self.enter()?;
-        let (free, _) = result::mem_get_info().map_err(CudaError::of("cuMemGetInfo"))?;
+        let free = self.free()?;
         let short = || CudaError::OutOfMemory { what, needed: bytes, free };
         // SAFETY: `Memory` frees it.
         match unsafe { result::malloc_sync(bytes.max(1)) } {
@@ -326,11 +352,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_runs_code_of_its_own_major_version_that_is_not_newer() {
-        let of = |sm| architecture(sm).map(|a| a.sm);
+    fn a_card_runs_its_own_code_or_older_of_its_major_version_that_is_no_tegra_chips() {
+        let of = |sm| architecture(sm).map_or(0, |a| a.sm);
         assert_eq!(
-            [72, 75, 86, 87, 89, 90, 101, 110].map(of),
-            [Some(72), Some(72), None, Some(87), Some(87), Some(90), None, Some(110),]
+            [70, 72, 75, 80, 86, 87, 89, 90, 101, 110, 111].map(of),
+            [0, 72, 75, 80, 80, 87, 80, 90, 0, 110, 0]
         );
     }
 }

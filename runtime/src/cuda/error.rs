@@ -9,10 +9,11 @@ use sys::CUresult as Code;
 /// After these every call fails until the process has ended: the context is damaged, or the card is gone.
 ///
 /// Source: the CUDA Driver API's list of error codes, "the process must be terminated and relaunched".
-const LOSSES: [Code; 14] = [
+const LOSSES: [Code; 15] = [
     Code::CUDA_ERROR_DEINITIALIZED,
     Code::CUDA_ERROR_ECC_UNCORRECTABLE,
     Code::CUDA_ERROR_NVLINK_UNCORRECTABLE,
+    Code::CUDA_ERROR_CONTAINED,
     Code::CUDA_ERROR_ILLEGAL_ADDRESS,
     Code::CUDA_ERROR_LAUNCH_TIMEOUT,
     Code::CUDA_ERROR_CONTEXT_IS_DESTROYED,
@@ -55,7 +56,10 @@ pub enum CudaError {
         count: usize,
     },
     /// A card that no kernel was compiled for.
-    #[error("no kernels are compiled for `{device}` (compute capability {}.{}); Saccade knows {known}", sm / 10, sm % 10)]
+    #[error(
+        "no kernels are compiled for `{device}` (compute capability {}.{}); Saccade has them for {known}, and `--kernels nvrtc` compiles them for this card with NVIDIA's NVRTC",
+        sm / 10, sm % 10
+    )]
     UnknownArchitecture {
         /// Its name.
         device: String,
@@ -167,16 +171,18 @@ pub enum CudaError {
 impl CudaError {
     /// What the driver said of `call`.
     pub(super) fn of(call: &'static str) -> impl Fn(DriverError) -> Self {
-        move |error| {
-            let text = |found: Result<&std::ffi::CStr, DriverError>| {
-                found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
-            };
-            let message = format!("{} ({})", text(error.error_name()), text(error.error_string()));
-            match error.0 {
-                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Self::Exhausted { call },
-                code if LOSSES.contains(&code) => Self::Lost { call, message },
-                _ => Self::Call { call, message },
-            }
+        move |error| match error.0 {
+            Code::CUDA_ERROR_OUT_OF_MEMORY => Self::Exhausted { call },
+            code if LOSSES.contains(&code) => Self::Lost { call, message: words(error) },
+            _ => Self::Call { call, message: words(error) },
         }
     }
+}
+
+/// A driver's error in its words.
+pub(super) fn words(error: DriverError) -> String {
+    let text = |found: Result<&std::ffi::CStr, DriverError>| {
+        found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
+    };
+    format!("{} ({})", text(error.error_name()), text(error.error_string()))
 }

@@ -67,6 +67,27 @@ impl Drop for Graph {
     }
 }
 
+/// A capture under way. Dropped, it ends, and what was captured goes: behind work that failed or panicked.
+struct Capture<'a>(&'a Device);
+
+impl Capture<'_> {
+    fn end(self) -> Result<sys::CUgraph, CudaError> {
+        let device = self.0;
+        std::mem::forget(self);
+        // SAFETY: the stream lives until the device's `Drop`, and a capture is under way.
+        unsafe { result::stream::end_capture(device.captured) }.map_err(CudaError::of("cuStreamEndCapture"))
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if let Ok(graph) = Capture(self.0).end() {
+            // SAFETY: captured just now, and destroyed once. One that cannot be destroyed is lost with the context.
+            let _ = unsafe { result::graph::destroy(graph) };
+        }
+    }
+}
+
 impl Device {
     /// The stream that launches and copies of this thread go into, if they go anywhere.
     pub(super) fn way(&self) -> Option<sys::CUstream> {
@@ -86,16 +107,12 @@ impl Device {
         let _one_at_a_time = self.capturing.lock().unwrap_or_else(PoisonError::into_inner);
         self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives until `Drop`, here and below.
+        // SAFETY: the stream lives until `Drop`.
         unsafe { result::stream::begin_capture(self.captured, mode) }
             .map_err(CudaError::of("cuStreamBeginCapture"))?;
-        let worked = Way::Graph.of(work);
-        // A capture is ended even if the work failed.
-        // SAFETY: as above.
-        let graph = unsafe { result::stream::end_capture(self.captured) }
-            .map_err(CudaError::of("cuStreamEndCapture"));
-        worked?;
-        let graph = graph?;
+        let capture = Capture(self);
+        Way::Graph.of(work)?;
+        let graph = capture.end()?;
         let mut executable = std::ptr::null_mut();
         // SAFETY: the graph was captured above and is destroyed below; `Graph` destroys the executable one.
         let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0) }.result();

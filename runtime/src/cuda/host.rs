@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::driver::Device;
-use super::error::CudaError;
+use super::error::{CudaError, words};
 use crate::pages::Map;
 
 /// How a card reads a mapped file, by its own attributes.
@@ -74,13 +74,10 @@ impl HostPages {
             let flags = sys::CU_MEMHOSTREGISTER_DEVICEMAP | sys::CU_MEMHOSTREGISTER_READ_ONLY;
             // Every driver that `Device::open` accepts has the three calls of this file.
             // SAFETY: the range is mapped and stays so, since this holds the map; the card only reads it, as the flag says.
-            unsafe { sys::cuMemHostRegister_v2(host, map.len(), flags) }.result().map_err(|error| {
-                match CudaError::of("cuMemHostRegister")(error) {
-                    CudaError::Call { message, .. } => cannot(&format!("cuMemHostRegister says {message}")),
-                    // A card that is lost, or out of memory.
-                    other => other,
-                }
-            })?;
+            unsafe { sys::cuMemHostRegister_v2(host, map.len(), flags) }
+                .result()
+                // Whatever it says: a driver that cannot pin a file says so in many ways. A card that is lost shows that at the next call.
+                .map_err(|error| cannot(&format!("cuMemHostRegister says {}", words(error))))?;
         }
         let mut this = Self { device: Arc::clone(device), map: map.clone(), at, registered };
         if registered {

@@ -70,6 +70,11 @@ impl Memory {
 }
 
 impl Memory {
+    /// Where so many bytes go: nothing goes nowhere.
+    fn way(&self, bytes: usize) -> Option<sys::CUstream> {
+        self.device.way().filter(|_| bytes > 0)
+    }
+
     /// Puts a copy of `bytes` from the place `at` of pinned memory to `offset` into the stream.
     ///
     /// # Panics
@@ -86,7 +91,7 @@ impl Memory {
             "{bytes} bytes at {offset} of {}",
             self.bytes
         );
-        let Some(stream) = self.device.way() else { return Ok(()) };
+        let Some(stream) = self.way(bytes) else { return Ok(()) };
         self.device.enter()?;
         // SAFETY: checked above; `Pinned` is not written to before the event that `follow` records has passed.
         unsafe {
@@ -118,7 +123,7 @@ impl Memory {
             "{bytes} bytes at {offset} of {}",
             self.bytes
         );
-        let Some(stream) = self.device.way() else { return Ok(()) };
+        let Some(stream) = self.way(bytes) else { return Ok(()) };
         self.device.enter()?;
         // SAFETY: checked above; `Pinned` is not read before the event that `follow` records has passed.
         unsafe {
@@ -146,7 +151,7 @@ impl Memory {
             self.bytes,
             other.bytes
         );
-        let Some(stream) = self.device.way() else { return Ok(()) };
+        let Some(stream) = self.way(bytes) else { return Ok(()) };
         self.device.enter()?;
         let (to, from) = (other.at + to as u64, self.at + from as u64);
         // SAFETY: checked above; the two do not overlap.
@@ -163,7 +168,7 @@ impl Memory {
             "{bytes} bytes from {from} to {to} of {}",
             self.bytes
         );
-        let Some(stream) = self.device.way() else { return Ok(()) };
+        let Some(stream) = self.way(bytes) else { return Ok(()) };
         self.device.enter()?;
         let (to, from) = (self.at + to as u64, self.at + from as u64);
         // SAFETY: checked above.
@@ -176,7 +181,7 @@ impl Memory {
     /// If there are not as many.
     pub(crate) fn fill(&self, offset: usize, bytes: usize) -> Result<(), CudaError> {
         assert!(offset + bytes <= self.bytes, "{bytes} bytes at {offset} of {}", self.bytes);
-        let Some(stream) = self.device.way() else { return Ok(()) };
+        let Some(stream) = self.way(bytes) else { return Ok(()) };
         self.device.enter()?;
         // SAFETY: checked above.
         unsafe { result::memset_d8_async(self.at + offset as u64, 0, bytes, stream) }
@@ -256,10 +261,13 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         let _ = self.settle();
-        // SAFETY: created and allocated by `new`, destroyed and freed once. A lost card has nothing to free.
-        let _ = unsafe { result::event::destroy(self.event) };
-        // SAFETY: as above.
-        let _ = unsafe { result::free_host(self.at.cast()) };
+        // Whatever thread this is. A lost card has nothing to free.
+        if self.device.enter().is_ok() {
+            // SAFETY: created and allocated by `new`, destroyed and freed once.
+            let _ = unsafe { result::event::destroy(self.event) };
+            // SAFETY: as above.
+            let _ = unsafe { result::free_host(self.at.cast()) };
+        }
     }
 }
 

@@ -18,16 +18,22 @@ pub struct Architecture {
     pub sm: u32,
     /// Who has it.
     pub boards: &'static str,
+    /// Whether these are Tegra chips.
+    pub tegra: bool,
     /// The major version of the compiler that builds it: 11 so that the drivers of JetPack 5 load it, 13 where 11 does not know it.
     pub compiler: u32,
 }
 
-/// Every architecture. Code for `x.y` runs on cards `x.z` with `z ≥ y`.
-pub const ARCHITECTURES: [Architecture; 4] = [
-    Architecture { sm: 72, boards: "Xavier", compiler: 11 },
-    Architecture { sm: 87, boards: "Orin", compiler: 11 },
-    Architecture { sm: 90, boards: "data-centre cards (Hopper)", compiler: 11 },
-    Architecture { sm: 110, boards: "Thor", compiler: 13 },
+/// Every architecture. Code for `x.y` runs on cards `x.z` with `z ≥ y`, but not from or to a Tegra chip.
+///
+/// Source: CUDA C++ Programming Guide, "Binary Compatibility": "supported only for the desktop".
+pub const ARCHITECTURES: [Architecture; 6] = [
+    Architecture { sm: 72, boards: "Xavier", tegra: true, compiler: 11 },
+    Architecture { sm: 75, boards: "desktop cards (Turing)", tegra: false, compiler: 11 },
+    Architecture { sm: 80, boards: "desktop cards (Ampere, Ada)", tegra: false, compiler: 11 },
+    Architecture { sm: 87, boards: "Orin", tegra: true, compiler: 11 },
+    Architecture { sm: 90, boards: "data-centre cards (Hopper)", tegra: false, compiler: 11 },
+    Architecture { sm: 110, boards: "Thor", tegra: true, compiler: 13 },
 ];
 
 macro_rules! source {

@@ -10,6 +10,7 @@ mod features;
 mod graphs;
 mod head;
 mod maps;
+mod passes;
 pub(crate) mod placement;
 mod staging;
 mod verdicts;

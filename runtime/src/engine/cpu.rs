@@ -1,13 +1,36 @@
 //! A pass on the CPU.
 
 use super::attention::{Attention, AttentionScratch};
-use super::pass::{HEAD_EPS, Layer, Most, Pass, QkNorms, Rows, Sequence};
+use super::pass::{HEAD_EPS, Layer, Most, Pass, PassRows, QkNorms, Rows, Sequence};
 use super::{ActivationKinds, Activations, Biased, Engine, layer_norm};
 use crate::Result;
 use crate::config::{DecoderConfig, NormPlace};
-use crate::kernels::Epilogue;
+use crate::kernels::{Epilogue, KV_BLOCK};
 use crate::rope::Rope;
 use crate::weights::{VectorRef, Weights};
+
+/// Rows of a pass: whole stretches of a kernel set's blocks, as many as fit into [`BUFFER_BYTES`].
+const PASS_ROWS: [usize; 2] = [96, 384];
+/// What the buffers of a pass may take: with the rest, a session stays below 8 MB beside its arena.
+const BUFFER_BYTES: usize = 6 << 20;
+
+impl PassRows {
+    /// On the CPU, for steps of at most so much.
+    pub(crate) fn on_cpu(c: &DecoderConfig, max: &Most, kinds: ActivationKinds, threads: usize) -> Self {
+        let (heads, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+        let activation = match kinds {
+            ActivationKinds::Int8 => max.parts,
+            ActivationKinds::Float => size_of::<f32>(),
+            ActivationKinds::Both => max.parts + size_of::<f32>(),
+        };
+        let row = 4 * (c.d_model + 2 * (heads + kv) + c.d_ff) + activation * c.d_model.max(c.d_ff).max(heads);
+        // Of each thread the scores of some queries: 16, or those of one key head.
+        let key = 4 * 2 * threads * (c.n_heads / c.n_kv_heads).max(16);
+        let beside = max.blocks as u128 * (KV_BLOCK * key) as u128;
+        let [stretch, most] = PASS_ROWS;
+        Self { stretch, most, bytes: BUFFER_BYTES, row, beside }
+    }
+}
 
 /// Buffers of the decoder, allocated once.
 #[derive(Default)]

@@ -27,7 +27,7 @@ pub(crate) const PARALLEL_VALUES: usize = 4 << 10;
 const ROW_BLOCK: usize = 8;
 
 pub(crate) use cpu::{CpuPass, CpuScratch, Net};
-pub(crate) use pass::{Layer, Most, Own, Pass, QkNorms, Rows, Sequence, Visible};
+pub(crate) use pass::{Layer, Most, Own, Pass, PassRows, QkNorms, Rows, Sequence, Visible};
 
 pub use device::{DeviceChoice, DeviceOptions, DeviceReport, Placement};
 pub use linear::{ActivationKinds, Activations, Biased, Linear};

@@ -79,6 +79,28 @@ pub(crate) struct Most {
     pub(crate) parts: usize,
 }
 
+/// How many rows an engine takes through the network together, and what its buffers take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PassRows {
+    /// Whole stretches of so many rows,
+    pub(crate) stretch: usize,
+    /// no more than so many,
+    pub(crate) most: usize,
+    /// and behind the first stretch no more than so many bytes hold.
+    pub(crate) bytes: usize,
+    /// Bytes of a row.
+    pub(crate) row: usize,
+    /// Bytes that do not depend on the rows: in 128 bits, where nothing that can be asked for overflows.
+    pub(crate) beside: u128,
+}
+
+impl PassRows {
+    /// The rows.
+    pub(crate) fn rows(&self) -> usize {
+        (self.bytes / self.row / self.stretch * self.stretch).clamp(self.stretch, self.most)
+    }
+}
+
 /// What a linear layer reads: one row a token, the rows of all sequences one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rows {

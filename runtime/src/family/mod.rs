@@ -26,6 +26,7 @@ use crate::engine::card::Card;
 use crate::engine::maps::Machine;
 use crate::engine::{DeviceChoice, DeviceReport, Engine, EngineOptions};
 use crate::format::{Dtype, TensorPlan};
+use crate::memory;
 use crate::movq::Movq;
 use crate::onnx::{Graph, OnnxError};
 use crate::pages::Pages;
@@ -276,6 +277,15 @@ impl Model {
     #[cfg(feature = "cuda")]
     pub(crate) fn card(&self) -> Option<&Card> {
         self.card.as_ref()
+    }
+
+    /// Refuses `needed` bytes where there is not enough memory, of the card if there is one; `what` needs them.
+    pub(crate) fn check_room(&self, what: &'static str, needed: u128) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &self.card {
+            return card.check(what, needed);
+        }
+        memory::check(what, needed)
     }
 
     /// The whole `saccade.json`.

@@ -2,7 +2,7 @@
 
 use super::answer::MAX_SEQUENCES;
 use crate::config::{DecoderConfig, Modality, ModelConfig};
-use crate::engine::{ActivationKinds, Most};
+use crate::engine::{Most, PassRows};
 use crate::kernels::KV_BLOCK;
 use crate::kv::ArenaShape;
 
@@ -14,11 +14,6 @@ pub struct SessionOptions {
     /// Sessions that may decode together in a [`super::step`] that this one leads: 1 to 16, what lies outside counts as the nearest.
     pub max_sequences: usize,
 }
-
-/// Rows that go through the network together: whole stretches of a kernel set's blocks, as many as fit into [`BUFFER_BYTES`].
-const PASS_ROWS: [usize; 2] = [96, 384];
-/// What the buffers of a pass may take: with the rest, a session stays below 8 MB beside its arena.
-const BUFFER_BYTES: usize = 6 << 20;
 
 impl Default for SessionOptions {
     fn default() -> Self {
@@ -36,91 +31,104 @@ pub(super) struct Capacity {
     pub(super) logits: usize,
     /// Logits of a row, where text and codes of pictures are told apart.
     pub(super) row: usize,
-    /// Whether some layers want floats beside others that want INT8.
-    mixed: bool,
+    /// What the engine says of its passes.
+    passes: PassRows,
 }
 
 impl Capacity {
-    /// `parts` and `kinds` are those of the layers' activations.
+    /// `parts`: INT8 rows of a token's activations; `passes`: what the engine says of its passes with the most of everything else.
     pub(super) fn new(
         model: &ModelConfig,
         options: &SessionOptions,
-        (parts, kinds): (usize, ActivationKinds),
+        parts: usize,
+        passes: impl FnOnce(&Most) -> PassRows,
     ) -> Self {
-        let mixed = kinds == ActivationKinds::Both;
         let blocks = |tokens: usize| tokens.div_ceil(KV_BLOCK);
         let text = options.max_text_tokens;
         let sequences = options.max_sequences.clamp(1, MAX_SEQUENCES);
         let len = |[from, to]: [u32; 2]| (to - from) as usize;
         // One branch at a time: a question with its frame and its answer, or the slots of a chunk.
-        let (segments, trunk, branch, ranges) = match model {
+        let (segments, trunk, branch, ranges, longest) = match model {
             ModelConfig::Unimodal(c) => {
                 let image = c.image_codes() + 2;
                 let state = 1 + c.state.names.len();
                 let action = 1 + c.action.executed * c.action.names.len();
                 let window = |m| c.window(m).unwrap_or(0);
-                let trunk = blocks(c.task_prefix_len.saturating_add(text))
+                let begin = c.task_prefix_len.saturating_add(text);
+                let trunk = blocks(begin)
                     + window(Modality::Image) * blocks(image)
                     + window(Modality::State) * blocks(state)
                     + window(Modality::Action) * blocks(action);
                 let segments =
                     1 + window(Modality::Image) + window(Modality::State) + window(Modality::Action);
-                let branch = blocks(text.saturating_add(2)).max(blocks(c.chunk_len()));
-                (segments, trunk, branch, len(c.tokens.bins).max(len(c.tokens.image)))
+                let branch = text.saturating_add(2).max(c.chunk_len());
+                let longest = [begin, image, state, action, branch].into_iter().max().unwrap_or(0);
+                (segments, trunk, blocks(branch), len(c.tokens.bins).max(len(c.tokens.image)), longest)
             }
-            ModelConfig::Janus(c) => (0, 0, blocks(text), sequences * c.drawing.vq.codebook_size),
-            _ => (0, 0, blocks(text), 0),
+            ModelConfig::Janus(c) => (0, 0, blocks(text), sequences * c.drawing.vq.codebook_size, text),
+            _ => (0, 0, blocks(text), 0, text),
         };
-        let rows = pass_rows(&model.decoder(), parts + if mixed { size_of::<f32>() } else { 0 });
+        let mut most = Most { rows: 0, sequences, segments: segments + 1, blocks: trunk + branch, parts };
+        let passes = passes(&most);
+        // A pass extends one segment, or has a row of each sequence.
+        most.rows = passes.rows().min(longest).max(sequences);
         Self {
             segments,
-            most: Most { rows, sequences, segments: segments + 1, blocks: trunk + branch, parts },
+            most,
             logits: (sequences * model.text_range().len()).max(ranges),
             row: if model.code_ids().is_empty() { 0 } else { model.text_range().len() },
-            mixed,
+            passes,
         }
     }
 
     /// Bytes of the arena and of the buffers that grow with the model or the options: in 128 bits, where nothing that a
     /// checked model or an option can ask for overflows.
-    pub(super) fn bytes(&self, c: &DecoderConfig, arena: &ArenaShape, threads: usize) -> u128 {
-        let (heads, kv_heads) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let widest = c.d_model.max(c.d_ff).max(heads);
-        let Most { rows, blocks, parts, .. } = self.most;
-        let row = c.d_model + 2 * (heads + kv_heads) + c.d_ff + widest * (parts + usize::from(self.mixed));
-        // Rotary angles, and of each thread the scores of some queries: 16, or those of one key head.
-        let key = c.head_dim + 2 * threads * (c.n_heads / c.n_kv_heads).max(16);
-        let floats =
-            blocks as u128 * (KV_BLOCK * key) as u128 + (rows * row + self.logits + self.row) as u128;
-        arena.bytes() + 4 * floats
+    pub(super) fn bytes(&self, c: &DecoderConfig, arena: &ArenaShape) -> u128 {
+        let Self { most, passes, .. } = self;
+        let angles = most.blocks as u128 * (KV_BLOCK * c.head_dim) as u128;
+        let rows = most.rows as u128 * passes.row as u128;
+        arena.bytes() + rows + passes.beside + 4 * (angles + (self.logits + self.row) as u128)
     }
-}
-
-/// How many rows a pass takes whose layers keep so many bytes of an activation.
-fn pass_rows(c: &DecoderConfig, activation_bytes: usize) -> usize {
-    let (heads, kv_heads) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-    let floats = c.d_model + 2 * (heads + kv_heads) + c.d_ff;
-    let row = 4 * floats + activation_bytes * c.d_model.max(c.d_ff).max(heads);
-    let [least, most] = PASS_ROWS;
-    (BUFFER_BYTES / row / least * least).clamp(least, most)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::nano;
+    use crate::engine::ActivationKinds;
     use crate::kv::KvDtype;
+
+    /// What the CPU says of `parts` and `kinds`.
+    fn on_cpu(c: &DecoderConfig, parts: usize, kinds: ActivationKinds) -> PassRows {
+        let most = Most { rows: 0, sequences: 1, segments: 1, blocks: 1, parts };
+        PassRows::on_cpu(c, &most, kinds, 2)
+    }
 
     #[test]
     fn a_pass_has_as_many_rows_as_its_buffers_may_take() {
+        use ActivationKinds::{Both, Float, Int8};
         let mut c = nano().decoder();
-        assert_eq!(pass_rows(&c, 2), 384);
+        assert_eq!(on_cpu(&c, 2, Int8).rows(), 384);
         (c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff) = (1024, 16, 4, 64, 2816);
-        assert_eq!(pass_rows(&c, 1), 192, "6 MiB of 28,416 bytes are 221 rows");
+        assert_eq!(on_cpu(&c, 1, Int8).rows(), 192, "6 MiB of 28,416 bytes are 221 rows");
         (c.d_model, c.n_kv_heads, c.head_dim, c.d_ff) = (2048, 16, 128, 5632);
-        assert_eq!(pass_rows(&c, 1), 96);
+        assert_eq!(on_cpu(&c, 1, Int8).rows(), 96);
         (c.d_model, c.n_kv_heads, c.head_dim, c.d_ff) = (1024, 4, 64, 2816);
-        assert_eq!((pass_rows(&c, 2), pass_rows(&c, 6)), (192, 96), "floats beside INT8 take room");
+        let rows = |parts, kinds| on_cpu(&c, parts, kinds).rows();
+        assert_eq!((rows(2, Int8), rows(2, Both)), (192, 96), "floats beside INT8 take room");
+        assert_eq!(rows(1, Float), 96);
+    }
+
+    #[test]
+    fn a_session_has_buffers_for_its_longest_segment_at_most() {
+        let model = ModelConfig::from(nano());
+        let rows = |text, max_sequences| {
+            let options = SessionOptions { max_text_tokens: text, max_sequences };
+            let passes = |_: &Most| PassRows { stretch: 128, most: 1024, bytes: 1 << 30, row: 4, beside: 0 };
+            Capacity::new(&model, &options, 1, passes).most.rows
+        };
+        // A picture of 64 codes; an instruction behind 4 rows of prefix.
+        assert_eq!([0, 10, 100, 4096].map(|text| rows(text, 1)), [66, 66, 104, 1024]);
     }
 
     #[test]
@@ -135,7 +143,8 @@ mod tests {
         let capacity = Capacity::new(
             &model,
             &SessionOptions { max_text_tokens: usize::MAX, max_sequences: 1 },
-            (2, ActivationKinds::Int8),
+            2,
+            |most| PassRows::on_cpu(&c, most, ActivationKinds::Int8, 2),
         );
         let arena = ArenaShape {
             n_layers: c.n_layers,
@@ -146,7 +155,7 @@ mod tests {
         };
         // Two texts of 2⁶⁴ tokens, keys and values of 4 bytes.
         let texts = 2 * 4 * (c.n_layers * c.n_kv_heads * c.head_dim) as u128 * (2 << 64);
-        let bytes = capacity.bytes(&c, &arena, 2);
+        let bytes = capacity.bytes(&c, &arena);
         assert!(texts < bytes && bytes < texts + texts / 1000, "{bytes}, of which the texts are {texts}");
     }
 }

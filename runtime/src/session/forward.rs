@@ -9,6 +9,7 @@ use crate::config::Modality;
 use crate::engine::card::{self, CardBuffers};
 use crate::engine::{CpuPass, CpuScratch, Net, Own, Sequence, Visible};
 use crate::family::Model;
+use crate::kernels::KV_BLOCK;
 use crate::rope::Rope;
 use crate::vit;
 
@@ -45,7 +46,7 @@ pub(super) struct Score<'a, 'b> {
 /// What a step works in.
 #[derive(Default)]
 pub(super) struct Buffers {
-    /// `[max_rows, d_model]`
+    /// `[max_rows, d_model]`; a card has its own, and its own scratch.
     pub(super) x: Vec<f32>,
     /// Of as many rows at a time as there is room for.
     pub(super) logits: Vec<f32>,
@@ -193,7 +194,7 @@ impl Session {
         while rows.peek().is_some() {
             // An iterator of the session's own says exactly how many are left.
             let left = rows.size_hint().0.max(1);
-            let pass = left.div_ceil(left.div_ceil(most.rows)).next_multiple_of(8).min(most.rows);
+            let pass = left.div_ceil(left.div_ceil(most.rows)).next_multiple_of(KV_BLOCK).min(most.rows);
             let mut n = 0;
             for row in rows.by_ref().take(pass) {
                 buffers.embed(model, n, row, segment.modality);
@@ -215,12 +216,11 @@ impl Session {
                     Wanted::Choices(choices) => buffers.choose(model, rows, next, choices)?,
                     Wanted::Likeliest(found) => buffers.likeliest(model, rows, next, found)?,
                 }
-            } else {
-                buffers.settle()?;
             }
             done += n;
         }
-        Ok(())
+        // A card goes from pass to pass, and says at the end whether one had what is not a number.
+        if score.is_none() { buffers.settle() } else { Ok(()) }
     }
 
     /// Lays out what is live, and the position after it.

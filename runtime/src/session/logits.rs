@@ -140,8 +140,8 @@ impl Buffers {
             };
             #[cfg(not(feature = "cuda"))]
             let on_card = false;
-            let x = &self.x[rows.start * c.d_model..rows.end * c.d_model];
             if !on_card {
+                let x = &self.x[rows.start * c.d_model..rows.end * c.d_model];
                 e.load_normed(x, decoder.norm.get(w), c.norm_eps, head, a);
             }
             let (before, behind) = out.split_at_mut(rows.len() * widths[0]);

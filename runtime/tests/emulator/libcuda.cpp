@@ -1,11 +1,12 @@
 // A driver for the emulated card: the part of libcuda that Saccade calls, so that its host code runs unchanged where there is no card.
 //
 // What a real card punishes at random is punished here for certain: device memory ends at a page that nobody may touch, host memory given
-// to a background copy is read only when the stream is waited for, launches run then and in order, and kernels are run with a new
-// seed each. Environment: EMULATOR_MAJOR, EMULATOR_MINOR (compute capability, 8.7), EMULATOR_MEMORY_MB (1024), EMULATOR_DRIVER (11040),
-// EMULATOR_DEVICES (1), EMULATOR_FAIL=call:code:after (the call fails with the code after so many successes), EMULATOR_SEED; what it shares
-// with the host: EMULATOR_INTEGRATED (1), EMULATOR_PAGEABLE (0), EMULATOR_REGISTER (0; 1: memory of the host can be registered, 2: that which
-// is read-only, too).
+// to a background copy is read only when the stream is waited for, launches run then and in order, kernels are run with a new
+// seed each, copies of nothing are refused. Environment: EMULATOR_MAJOR, EMULATOR_MINOR (compute capability, 8.7), EMULATOR_MEMORY_MB
+// (1024), EMULATOR_BLOCK_KB (shared memory of a block on request; what the capability has), EMULATOR_DRIVER (11040), EMULATOR_DEVICES (1),
+// EMULATOR_FAIL=call:code:after (the call fails with the code after so many successes), EMULATOR_SEED; what it shares with the host:
+// EMULATOR_INTEGRATED (1), EMULATOR_PAGEABLE (0), EMULATOR_REGISTER (0; 1: memory of the host can be registered, 2: that which is
+// read-only, too).
 #include "emulator.h"
 #include "launch.h"
 
@@ -29,8 +30,8 @@ extern const Kernel KERNELS[];
 namespace {
 
 using Result = int;
-constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALISED = 3, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
-                 LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900;
+constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALISED = 3, NO_DEVICE = 100, INVALID_IMAGE = 200,
+                 INVALID_CONTEXT = 201, NOT_FOUND = 500, LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900;
 constexpr std::size_t PAGE = 4096;
 
 int setting(const char *name, int otherwise) {
@@ -68,7 +69,10 @@ std::size_t used;
 std::map<void *, std::pair<void *, std::size_t>> registered;
 Result lost = SUCCESS;
 
-using Work = std::function<Result()>;
+struct Work {
+    std::function<Result()> run;
+    bool kernels = false;
+};
 struct Graph {
     std::vector<Work> work;
 };
@@ -89,7 +93,7 @@ struct Function {
 };
 
 // How often a kernel has run, and how often `cuLaunchKernel` and `cuGraphLaunch` were called: for tests that something ran on the card at
-// all, and of what ran as one.
+// all, and of what ran as one. `idle`: how often the host waited until a stream had no kernel left.
 std::map<std::string, unsigned> launches;
 
 // Of this thread. What may not be called then ends a capture on a card.
@@ -97,14 +101,19 @@ thread_local bool capturing = false;
 #define NOT_IN_A_CAPTURE                                                                                                                   \
     if (capturing) return CAPTURE_UNSUPPORTED
 
+// Of this thread: what is done in a context fails without one.
+thread_local void *current = nullptr;
+#define IN_A_CONTEXT                                                                                                                       \
+    if (!current) return INVALID_CONTEXT
+
 Stream default_stream;
 std::set<Stream *> streams{&default_stream};
 Stream &of(void *stream) { return stream ? *static_cast<Stream *>(stream) : default_stream; }
 
-Result enqueue(void *stream, Work work) {
+Result enqueue(void *stream, std::function<Result()> run, bool kernels = false) {
     if (lost) return lost;
     Stream &s = of(stream);
-    (s.capture ? s.capture->work : s.queue).push_back(std::move(work));
+    (s.capture ? s.capture->work : s.queue).push_back({std::move(run), kernels});
     return SUCCESS;
 }
 
@@ -112,9 +121,14 @@ Result enqueue(void *stream, Work work) {
 Result drain(Stream &s, std::size_t until = SIZE_MAX) {
     if (lost) return lost;
     std::size_t count = until <= s.done ? 0 : std::min(until - s.done, s.queue.size());
-    for (std::size_t i = 0; i < count && !lost; i++) lost = s.queue[i]();
+    bool ran = false;
+    for (std::size_t i = 0; i < count && !lost; i++) {
+        ran |= s.queue[i].kernels;
+        lost = s.queue[i].run();
+    }
     s.queue.erase(s.queue.begin(), s.queue.begin() + (lost ? s.queue.size() : count));
     s.done += count;
+    if (ran && std::none_of(s.queue.begin(), s.queue.end(), [](const Work &work) { return work.kernels; })) launches["idle"]++;
     return lost;
 }
 
@@ -137,8 +151,15 @@ unsigned seed() {
 
 } // namespace
 
-// Shared memory of a block on request, and what every kernel that asks for it is said to declare.
-constexpr unsigned MOST_BLOCK_MEMORY = 163 << 10, DECLARED = 1 << 10;
+// What every kernel that asks for more shared memory is said to declare.
+constexpr unsigned DECLARED = 1 << 10;
+
+// Shared memory of a block on request. Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+unsigned most_block_memory() {
+    int major = setting("EMULATOR_MAJOR", 8), minor = setting("EMULATOR_MINOR", 7);
+    int kb = major < 7 ? 48 : major == 7 ? (minor == 5 ? 64 : 96) : major > 8 ? 227 : minor == 6 || minor == 9 ? 99 : 163;
+    return (unsigned)setting("EMULATOR_BLOCK_KB", kb) << 10;
+}
 #define API extern "C" __attribute__((visibility("default"))) Result
 
 extern "C" __attribute__((visibility("default"))) unsigned emulator_launches(const char *name) { return launches[name]; }
@@ -172,7 +193,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     case 75: *value = setting("EMULATOR_MAJOR", 8); break; // compute capability
     case 76: *value = setting("EMULATOR_MINOR", 7); break;
     case 16: *value = 8; break;                            // multiprocessors
-    case 97: *value = MOST_BLOCK_MEMORY; break;                    // shared memory of a block, on request
+    case 97: *value = (int)most_block_memory(); break;     // shared memory of a block, on request
     case 18: *value = setting("EMULATOR_INTEGRATED", 1); break;
     case 88: *value = setting("EMULATOR_PAGEABLE", 0); break;
     case 99: *value = setting("EMULATOR_REGISTER", 0) >= 1; break;
@@ -189,20 +210,28 @@ API cuDevicePrimaryCtxRetain(void **context, int) {
     return SUCCESS;
 }
 API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
-API cuCtxSetCurrent(void *) { return SUCCESS; }
+API cuCtxSetCurrent(void *context) {
+    current = context;
+    return SUCCESS;
+}
 API cuMemGetInfo_v2(std::size_t *available, std::size_t *total) {
+    IN_A_CONTEXT;
     *total = (std::size_t)setting("EMULATOR_MEMORY_MB", 1024) << 20;
     *available = *total - used;
     return SUCCESS;
 }
 API cuModuleLoadData(void **module, const void *image) {
     MAY_FAIL("cuModuleLoadData");
+    IN_A_CONTEXT;
     if (!image || std::memcmp(image, "\177ELF", 4) != 0) return INVALID_IMAGE;
     static int one;
     *module = &one;
     return SUCCESS;
 }
-API cuModuleUnload(void *) { return SUCCESS; }
+API cuModuleUnload(void *) {
+    IN_A_CONTEXT;
+    return SUCCESS;
+}
 API cuModuleGetFunction(void **function, void *, const char *name) {
     for (const emulator::Kernel *kernel = emulator::KERNELS; kernel->name; kernel++)
         if (std::strcmp(kernel->name, name) == 0) {
@@ -220,12 +249,13 @@ API cuFuncGetAttribute(int *value, int attribute, void *) {
     return SUCCESS;
 }
 API cuFuncSetAttribute(void *function, int attribute, int value) {
-    if (attribute != 8 || value < 0 || (unsigned)value + DECLARED > MOST_BLOCK_MEMORY) return INVALID_VALUE;
+    if (attribute != 8 || value < 0 || (unsigned)value + DECLARED > most_block_memory()) return INVALID_VALUE;
     block_memory[function] = (unsigned)value;
     return SUCCESS;
 }
 API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
     MAY_FAIL("cuMemAlloc_v2");
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     if (lost) return lost;
     if (bytes == 0) return INVALID_VALUE;
@@ -243,6 +273,7 @@ API cuMemAlloc_v2(unsigned long long *at, std::size_t bytes) {
     return SUCCESS;
 }
 API cuMemFree_v2(unsigned long long at) {
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     auto found = allocations.find(at);
     if (found == allocations.end()) return INVALID_VALUE;
@@ -261,11 +292,14 @@ API cuMemFree_v2(unsigned long long at) {
 }
 API cuMemHostAlloc(void **at, std::size_t bytes, unsigned) {
     MAY_FAIL("cuMemHostAlloc");
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     *at = std::malloc(bytes);
     return SUCCESS;
 }
 API cuMemFreeHost(void *at) {
+    IN_A_CONTEXT;
+    launches["cuMemFreeHost"]++;
     drain_all();
     std::free(at);
     return SUCCESS;
@@ -274,6 +308,7 @@ API cuMemFreeHost(void *at) {
 // whoever reads them without asking for the card's address, or after they were given back, meets nothing.
 API cuMemHostRegister_v2(void *at, std::size_t bytes, unsigned flags) {
     MAY_FAIL("cuMemHostRegister_v2");
+    IN_A_CONTEXT;
     constexpr unsigned READ_ONLY = 8;
     if (setting("EMULATOR_REGISTER", 0) < (flags & READ_ONLY ? 2 : 1)) return NOT_SUPPORTED;
     // What tests register is mapped read-only: the driver of a card asks for the flag, too.
@@ -284,12 +319,14 @@ API cuMemHostRegister_v2(void *at, std::size_t bytes, unsigned flags) {
     return SUCCESS;
 }
 API cuMemHostGetDevicePointer_v2(unsigned long long *device, void *at, unsigned) {
+    IN_A_CONTEXT;
     auto found = registered.find(at);
     if (found == registered.end()) return INVALID_VALUE;
     *device = reinterpret_cast<unsigned long long>(found->second.first);
     return SUCCESS;
 }
 API cuMemHostUnregister(void *at) {
+    IN_A_CONTEXT;
     auto found = registered.find(at);
     if (found == registered.end()) return INVALID_VALUE;
     munmap(found->second.first, found->second.second);
@@ -297,63 +334,73 @@ API cuMemHostUnregister(void *at) {
     return SUCCESS;
 }
 API cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, std::size_t bytes, void *stream) {
-    if (!inside(to, bytes)) return INVALID_VALUE;
+    IN_A_CONTEXT;
+    if (!bytes || !inside(to, bytes)) return INVALID_VALUE;
     return enqueue(stream, [=] {
         std::memcpy(reinterpret_cast<void *>(to), from, bytes);
         return SUCCESS;
     });
 }
 API cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, std::size_t bytes, void *stream) {
-    if (!inside(from, bytes)) return INVALID_VALUE;
+    IN_A_CONTEXT;
+    if (!bytes || !inside(from, bytes)) return INVALID_VALUE;
     return enqueue(stream, [=] {
         std::memcpy(to, reinterpret_cast<const void *>(from), bytes);
         return SUCCESS;
     });
 }
 API cuMemcpyHtoD_v2(unsigned long long to, const void *from, std::size_t bytes) {
+    IN_A_CONTEXT;
     if (lost) return lost;
     if (!inside(to, bytes)) return INVALID_VALUE;
     std::memcpy(reinterpret_cast<void *>(to), from, bytes);
     return SUCCESS;
 }
 API cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, std::size_t bytes, void *stream) {
-    if (!inside(to, bytes) || !inside(from, bytes)) return INVALID_VALUE;
+    IN_A_CONTEXT;
+    if (!bytes || !inside(to, bytes) || !inside(from, bytes)) return INVALID_VALUE;
     return enqueue(stream, [=] {
         std::memmove(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes);
         return SUCCESS;
     });
 }
 API cuMemsetD8Async(unsigned long long at, unsigned char value, std::size_t bytes, void *stream) {
-    if (!inside(at, bytes)) return INVALID_VALUE;
+    IN_A_CONTEXT;
+    if (!bytes || !inside(at, bytes)) return INVALID_VALUE;
     return enqueue(stream, [=] {
         std::memset(reinterpret_cast<void *>(at), value, bytes);
         return SUCCESS;
     });
 }
 API cuStreamCreate(void **stream, unsigned) {
+    IN_A_CONTEXT;
     Stream *made = new Stream;
     streams.insert(made);
     *stream = made;
     return SUCCESS;
 }
 API cuStreamDestroy_v2(void *stream) {
+    IN_A_CONTEXT;
     streams.erase(static_cast<Stream *>(stream));
     delete static_cast<Stream *>(stream);
     return SUCCESS;
 }
 API cuStreamSynchronize(void *stream) {
     MAY_FAIL("cuStreamSynchronize");
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     return drain(of(stream));
 }
 API cuStreamBeginCapture_v2(void *stream, int) {
     MAY_FAIL("cuStreamBeginCapture_v2");
+    IN_A_CONTEXT;
     if (!stream || of(stream).capture) return CAPTURE_UNSUPPORTED;
     of(stream).capture = std::make_unique<Graph>();
     capturing = true;
     return SUCCESS;
 }
 API cuStreamEndCapture(void *stream, void **graph) {
+    IN_A_CONTEXT;
     if (!of(stream).capture) return CAPTURE_UNSUPPORTED;
     capturing = false;
     *graph = of(stream).capture.release();
@@ -361,10 +408,12 @@ API cuStreamEndCapture(void *stream, void **graph) {
 }
 API cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
     MAY_FAIL("cuGraphInstantiateWithFlags");
+    IN_A_CONTEXT;
     *executable = new Graph(*static_cast<Graph *>(graph));
     return SUCCESS;
 }
 API cuGraphDestroy(void *graph) {
+    launches["cuGraphDestroy"]++;
     delete static_cast<Graph *>(graph);
     return SUCCESS;
 }
@@ -374,29 +423,34 @@ API cuGraphExecDestroy(void *graph) {
 }
 API cuGraphLaunch(void *graph, void *stream) {
     MAY_FAIL("cuGraphLaunch");
+    IN_A_CONTEXT;
     launches["cuGraphLaunch"]++;
     const Graph *g = static_cast<Graph *>(graph);
     return enqueue(stream, [g] {
         for (const Work &work : g->work)
-            if (Result code = work()) return code;
+            if (Result code = work.run()) return code;
         return SUCCESS;
-    });
+    }, true);
 }
 API cuEventCreate(void **event, unsigned) {
+    IN_A_CONTEXT;
     *event = new Event;
     return SUCCESS;
 }
 API cuEventDestroy_v2(void *event) {
+    IN_A_CONTEXT;
     delete static_cast<Event *>(event);
     return SUCCESS;
 }
 API cuEventRecord(void *event, void *stream) {
+    IN_A_CONTEXT;
     const Stream &s = of(stream);
     *static_cast<Event *>(event) = {stream, s.done + s.queue.size()};
     return SUCCESS;
 }
 API cuEventSynchronize(void *event) {
     MAY_FAIL("cuStreamSynchronize");
+    IN_A_CONTEXT;
     NOT_IN_A_CAPTURE;
     const Event &e = *static_cast<Event *>(event);
     return drain(of(e.stream), e.until);
@@ -416,6 +470,7 @@ API cuGetErrorString(int, const char **text) {
 API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned dynamic, void *stream,
                    void **arguments, void **) {
     MAY_FAIL("cuLaunchKernel");
+    IN_A_CONTEXT;
     launches["cuLaunchKernel"]++;
     const emulator::Kernel *kernel = static_cast<const emulator::Kernel *>(function);
     auto asked = block_memory.find(function);
@@ -435,5 +490,5 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
         if (fault.empty()) return SUCCESS;
         std::fprintf(stderr, "emulator: kernel `%s`: %s\n", kernel->name, fault.c_str());
         return LAUNCH_FAILED;
-    });
+    }, true);
 }

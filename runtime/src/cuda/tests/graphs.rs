@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::emulator;
 use super::models::{both, nano};
 use crate::Result;
+use crate::cuda::CudaError;
 use crate::engine::maps::Slot::{A, B, X};
 use crate::engine::maps::{Canvas, Maps, Shape};
 use crate::family::Model;
@@ -142,6 +143,21 @@ fn a_clip_that_is_larger_than_the_staging_is_not_captured() {
         assert!(first.iter().all(|&x| x == 0.0) && second.iter().all(|&x| x == 1.0));
     }
     assert_eq!(emulator::launches("cuGraphLaunch"), 0);
+}
+
+#[test]
+fn work_that_fails_or_panics_ends_its_capture() {
+    let card = super::orin();
+    let destroyed = || emulator::launches("cuGraphDestroy");
+    let failed = card.device.capture(|| Err(CudaError::NoDriver));
+    assert!(matches!(failed, Err(CudaError::NoDriver)));
+    assert_eq!(destroyed(), 1);
+    let panicking = || card.device.capture::<CudaError>(|| panic!("in the midst of a capture"));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(panicking)).unwrap_err();
+    assert_eq!(destroyed(), 2);
+    // Nothing is under way any more.
+    card.device.capture::<CudaError>(|| Ok(())).unwrap();
+    card.device.wait().unwrap();
 }
 
 /// Runs where a call of the driver fails: no picture is lost, and a graph is not tried again.

@@ -134,15 +134,101 @@ fn an_image_tokenizer_that_does_not_fit_is_refused() {
     assert!(error.contains("bytes of the card's memory"), "{error}");
 }
 
+/// Tells the emulated card to be so, before it is opened.
+fn set(settings: &[(&str, &str)]) {
+    for (name, value) in settings {
+        // SAFETY: each test runs in a process of its own, and has no other threads here.
+        unsafe { std::env::set_var(name, value) };
+    }
+}
+
+/// What a session takes of the card's memory.
+fn taken(card: &Arc<Model>, max_text_tokens: usize, max_sequences: usize) -> usize {
+    let free = || card.card_device().unwrap().free().unwrap();
+    let before = free();
+    let _session = Session::new(card, &SessionOptions { max_text_tokens, max_sequences }).unwrap();
+    before - free()
+}
+
 #[test]
-fn scores_of_a_long_context_take_room_by_units() {
-    // Scores of the few units whose keys are split take 16 MB; one unit a row, they would take 400.
-    // SAFETY: each test runs in a process of its own, and has no other threads here.
-    unsafe { std::env::set_var("EMULATOR_MEMORY_MB", "256") };
+fn a_session_takes_what_its_longest_segment_needs() {
+    set(&[("EMULATOR_INTEGRATED", "0"), ("EMULATOR_MEMORY_MB", "4096")]);
     let [_, card] = both(&nano());
-    let options = SessionOptions { max_text_tokens: 4096, max_sequences: 1 };
-    let mut session = Session::new(&card, &options).unwrap();
-    session.begin("robot", &[300; 20]).unwrap();
+    // Pictures of 66 tokens are the longest; the arena has 0.5 MB.
+    let small = taken(&card, 16, 1);
+    assert!((1 << 20..6 << 20).contains(&small), "{small}");
+    // 2,048 rows, and scores of those units alone whose keys are split: all of them would have 13 KB a row and thousand keys.
+    let long = taken(&card, 4096, 1);
+    assert!((30 << 20..60 << 20).contains(&long), "{long}");
+    assert!(taken(&card, 4096, 4) < long + (20 << 20));
+}
+
+#[test]
+fn what_a_session_is_said_to_need_is_what_it_takes() {
+    set(&[("EMULATOR_INTEGRATED", "0"), ("EMULATOR_MEMORY_MB", "128")]);
+    let [_, card] = both(&nano());
+    let device = card.card_device().unwrap();
+    for (max_text_tokens, max_sequences) in [(16, 1), (300, 16), (2000, 2)] {
+        let taken = taken(&card, max_text_tokens, max_sequences);
+        let with = |free: usize| {
+            let _others = device.allocate("a test", device.free().unwrap() - free).unwrap();
+            Session::new(&card, &SessionOptions { max_text_tokens, max_sequences }).map(drop)
+        };
+        with(taken / 5 * 6).unwrap();
+        let error = with(taken - 1).unwrap_err().to_string();
+        assert!(error.starts_with("a session on this model needs "), "{error}");
+    }
+}
+
+#[test]
+fn a_session_without_room_is_refused_before_anything_is_allocated() {
+    set(&[
+        ("EMULATOR_INTEGRATED", "0"),
+        ("EMULATOR_MEMORY_MB", "64"),
+        ("EMULATOR_FAIL", "cuMemAlloc_v2:1:1"),
+    ]);
+    let [_, card] = both(&nano());
+    for max_text_tokens in [1 << 16, usize::MAX] {
+        let options = SessionOptions { max_text_tokens, max_sequences: 1 };
+        let error = Session::new(&card, &options).unwrap_err();
+        assert!(error.is_out_of_memory(), "{error}");
+        assert!(error.to_string().starts_with("a session on this model needs "), "{error}");
+        assert!(error.to_string().contains("of the card's memory"), "{error}");
+    }
+}
+
+#[test]
+fn rows_that_no_block_holds_are_refused() {
+    // 512 values a row, and 1 KB beside what kernels declare.
+    set(&[("EMULATOR_BLOCK_KB", "2"), ("EMULATOR_FAIL", "cuMemAlloc_v2:1:1")]);
+    let [_, card] = both(&nano());
+    let error = Session::new(&card, &SessionOptions::default()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the layers of this model have rows of 2048 bytes, and a block of this card holds 1024; run this model on the cpu"
+    );
+}
+
+/// Passes of an instruction, and how often the host waited meanwhile until the card had nothing left to do.
+fn passes(integrated: &str) -> [u32; 2] {
+    set(&[("EMULATOR_INTEGRATED", integrated), ("EMULATOR_MEMORY_MB", "4096")]);
+    let [_, card] = both(&nano());
+    let mut session = Session::new(&card, &SessionOptions::default()).unwrap();
+    let before = ["embed", "idle"].map(emulator::launches);
+    // Behind four rows of prefix.
+    session.begin("text", &[300; 256]).unwrap();
+    let after = ["embed", "idle"].map(emulator::launches);
+    [0, 1].map(|i| after[i] - before[i])
+}
+
+#[test]
+fn a_card_with_memory_of_its_own_takes_a_long_text_in_one_pass() {
+    assert_eq!(passes("0"), [1, 1]);
+}
+
+#[test]
+fn a_board_takes_it_in_passes_that_follow_each_other() {
+    assert_eq!(passes("1"), [2, 1]);
 }
 
 #[test]

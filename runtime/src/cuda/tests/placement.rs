@@ -108,9 +108,28 @@ fn what_a_card_cannot_map_is_refused() {
 
 #[test]
 fn attributes_that_say_more_than_the_driver_does() {
-    set(&[("EMULATOR_FAIL", "cuMemHostRegister_v2:801:0")]);
+    attributes_say_more_than("801");
+}
+
+#[test]
+fn a_driver_that_does_not_know_why_it_cannot_map() {
+    attributes_say_more_than("999");
+}
+
+#[test]
+fn a_driver_that_has_no_memory_to_map() {
+    attributes_say_more_than("2");
+}
+
+/// Where registering memory of the host fails with this code.
+#[track_caller]
+fn attributes_say_more_than(code: &str) {
+    set(&[("EMULATOR_FAIL", &format!("cuMemHostRegister_v2:{code}:0"))]);
     let error = open(REGISTERS, Placement::Mapped).unwrap_err().to_string();
-    assert!(error.contains("cuMemHostRegister"), "{error}");
+    assert!(
+        error.starts_with("`emulated card` cannot read the weights where they are mapped: cuMemHostRegister"),
+        "{error}"
+    );
     let (name, reason) = place(REGISTERS, Placement::Auto, None);
     assert!(name == "device" && reason.contains("cuMemHostRegister"), "{name}: {reason}");
 }

@@ -2,6 +2,7 @@
 
 use super::super::pass::{Most, Own, Sequence};
 use super::drawing::CardDrawing;
+use super::passes::{attention_shape, most_split, widest};
 use super::staging::Staging;
 use super::{CHUNK, Card, CardFeatures, CardPass, EMBED, Keys, Loaded, PREFIX, SLOTS};
 use crate::Result;
@@ -9,7 +10,7 @@ use crate::config::Modality;
 use crate::cuda::launch::{
     At, AttentionShape, FEW_PANELS, InputAt, MAX_PICKED, RowAt, SegmentAt, SequenceAt, Tables, UnitAt,
 };
-use crate::cuda::{Graph, Memory, Pinned};
+use crate::cuda::{CudaError, Graph, Memory, Pinned};
 use crate::decoder::Decoder;
 use crate::family::janus::Drawing;
 use crate::family::unimodal::Unimodal;
@@ -114,30 +115,19 @@ impl CardBuffers {
     ) -> Result<Self> {
         let c = &decoder.config;
         let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let drawn = if let Beside::Drawing(net) = beside { CardDrawing::widest(net) } else { 0 };
-        let widest = c.d_model.max(c.d_ff).max(heads).max(drawn);
-        let narrow = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        let root = root(c.head_dim);
-        let shape = AttentionShape {
-            n_heads: narrow(c.n_heads),
-            n_kv_heads: narrow(c.n_kv_heads),
-            head_dim: narrow(c.head_dim),
-            layer: 0,
-            modalities: narrow(Modality::ALL.len()),
-            max_keys: narrow((most.blocks * KV_BLOCK).next_multiple_of(2 * KV_BLOCK)),
-            factor: if dtype == KvDtype::I8 { root * std::f32::consts::LOG2_E } else { root },
-        };
+        let (drawn, widest) = (CardDrawing::widest(beside), widest(c, beside));
+        // A block holds a row that it norms or quantises.
+        let (row, room) = (4 * widest, card.device.block_room());
+        if row > room {
+            return Err(
+                CudaError::RowTooLong { what: "the layers of this model", bytes: row, most: room }.into()
+            );
+        }
+        let shape = attention_shape(c, most.blocks, dtype);
         let units = shape.most_units(most.rows, most.sequences);
         let scratch = match dtype {
             KvDtype::F32 => shape.scratch_f32(most.rows),
-            KvDtype::I8 => {
-                let multiprocessors = card.device.multiprocessors();
-                let split = |&units: &usize| units <= most.sequences || !shape.fill(units, multiprocessors);
-                let bytes = (1..=units)
-                    .filter(split)
-                    .map(|units| shape.scratch_split(units, shape.splits(units, multiprocessors)));
-                bytes.max().unwrap_or(0)
-            }
+            KvDtype::I8 => most_split(&shape, most.sequences, card.device.multiprocessors()),
         };
         let mut arrays = Arrays::default();
         let mut floats = |n: usize| arrays.add(4 * n);
@@ -235,15 +225,14 @@ impl CardBuffers {
     /// The angles of every position below `end`.
     fn reach(&mut self, rope: &Rope, end: usize) -> Result<()> {
         let half = self.head_dim / 2;
-        let at_once = (self.staging.len() / (4 * half)).max(1);
+        let at_once = (self.staging.len() / (2 * 4 * half)).max(1);
         while self.positions < end {
             let first = self.positions;
             let last = end.min(first + at_once);
             let [cos, sin] = rope.angles(first..last);
-            for (offset, values) in [(self.cosines, cos), (self.sines, sin)] {
-                let bytes = bytemuck::cast_slice::<f32, u8>(values);
-                self.stage(offset + 4 * first * half, bytes.len(), |room| room.copy_from_slice(bytes))?;
-            }
+            let to = |offset| offset + 4 * first * half;
+            let (cosines, sines) = ((to(self.cosines), cos), (to(self.sines), sin));
+            self.staging.put_both(&self.memory, [cosines, sines])?;
             self.positions = last;
         }
         Ok(())
@@ -394,12 +383,6 @@ impl CardBuffers {
 
 pub(super) fn narrow(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
-}
-
-/// `1/√head_dim`.
-#[allow(clippy::cast_precision_loss)] // head_dim ≤ 1024
-fn root(head_dim: usize) -> f32 {
-    1.0 / (head_dim as f32).sqrt()
 }
 
 /// Writes entry `i` of a list.

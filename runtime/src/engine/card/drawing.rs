@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::buffers::CardBuffers;
+use super::buffers::{Beside, CardBuffers};
 use super::{Card, DRAWN, narrow};
 use crate::Result;
 use crate::cuda::launch::{At, InputAt, Tables};
@@ -22,7 +22,8 @@ pub(super) struct CardDrawing {
 
 impl CardDrawing {
     /// Values of the longest row between the layers, and of what goes into them.
-    pub(super) fn widest(net: &Drawing) -> usize {
+    pub(super) fn widest(beside: Beside<'_>) -> usize {
+        let Beside::Drawing(net) = beside else { return 0 };
         let aligned = net.aligner.iter().map(|layer| layer.weight.k.max(layer.weight.n));
         aligned.chain([net.head[0].weight.n]).max().unwrap_or(0)
     }

@@ -35,4 +35,17 @@ impl Staging {
         write(&mut room.get()?[..bytes]);
         Ok(to.write_from(offset, room, 0, bytes)?)
     }
+
+    /// Puts two arrays, which together are no more, each to its offset: from one room. A pass that put
+    /// three times would wait at the third for the first, and so for the pass before it.
+    pub(super) fn put_both(&mut self, to: &Memory, arrays: [(usize, &[f32]); 2]) -> Result<()> {
+        self.turn = 1 - self.turn;
+        let room = &mut self.rooms[self.turn];
+        let [first, second] = arrays.map(|(_, values)| bytemuck::cast_slice::<f32, u8>(values));
+        let (to_first, to_second) = room.get()?[..first.len() + second.len()].split_at_mut(first.len());
+        to_first.copy_from_slice(first);
+        to_second.copy_from_slice(second);
+        to.write_from(arrays[0].0, room, 0, first.len())?;
+        Ok(to.write_from(arrays[1].0, room, first.len(), second.len())?)
+    }
 }
