@@ -157,7 +157,7 @@ fn a_session_takes_what_its_longest_segment_needs() {
     // Pictures of 66 tokens are the longest; the arena has 0.5 MB.
     let small = taken(&card, 16, 1);
     assert!((1 << 20..6 << 20).contains(&small), "{small}");
-    // 2,048 rows, and scores of those units alone whose keys are split: all of them would have 13 KB a row and thousand keys.
+    // 2,048 rows, and scores of those units alone whose keys are split.
     let long = taken(&card, 4096, 1);
     assert!((30 << 20..60 << 20).contains(&long), "{long}");
     assert!(taken(&card, 4096, 4) < long + (20 << 20));
