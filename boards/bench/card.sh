@@ -51,7 +51,8 @@ for section; do
         *) die "there is no section $section; the first lines of boards/bench/card.sh list them" ;;
     esac
 done
-mkdir -p "$out"
+case $results in "$(absolute "$out")"/*) die "--results cannot lie in what it packs, $out" ;; esac
+mkdir -p "$out" ${results:+"$(dirname "$results")"}
 failed=0
 say() { printf '\n==== %s\n' "$*"; }
 
@@ -77,10 +78,10 @@ else
 fi
 convert=$programs/saccade-convert
 
-# NAME MODEL GOLDEN PRECISION: INT8 may differ from what float32 stored, which its file then tells; that is no failure.
+# NAME MODEL GOLDEN PRECISION: INT8 may differ from what float32 stored, which its file then tells; that is no failure, but no file is.
 golden() {
     "$convert" golden "$fixtures/$2" --golden "$fixtures/$3" --precision "$4" --device cuda --kernels "$kernels" --json \
-        >"$out/golden-$1-$4.json" && echo "pass $1 $4" || { echo "FAIL $1 $4"; [ "$4" = int8 ] || failed=1; }
+        >"$out/golden-$1-$4.json" && echo "pass $1 $4" || { echo "FAIL $1 $4"; [ "$4" = int8 ] && [ -s "$out/golden-$1-$4.json" ] || failed=1; }
 }
 goldens() {
     say 'goldens on the card'

@@ -187,9 +187,9 @@ impl AttentionShape {
         UNIT_QUERIES * (4 * self.max_keys as usize + 2 * (self.max_keys as usize + 16))
     }
 
-    /// Whether so many units keep the card busy with a warp each, so that keys need not be split: four on a multiprocessor.
+    /// Whether so many units keep the card busy with a warp each, so that keys need not be split: two on a multiprocessor.
     pub(crate) fn fill(&self, units: usize, multiprocessors: usize) -> bool {
-        self.attention_blocks(units) >= 4 * multiprocessors
+        self.attention_blocks(units) >= 2 * multiprocessors
     }
 
     /// Blocks that the kernels which split take a query's keys by: enough to fill the card twice, but no less than a panel a warp, and
@@ -215,14 +215,14 @@ impl AttentionShape {
         self.max_keys as usize / KV_BLOCK
     }
 
-    /// Blocks of a launch that does not split.
+    /// Units of every key head: blocks of a launch that does not split, or warps.
     fn attention_blocks(&self, units: usize) -> usize {
         units * self.n_kv_heads as usize * self.group().div_ceil(UNIT_QUERIES)
     }
 
     /// Bytes that `attention_f32` wants.
     pub(crate) fn scratch_f32(&self, rows: usize) -> usize {
-        4 * rows * (self.n_heads * self.max_keys) as usize
+        4 * rows * self.n_heads as usize * self.max_keys as usize
     }
 }
 

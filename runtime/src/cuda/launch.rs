@@ -163,11 +163,13 @@ impl Device {
         q: At,
         out: At,
     ) -> Result {
-        let grid = [count.div_ceil(4), shape.n_kv_heads as usize, shape.group().div_ceil(UNIT_QUERIES)];
-        let shared = 4 * Self::query_memory(&shape);
+        // What two warps need of heads of 1,024 is what every card gives a block.
+        let warps = if shape.head_dim <= 512 { 4 } else { 2 };
+        let grid = [count.div_ceil(warps), shape.n_kv_heads as usize, shape.group().div_ceil(UNIT_QUERIES)];
+        let shared = warps * Self::query_memory(&shape);
         let kernel = if shape.head_dim <= 64 { "attention_i8_rows_4" } else { "attention_i8_rows_8" };
         let count = count as i32;
-        launch!(self, kernel, grid, 128, shared, shape, units, count, s, bias, q, out)
+        launch!(self, kernel, grid, 32 * warps, shared, shape, units, count, s, bias, q, out)
     }
 
     /// The same of few rows: the keys of a query are split over `splits` blocks. `scratch` has [`AttentionShape::scratch_split`] bytes.

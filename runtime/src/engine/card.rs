@@ -2,7 +2,8 @@
 //!
 //! The weights lie before the card as they lie in the file, so a tensor's address is where it begins in the file behind one base. What
 //! the rows of a step are is written by the host into one list ([`Lists`]); the buffers stay where they are, so the launches of a step
-//! of one row a sequence are captured once for each number of sequences and then put into the stream as one graph.
+//! of one row a sequence are captured for each number of sequences, once where they see few keys and once where they see many, and then put
+//! into the stream as one graph.
 
 mod buffers;
 mod drawing;
@@ -106,15 +107,15 @@ struct Loaded {
     ready: bool,
 }
 
-/// How attention goes through the keys of an INT8 arena.
+/// What goes through the keys that a unit of queries sees in an INT8 arena.
 #[derive(Clone, Copy, Debug)]
-enum Keys {
-    /// A block of the card for those of a unit.
-    Few,
-    /// Several blocks for those of a unit.
-    Split,
-    /// A warp for those of a unit.
-    Rows,
+enum Spread {
+    /// A warp: there are many units.
+    Warp,
+    /// A block of the card: there are few keys.
+    Block,
+    /// Several blocks.
+    Blocks,
 }
 
 /// Rows on their way through the blocks.
@@ -125,7 +126,7 @@ struct CardPass<'a> {
     rows: usize,
     units: usize,
     int8: bool,
-    keys: Keys,
+    spread: Spread,
     loaded: Loaded,
 }
 
@@ -269,16 +270,16 @@ impl Pass for CardPass<'_> {
             return Ok(device.attention_f32(shape, self.rows, step, bias, q, out, scratch)?);
         }
         let units = (self.b.at(self.b.lists_at + self.b.lists.units), self.units);
-        match self.keys {
-            Keys::Few => {
+        match self.spread {
+            Spread::Block => {
                 let shape = AttentionShape { max_keys: narrow(FEW_PANELS * KV_BLOCK), ..shape };
                 device.attention_i8(shape, units, step, bias, q, out)?;
             }
-            Keys::Split => {
+            Spread::Blocks => {
                 let splits = shape.splits(self.units, device.multiprocessors());
                 device.attention_i8_split(shape, units, step, bias, q, out, (scratch, splits))?;
             }
-            Keys::Rows => device.attention_i8_rows(shape, units, step, bias, q, out)?,
+            Spread::Warp => device.attention_i8_rows(shape, units, step, bias, q, out)?,
         }
         Ok(())
     }

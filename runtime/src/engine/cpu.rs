@@ -16,19 +16,19 @@ const BUFFER_BYTES: usize = 6 << 20;
 
 impl PassRows {
     /// On the CPU, for steps of at most so much.
-    pub(crate) fn on_cpu(c: &DecoderConfig, max: &Most, kinds: ActivationKinds, threads: usize) -> Self {
+    pub(crate) fn on_cpu(c: &DecoderConfig, most: &Most, kinds: ActivationKinds, threads: usize) -> Self {
         let (heads, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let activation = match kinds {
-            ActivationKinds::Int8 => max.parts,
+            ActivationKinds::Int8 => most.parts,
             ActivationKinds::Float => size_of::<f32>(),
-            ActivationKinds::Both => max.parts + size_of::<f32>(),
+            ActivationKinds::Both => most.parts + size_of::<f32>(),
         };
         let row = 4 * (c.d_model + 2 * (heads + kv) + c.d_ff) + activation * c.d_model.max(c.d_ff).max(heads);
         // Of each thread the scores of some queries: 16, or those of one key head.
         let key = 4 * 2 * threads * (c.n_heads / c.n_kv_heads).max(16);
-        let beside = max.blocks as u128 * (KV_BLOCK * key) as u128;
-        let [stretch, most] = PASS_ROWS;
-        Self { stretch, most, bytes: BUFFER_BYTES, row, beside }
+        let beside = most.blocks as u128 * (KV_BLOCK * key) as u128;
+        let [stretch, rows] = PASS_ROWS;
+        Self { stretch, most: rows, bytes: BUFFER_BYTES, row, beside }
     }
 }
 

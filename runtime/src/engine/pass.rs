@@ -82,11 +82,11 @@ pub(crate) struct Most {
 /// How many rows an engine takes through the network together, and what its buffers take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PassRows {
-    /// Whole stretches of so many rows,
+    /// Rows of a stretch: a pass has whole ones.
     pub(crate) stretch: usize,
-    /// no more than so many,
+    /// The most rows.
     pub(crate) most: usize,
-    /// and behind the first stretch no more than so many bytes hold.
+    /// What their buffers may take; a single stretch may take more.
     pub(crate) bytes: usize,
     /// Bytes of a row.
     pub(crate) row: usize,

@@ -36,7 +36,7 @@ DEVICE void turn(const float *query, const float *cosine, const float *sine, int
 // Fragments of a warp that are asked for at once.
 constexpr int AHEAD = 4;
 
-// Scores of all queries against one panel of keys: out[query][16 tokens].
+// A lane's scores of all queries against one panel of keys, before they are scaled: see `panel_scores`.
 DEVICE void score_panel(const int8_t *keys, int k_padded, const int8_t *q8, int stride, int queries, int32_t (&acc)[2][4]) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     for (int tile = 0; tile < 2; tile++)
@@ -80,7 +80,7 @@ DEVICE void score_panel(const int8_t *keys, int k_padded, const int8_t *q8, int 
     }
 }
 
-// The queries of a block, and what they see.
+// The queries of a unit, and what they see.
 struct Asked {
     Unit unit;
     int group, kv_head, first_in_group, heads, queries;
@@ -122,7 +122,9 @@ DEVICE void prefetch_panels(const Asked &a, const AttentionShape &shape, int fro
     for (int i = threadIdx.x; i < blocks * lines; i += blockDim.x) {
         int panel = panel_at(a, shape, from + i / lines);
         prefetch(keys_at(a, shape, panel) + begin + i % lines * LINE);
-        if (i % lines == 0) prefetch(a.s.scales + panel);
+        if (i % lines > 0) continue;
+        if (begin == 0) prefetch(a.s.scales[panel].key);
+        if (begin + len > keys_len(shape.head_dim)) prefetch(a.s.scales[panel].value);
     }
 }
 
@@ -175,8 +177,8 @@ DEVICE void panel_scores(const Asked &a, const AttentionShape &shape, const Segm
 }
 
 // Scores in bits of the blocks from `from` to below `to`, segment by segment: scores[query · max_keys + key]. A block of the card does it.
-DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Step &lists, const float *modality_bias, const float *q, int from,
-                         int to, int8_t *q8, Queries &queries, float *scores) {
+DEVICE void score_blocks(const Asked &a, const AttentionShape &shape, const Step &lists, const float *modality_bias, const float *q,
+                         int from, int to, int8_t *q8, Queries &queries, float *scores) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int before = 0;
     for (int i = 0; i < a.s.segments; i++) {
@@ -247,7 +249,8 @@ DEVICE void weight_parts(float e, float score, float value_scale, float c, int8_
 // Exponentials and weights of one query. A half-warp asks, each lane for its token of the blocks from `from` to below `to`;
 // `each(at, e, high, low)` gets every block's exponential and the two parts of its weight.
 template <class Each>
-DEVICE void weigh_scores(const Asked &a, const AttentionShape &shape, const float *scores, int from, int to, float largest, float c, Each each) {
+DEVICE void weigh_scores(const Asked &a, const AttentionShape &shape, const float *scores, int from, int to, float largest, float c,
+                         Each each) {
     const int token = threadIdx.x % LANES;
     for (int first = from; first < to; first += AHEAD) {
         float score[AHEAD], scale[AHEAD];

@@ -14,7 +14,6 @@ KERNEL attention_f32(AttentionShape shape, Step lists, const float *modality_bia
     const Row r = lists.rows[row];
     const Sequence &s = lists.sequences[r.sequence];
     const int own_modality = lists.segments[s.first_segment + s.segments - 1].modality;
-    const int first_block = lists.segments[s.first_segment].first_block;
     const float *query = q + ((uint64_t)row * shape.n_heads + head) * hd;
     float *scores = scratch + (uint64_t)(blockIdx.y * gridDim.x + blockIdx.x) * shape.max_keys;
 
@@ -71,7 +70,7 @@ KERNEL attention_f32(AttentionShape shape, Step lists, const float *modality_bia
     for (int d = threadIdx.x; d < hd; d += blockDim.x) {
         float total = 0.0f;
         for (int at = 0; at < block; at++) {
-            int panel = panel_of(s, shape.layer, shape.n_kv_heads, kv_head, lists.blocks[first_block + at]);
+            int panel = panel_of(s, shape.layer, shape.n_kv_heads, kv_head, lists.blocks[s.first_block + at]);
             const float *v = s.values + (uint64_t)panel * KV_BLOCK * hd + d;
             for (int token = 0; token < KV_BLOCK; token++) total += scores[at * KV_BLOCK + token] * inverse_sum * v[token * hd];
         }

@@ -1,12 +1,13 @@
 // Attention over the INT8 arena of many rows: see `attention.cuh`. A warp has up to 16 queries, a unit's of one key head, for itself.
 //
-// It goes through their keys twice: for the largest score and the largest scale of a value, and again, with the scores computed anew, for
-// the exponentials, their sum and the weighted sum. So nothing is kept for each key, however many there are. A lane has the scores of
-// two tokens of every panel, which are two of the 16 lanes that the CPU adds exponentials in, so the sums have its bits.
+// It goes through their keys once for the largest score and the largest scale of a value, and again, with the scores computed anew, for
+// the exponentials, their sum and the weighted sum of DIMS · 16 dimensions, as often as there are so many. So nothing is kept for each
+// key, however many there are. A lane has the scores of two tokens of every panel, which are two of the 16 lanes that the CPU adds
+// exponentials in, so the sums have its bits.
 //
-// q, out and the rest as `attention_i8`. Launch: grid (units / 4, n_kv_heads, chunks of 16 heads of a group), 128 threads: the four
-// warps of a block read the same panels at about the same time. Dynamic shared memory: 64 · (pad_k(head_dim) + 16) bytes. More dimensions than
-// DIMS · 16 are weighed in several turns. Bound by the instructions of the exponentials.
+// q, out and the rest as `attention_i8`. Launch: grid (units / warps, rounded up, n_kv_heads, chunks of 16 heads of a group), up to 4
+// warps, which read the same panels at about the same time. Dynamic shared memory: 16 · (pad_k(head_dim) + 16) bytes a warp. Bound by the
+// instructions of the exponentials.
 #include "attention.cuh"
 
 // Of a pair of panels, the weights' tokens; 16 bytes more put columns on different banks.
@@ -156,7 +157,7 @@ DEVICE void attend(const AttentionShape &shape, const Unit &unit, const Step &li
                                  const float *q, float *out) {                                                                             \
         DYNAMIC_SHARED(memory);                                                                                                            \
         SHARED(WarpRoom[WARPS], rooms);                                                                                                    \
-        int warp = threadIdx.x / 32, unit = blockIdx.x * WARPS + warp;                                                                     \
+        int warp = threadIdx.x / 32, unit = blockIdx.x * (blockDim.x / 32) + warp;                                                         \
         if (unit >= count) return;                                                                                                         \
         int8_t *q8 = (int8_t *)memory + warp * QUERIES * (pad_k(shape.head_dim) + 16);                                                     \
         attend<DIMS>(shape, units[unit], lists, modality_bias, q, out, q8, rooms[warp]);                                                   \

@@ -7,8 +7,8 @@
 // split, by one block. So both give the same bits.
 //
 // q, out and the rest as `attention_i8`. Launch: both with grid (units, n_kv_heads, chunks of 16 heads of a group · splits), 128 threads. A
-// range is a whole number of pairs of blocks. Dynamic shared memory: 16 · (pad_k(head_dim) + 16) bytes; 32 · (16 · range + 16) bytes. `scratch`: `Room` of each
-// unit, head and chunk. Bound by the latency of one range, and in long contexts by the bytes of the panels.
+// range is a whole number of pairs of blocks. Dynamic shared memory: 16 · (pad_k(head_dim) + 16) bytes; 32 · (16 · range + 16) bytes.
+// `scratch`: `Room` of each unit, head and chunk. Bound by the latency of one range, and in long contexts by the bytes of the panels.
 #include "attention.cuh"
 
 // What the blocks of the same queries share. Sizes follow from the shape and the number of splits.
@@ -29,7 +29,7 @@ DEVICE Room room_of(const AttentionShape &shape, unsigned char *scratch, int spl
 // Blocks of a range, which are whole pairs.
 DEVICE int range_of(const Asked &a, int splits) { return round_up((a.count + splits - 1) / splits, 2); }
 
-// Three blocks a multiprocessor: with four, Volta's path without matrix products would keep registers in memory.
+// Three blocks a multiprocessor: with four, the path without matrix products would keep registers in memory.
 KERNEL __launch_bounds__(WARPS * 32, 3)
     attention_i8_scores(AttentionShape shape, const Unit *units, Step lists, const float *modality_bias, const float *q, int splits,
                         unsigned char *scratch) {

@@ -70,6 +70,23 @@ DEVICE float scale_of(float amax) {
     return is_finite(amax) ? amax / 127.0f : __uint_as_float(0x7fc00000u);
 }
 
+// A thread's values: those of `at(i)` from `from` on, every `step`-th; zeros from the n-th on. They are asked for together, so that a
+// thread waits once.
+struct Batch {
+    static constexpr int LEN = 8;
+    float value[LEN];
+};
+
+template <class At> DEVICE Batch load_batch(At at, int from, int step, int n) {
+    Batch batch;
+#pragma unroll
+    for (int j = 0; j < Batch::LEN; j++) {
+        int i = from + j * step;
+        batch.value[j] = i < n ? at(i) : 0.0f;
+    }
+    return batch;
+}
+
 // 2ˣ as `exp2_f32` of quant.rs.
 DEVICE float exp2_f32(float x) {
     x = clamp(x, -100.0f, 128.0f);
@@ -174,7 +191,7 @@ DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
 template <int N> DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
 #define HAS_MMA true
 #else
-// Volta has neither: the copies are plain ones.
+// Cards before 8.0 have neither: the copies are plain ones.
 DEVICE void copy_async16(void *to, const void *from, bool live) {
     *(int4 *)to = live ? *(const int4 *)from : make_int4(0, 0, 0, 0);
 }

@@ -1,8 +1,8 @@
 // INT8 linear layers for many rows: out = (Σ q · w) · scale_x · scale_w + bias over `n16k4` tiles.
 //
-// A block of 4 warps computes 128 outputs of BM rows (INT8 rows: tokens · parts), 64 inputs at a time, which background copies bring into a
-// ring of STAGES stages. A warp has 64 outputs × BM/2 rows. Weights are the A operand of `mma.m16n8k32` and rows the B operand, so that the two parts of a token are
-// neighbours in a lane. The order of inputs and outputs inside a fragment is free, so they are dealt such that a lane reads 8 bytes
+// A block of 4 warps computes 128 outputs of BM rows (INT8 rows: tokens · parts), 64 inputs at a time, which background copies bring into
+// a ring of STAGES stages. A warp has 64 outputs × BM/2 rows. Weights are the A operand of `mma.m16n8k32` and rows the B operand, so that
+// the two parts of a token are neighbours in a lane. The order of inputs and outputs inside a fragment is free, so they are dealt such that a lane reads 8 bytes
 // (weights) and 16 bytes (rows) at a time:
 //   * in a stretch of 64 inputs, lane t of four takes the quads 4t.. (a whole 16 bytes of a row) in two products,
 //   * rows g and g + 8 of the A fragment are the neighbours 2g and 2g + 1 among 16 outputs.
@@ -10,7 +10,7 @@
 // together over all banks.
 //
 // Launch: grid (groups of 128 outputs of all layers, rows / BM), 128 threads. Bound: the rate of INT8 products.
-// Volta (sm_72) has no such instruction for INT8: there the same tiles feed `dp4a` (`multiply_dp4a`).
+// Cards before 8.0 have no such instruction for 32 inputs: there the same tiles feed `dp4a` (`multiply_dp4a`).
 #include "linear.cuh"
 
 constexpr int BN = 128, BK = 64, STAGES = 3, THREADS = 128, GROUPS = BN / TILE_N;
@@ -120,7 +120,8 @@ template <int BM> DEVICE void multiply_dp4a(const Stage<BM> &stage, int32_t (&ac
 // Sums of a lane: outputs 2g and 2g + 1 of a group, rows 2t and 2t + 1 of eight. They go through shared memory, eight rows of each half
 // of the block at a time, and from there by whole rows.
 template <int BM>
-DEVICE void store_all(const Layers &layers, const Block &block, const float *x_scale, int rows, int32_t (&acc)[4][BM / 16][4], int32_t (*room)[8][BN]) {
+DEVICE void store_all(const Layers &layers, const Block &block, const float *x_scale, int rows, int32_t (&acc)[4][BM / 16][4],
+                      int32_t (*room)[8][BN]) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int m = 0; m < BM / 16; m++) {

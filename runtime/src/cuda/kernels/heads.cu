@@ -85,7 +85,8 @@ KERNEL store_heads(HeadShape shape, HeadNorms norms, Step lists, float *q, const
     for (int i = lane; i < hd; i += 32) x[i] = at[i];
     __syncwarp();
     if (keys) {
-        if (norms.k) norm_head(x, hd, norms.k + (norms.k_bias ? head * hd : 0), norms.k_bias ? norms.k_bias + head * hd : nullptr, norms.eps);
+        const float *bias = norms.k_bias ? norms.k_bias + head * hd : nullptr;
+        if (norms.k) norm_head(x, hd, norms.k + (bias ? head * hd : 0), bias, norms.eps);
         const float *cosine = lists.cosines + (uint64_t)r.offset * half, *sine = lists.sines + (uint64_t)r.offset * half;
         for (int i = lane; i < half; i += 32) {
             float a = x[i], b = x[i + half];

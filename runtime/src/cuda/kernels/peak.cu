@@ -1,6 +1,7 @@
 // The rate of INT8 products with everything in registers: what a card can do at most with the instruction that `gemm_i8` uses.
 //
-// Launch: any grid, 256 threads; each warp does `rounds` · 8 products of 16 × 8 × 32 (or, on Volta, as many multiplications with `dp4a`).
+// Launch: any grid, 256 threads; each warp does `rounds` · 8 products of 16 × 8 × 32 (or, on cards before 8.0, as many multiplications with
+// `dp4a`).
 // The operands are bytes without a pattern, other ones in every thread and every round: products of zeros, or of what was there before,
 // draw less power, and a card that is at its limit of power clocks higher with them. Six instructions a round make them, beside 8 products
 // of at least four cycles each. `out` gets a sum that nobody reads, so that the work is done.

@@ -5,7 +5,8 @@
 // Weights are whole numbers, so sums have no order and a draw has the CPU's bits. The order is walked byte by byte of the weight, the
 // highest first, instead of sorting. Logits of a row lie in two parts; between them stand `gap` tokens that are never said.
 //
-// Logits f32 [rows, width] of each part, replaced by the weights where a row is drawn. picked [rows] u32. `flag` is set where a logit is not finite.
+// Logits f32 [rows, width] of each part, replaced by the weights where a row is drawn. picked [rows] u32. `flag` is set where a logit is
+// not finite.
 // Launch: a block of 512 threads a row. Bound by the latency of reading a row once (the likeliest) to 16 times.
 #include "common.cuh"
 
@@ -50,20 +51,9 @@ struct RowOf {
     __device__ __forceinline__ float *at(int i) const { return i < width ? part[0] + i : part[1] + (i - width); }
 };
 
-// A thread's elements of a row from `first` on, every THREADS-th; zeros behind the last. They are asked for together.
-struct Batch {
-    static constexpr int LEN = 8;
-    float value[LEN];
-};
-
-DEVICE Batch load_batch(const RowOf &row, int first) {
-    Batch batch;
-#pragma unroll
-    for (int j = 0; j < Batch::LEN; j++) {
-        int i = first + j * THREADS;
-        batch.value[j] = i < row.n ? *row.at(i) : 0.0f;
-    }
-    return batch;
+// A thread's elements of a row from `first` on.
+DEVICE Batch elements(const RowOf &row, int first) {
+    return load_batch([&](int i) { return *row.at(i); }, first, THREADS, row.n);
 }
 
 // The larger logit, of equals the first: as whole numbers in the same order. −0 is +0.
@@ -96,7 +86,7 @@ DEVICE Level level_of(const RowOf &row, uint64_t wanted, bool by_mass, Room &roo
         uint64_t mass = 0;
         uint32_t count = 0;
         for (int first = threadIdx.x; first < row.n; first += Batch::LEN * THREADS) {
-            const Batch batch = load_batch(row, first);
+            const Batch batch = elements(row, first);
 #pragma unroll
             for (int j = 0; j < Batch::LEN; j++) {
                 uint32_t weight = __float_as_uint(batch.value[j]);
@@ -182,7 +172,7 @@ KERNEL __launch_bounds__(THREADS) pick(Parts parts, Draws draws, uint32_t *flag,
     uint64_t best = 0;
     bool finite = true;
     for (int first = threadIdx.x; first < row.n; first += Batch::LEN * THREADS) {
-        const Batch batch = load_batch(row, first);
+        const Batch batch = elements(row, first);
 #pragma unroll
         for (int j = 0; j < Batch::LEN; j++) {
             int i = first + j * THREADS;
@@ -207,7 +197,7 @@ KERNEL __launch_bounds__(THREADS) pick(Parts parts, Draws draws, uint32_t *flag,
         __syncthreads();
         uint64_t total = 0;
         for (int first = threadIdx.x; first < row.n; first += Batch::LEN * THREADS) {
-            const Batch batch = load_batch(row, first);
+            const Batch batch = elements(row, first);
 #pragma unroll
             for (int j = 0; j < Batch::LEN; j++) {
                 int i = first + j * THREADS;

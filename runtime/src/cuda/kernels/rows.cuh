@@ -8,28 +8,13 @@ struct RowRoom {
     float inverse;
 };
 
-// A thread's values from `from` on, every blockDim.x-th; zeros behind the k-th. They are asked for together, so that a thread waits once.
-struct Batch {
-    static constexpr int LEN = 8;
-    float value[LEN];
-};
-
-DEVICE Batch load_batch(const float *x, int from, int k) {
-    Batch batch;
-#pragma unroll
-    for (int j = 0; j < Batch::LEN; j++) {
-        int i = from + j * blockDim.x;
-        batch.value[j] = i < k ? x[i] : 0.0f;
-    }
-    return batch;
-}
-
 // x / √(mean x² + eps) · norm into `row`; x as it is where `norm` is null. The squares are added in the order of `quant.rs`, by 16 threads.
 DEVICE void load_row(const float *x, const float *norm, float eps, int k, float *row, RowRoom &room) {
     const int turn = Batch::LEN * blockDim.x;
-    Batch first = load_batch(norm, threadIdx.x, norm ? k : 0);
+    auto weight = [&](int i) { return norm[i]; };
+    Batch first = load_batch(weight, threadIdx.x, blockDim.x, norm ? k : 0);
     for (int from = threadIdx.x; from < k; from += turn) {
-        Batch batch = load_batch(x, from, k);
+        Batch batch = load_batch([&](int i) { return x[i]; }, from, blockDim.x, k);
 #pragma unroll
         for (int j = 0, i = from; j < Batch::LEN; j++, i += blockDim.x)
             if (i < k) row[i] = batch.value[j];
@@ -45,7 +30,7 @@ DEVICE void load_row(const float *x, const float *norm, float eps, int k, float 
     }
     __syncthreads();
     for (int from = threadIdx.x; from < k; from += turn) {
-        Batch weights = from == threadIdx.x ? first : load_batch(norm, from, k);
+        Batch weights = from == threadIdx.x ? first : load_batch(weight, from, blockDim.x, k);
 #pragma unroll
         for (int j = 0, i = from; j < Batch::LEN; j++, i += blockDim.x)
             if (i < k) row[i] = row[i] * room.inverse * weights.value[j];
@@ -59,14 +44,14 @@ DEVICE void quantise_row(float *row, int k, int parts, int8_t *q, float *scale, 
     for (int part = 0; part < parts; part++, q += pad_k(k)) {
         uint32_t bits = 0;
         for (int from = threadIdx.x; from < k; from += turn) {
-            Batch batch = load_batch(row, from, k);
+            Batch batch = load_batch([&](int i) { return row[i]; }, from, blockDim.x, k);
 #pragma unroll
             for (int j = 0; j < Batch::LEN; j++) bits = magnitude(batch.value[j]) > bits ? magnitude(batch.value[j]) : bits;
         }
         float amax = __uint_as_float(block_max(bits, room.amax));
         float inverse = inverse_scale(amax), step = scale_of(amax);
         for (int from = threadIdx.x; from < pad_k(k); from += turn) {
-            Batch batch = load_batch(row, from, k);
+            Batch batch = load_batch([&](int i) { return row[i]; }, from, blockDim.x, k);
 #pragma unroll
             for (int j = 0, i = from; j < Batch::LEN; j++, i += blockDim.x) {
                 int8_t value = inverse > 0.0f ? quantise(batch.value[j], inverse) : (int8_t)0;

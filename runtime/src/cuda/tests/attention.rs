@@ -51,12 +51,14 @@ struct Shape {
     head_dim: usize,
 }
 
-const SHAPES: [Shape; 5] = [
+const SHAPES: [Shape; 6] = [
     Shape { n_heads: 6, n_kv_heads: 2, head_dim: 32 },
     Shape { n_heads: 3, n_kv_heads: 1, head_dim: 20 },
     Shape { n_heads: 4, n_kv_heads: 4, head_dim: 64 },
     Shape { n_heads: 18, n_kv_heads: 1, head_dim: 48 },
     Shape { n_heads: 2, n_kv_heads: 1, head_dim: 160 },
+    // The longest that there is.
+    Shape { n_heads: 1, n_kv_heads: 1, head_dim: 1024 },
 ];
 
 /// Norms of the heads.

@@ -4,7 +4,7 @@ use super::super::pass::{Most, Own, Sequence};
 use super::drawing::CardDrawing;
 use super::passes::{attention_shape, most_split, widest};
 use super::staging::Staging;
-use super::{CHUNK, Card, CardFeatures, CardPass, EMBED, Keys, Loaded, PREFIX, SLOTS};
+use super::{CHUNK, Card, CardFeatures, CardPass, EMBED, Loaded, PREFIX, SLOTS, Spread};
 use crate::Result;
 use crate::config::Modality;
 use crate::cuda::launch::{
@@ -117,7 +117,8 @@ impl CardBuffers {
         let (heads, kvs) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let (drawn, widest) = (CardDrawing::widest(beside), widest(c, beside));
         // A block holds a row that it norms or quantises.
-        let (row, room) = (4 * widest, card.device.block_room());
+        let row = 4 * if dtype == KvDtype::I8 { widest } else { c.d_model };
+        let room = card.device.block_room();
         if row > room {
             return Err(
                 CudaError::RowTooLong { what: "the layers of this model", bytes: row, most: room }.into()
@@ -348,13 +349,13 @@ impl CardBuffers {
         let sees = |s: &Sequence<'_>| {
             s.context.iter().chain([&s.own]).map(|v| v.chain.len.div_ceil(KV_BLOCK)).sum::<usize>()
         };
-        let few = sequences.iter().all(|s| sees(s) <= FEW_PANELS);
-        let keys = if !single && self.shape.fill(units, card.device.multiprocessors()) {
-            Keys::Rows
+        let few = !int8 || sequences.iter().all(|s| sees(s) <= FEW_PANELS);
+        let spread = if !single && self.shape.fill(units, card.device.multiprocessors()) {
+            Spread::Warp
         } else if few {
-            Keys::Few
+            Spread::Block
         } else {
-            Keys::Split
+            Spread::Blocks
         };
         if single
             && let Some(graph) = self.graphs.get(rows).and_then(|graphs| graphs[usize::from(few)].as_ref())
@@ -365,7 +366,7 @@ impl CardBuffers {
             let inputs = self.at(self.lists_at + self.lists.inputs);
             card.device.embed(&self.tables, inputs, rows, self.at(self.x))?;
             let loaded = Loaded::default();
-            let mut pass = CardPass { card, c, b: self, rows, units, int8, keys, loaded };
+            let mut pass = CardPass { card, c, b: self, rows, units, int8, spread, loaded };
             for (layer, block) in decoder.blocks.iter().enumerate() {
                 block.forward(&mut pass, layer)?;
             }

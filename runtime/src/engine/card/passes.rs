@@ -19,7 +19,8 @@ const STRETCH: usize = 128;
 /// H100 from 296 on (1,979 TOPS, 3.35 TB/s). On the board, 256 rows make 32 blocks of a layer of 2,048 outputs, two for each of 16
 /// multiprocessors; on the card, 2,048 make 256 for 132.
 const MOST: [usize; 2] = [256, 2048];
-/// The buffers of a pass take one part in so many of the card's memory: of 16 sessions that answer together a quarter.
+/// The buffers of a pass take one part in so many of the card's memory: of 16 sessions that answer together a quarter. Scores of keys
+/// that are split come on top, and grow with the context.
 const PARTS: usize = 64;
 
 impl Card {
