@@ -93,7 +93,7 @@ fn kernels(bundle: &BundleConfig, rows: usize, sequences: usize) -> Vec<Kernel> 
     }
     add("products: query, key, value", n, product(heads + 2 * kvs, c.d_model, parts("attn.q")));
     add("store_heads", n, (8.0 * (tokens * (heads + 2 * kvs)) as f64, 0.0));
-    // Keys and values of what is seen, read once for each unit of 16 queries; scores and both parts of the weights.
+    // Keys and values of what is seen, read for each unit of 16 queries.
     let group = c.n_heads / c.n_kv_heads;
     let units = rows.div_ceil((16 / group).max(1)) * sequences;
     let seen = if rows == 1 { TOKENS } else { rows / 2 };
@@ -104,7 +104,8 @@ fn kernels(bundle: &BundleConfig, rows: usize, sequences: usize) -> Vec<Kernel> 
         add("attention_i8_scores", n, (panels + scores, operations));
         add("attention_i8_values", n, (panels + 3.0 * scores, 2.0 * operations));
     } else {
-        add("attention_i8", n, (2.0 * panels, 3.0 * operations));
+        // Keys are read, and scores computed, once for the largest and once for the weights, of which there are two.
+        add("attention_i8_rows", n, (3.0 * panels, 4.0 * operations));
     }
     add("product: output", n, product(c.d_model, heads, parts("attn.o")));
     add("products: gate, up", n, product(2 * c.d_ff, c.d_model, parts("ffn.gate")));

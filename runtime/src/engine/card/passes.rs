@@ -16,9 +16,9 @@ const STRETCH: usize = 128;
 /// Most rows on a board, and on a card with memory of its own: reckoned, not measured.
 ///
 /// `n` rows are `2 n` INT8 operations a byte of weights. An AGX Orin is bound by its arithmetic from 209 rows on (85 TOPS, 204 GB/s), an
-/// H100 from 296 on (1,979 TOPS, 3.35 TB/s). On the board, 256 rows make 32 blocks of a layer of 2,048 outputs, two for each of 16
-/// multiprocessors; on the card, 2,048 make 256 for 132.
-const MOST: [usize; 2] = [256, 2048];
+/// H100 from 296 on (1,979 TOPS, 3.35 TB/s). On the board, 640 take a picture of 576 features in one pass, and no more of the memory
+/// that models share there; on the card, 2,048 make 256 blocks of a layer of 2,048 outputs for 132 multiprocessors.
+const MOST: [usize; 2] = [640, 2048];
 /// The buffers of a pass take one part in so many of the card's memory: of 16 sessions that answer together a quarter. Scores of keys
 /// that are split come on top, and grow with the context.
 const PARTS: usize = 64;
