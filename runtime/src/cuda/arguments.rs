@@ -172,6 +172,11 @@ impl AttentionShape {
         (self.n_heads / self.n_kv_heads) as usize
     }
 
+    /// Pieces of a group of heads that one unit can take.
+    pub(super) fn chunks(&self) -> usize {
+        self.group().div_ceil(UNIT_QUERIES)
+    }
+
     /// Most rows of a unit.
     pub(crate) fn unit_rows(&self) -> usize {
         (UNIT_QUERIES / self.group()).max(1)
@@ -217,7 +222,7 @@ impl AttentionShape {
 
     /// Units of every key head: blocks of a launch that does not split, or warps.
     fn attention_blocks(&self, units: usize) -> usize {
-        units * self.n_kv_heads as usize * self.group().div_ceil(UNIT_QUERIES)
+        units * self.n_kv_heads as usize * self.chunks()
     }
 
     /// Bytes that `attention_f32` wants.

@@ -124,8 +124,8 @@ impl Device {
             attribute(A::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED)? != 0,
         );
         // SAFETY: the device was found above.
-        let memory =
-            unsafe { result::device::total_mem(device) }.map_err(CudaError::of("cuDeviceTotalMem"))?;
+        let memory = unsafe { result::device::total_mem(device) };
+        let memory = memory.map_err(CudaError::of("cuDeviceTotalMem"))?;
         let block_memory = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // SAFETY: the device was found above; `Drop` releases the context.
         let context = unsafe { result::primary_ctx::retain(device) };

@@ -148,7 +148,7 @@ impl Device {
         q: At,
         out: At,
     ) -> Result {
-        let grid = [count, shape.n_kv_heads as usize, shape.group().div_ceil(UNIT_QUERIES)];
+        let grid = [count, shape.n_kv_heads as usize, shape.chunks()];
         let shared = Self::query_memory(&shape) + shape.unit_bytes();
         launch!(self, "attention_i8", grid, 128, shared, shape, units, s, bias, q, out)
     }
@@ -165,7 +165,7 @@ impl Device {
     ) -> Result {
         // What two warps need of heads of 1,024 is what every card gives a block.
         let warps = if shape.head_dim <= 512 { 4 } else { 2 };
-        let grid = [count.div_ceil(warps), shape.n_kv_heads as usize, shape.group().div_ceil(UNIT_QUERIES)];
+        let grid = [count.div_ceil(warps), shape.n_kv_heads as usize, shape.chunks()];
         let shared = warps * Self::query_memory(&shape);
         let kernel = if shape.head_dim <= 64 { "attention_i8_rows_4" } else { "attention_i8_rows_8" };
         let count = count as i32;
@@ -184,8 +184,7 @@ impl Device {
         out: At,
         (scratch, splits): (At, usize),
     ) -> Result {
-        let chunks = shape.group().div_ceil(UNIT_QUERIES);
-        let grid = [count, shape.n_kv_heads as usize, chunks * splits];
+        let grid = [count, shape.n_kv_heads as usize, shape.chunks() * splits];
         let memory = [Self::query_memory(&shape), 2 * UNIT_QUERIES * (KV_BLOCK * shape.range(splits) + 16)];
         let splits = splits as i32;
         launch!(

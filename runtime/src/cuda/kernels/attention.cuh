@@ -358,3 +358,17 @@ DEVICE void weigh_blocks(const Asked &a, const AttentionShape &shape, int from, 
         weigh_panels(a, shape, one, two, dims, weights + (at - from) * KV_BLOCK, stride, acc);
     }
 }
+
+// Writes 16 dimensions from `dims` · 16 on of every query's weighted sum: columns 2t and 2t + 1 of a tile are the two parts of one query.
+DEVICE void store_sums(const Asked &a, const AttentionShape &shape, int dims, const int32_t (&acc)[4][4], const Queries &queries, float *out) {
+    const int hd = shape.head_dim, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            int query = tile * 4 + t, dim = dims * TILE_N + 2 * g + j;
+            if (query >= a.queries || dim >= hd) continue;
+            out[((uint64_t)row_of(a, query) * shape.n_heads + head_of(a, query)) * hd + dim] =
+                ((float)acc[tile][2 * j] * 128.0f + (float)acc[tile][2 * j + 1]) * queries.scale[query];
+        }
+}

@@ -10,7 +10,7 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
     DYNAMIC_SHARED(memory);
     SHARED(Queries, queries);
     const int hd = shape.head_dim, max_keys = shape.max_keys;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Asked a = asked_of(shape, units[blockIdx.x], lists, blockIdx.z);
     prefetch_panels(a, shape, 0, a.count, 0, keys_len(hd) + values_len(hd));
 
@@ -47,15 +47,6 @@ KERNEL __launch_bounds__(WARPS * 32, 4)
     for (int dims = warp; dims < pad_n(hd) / TILE_N; dims += WARPS) {
         int32_t acc[4][4];
         weigh_blocks(a, shape, 0, a.count, dims, weights, w_stride, acc);
-#pragma unroll
-        for (int tile = 0; tile < 4; tile++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                // Columns 2t and 2t + 1 are the two parts of one query.
-                int query = tile * 4 + t, dim = dims * TILE_N + 2 * g + j;
-                if (query >= a.queries || dim >= hd) continue;
-                out[((uint64_t)row_of(a, query) * shape.n_heads + head_of(a, query)) * hd + dim] =
-                    ((float)acc[tile][2 * j] * 128.0f + (float)acc[tile][2 * j + 1]) * queries.scale[query];
-            }
+        store_sums(a, shape, dims, acc, queries, out);
     }
 }

@@ -137,17 +137,7 @@ DEVICE void attend(const AttentionShape &shape, const Unit &unit, const Step &li
         }
         __syncwarp();
 #pragma unroll
-        for (int d = 0; d < DIMS; d++)
-#pragma unroll
-            for (int tile = 0; tile < 4; tile++)
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    // Columns 2t and 2t + 1 are the two parts of one query.
-                    int query = tile * 4 + t, dim = (dims + d) * TILE_N + 2 * g + j;
-                    if (query >= a.queries || dim >= shape.head_dim) continue;
-                    out[((uint64_t)row_of(a, query) * shape.n_heads + head_of(a, query)) * shape.head_dim + dim] =
-                        ((float)acc[d][tile][2 * j] * 128.0f + (float)acc[d][tile][2 * j + 1]) * room.queries.scale[query];
-                }
+        for (int d = 0; d < DIMS; d++) store_sums(a, shape, dims + d, acc[d], room.queries, out);
     }
 }
 

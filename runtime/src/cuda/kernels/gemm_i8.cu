@@ -2,8 +2,8 @@
 //
 // A block of 4 warps computes 128 outputs of BM rows (INT8 rows: tokens · parts), 64 inputs at a time, which background copies bring into
 // a ring of STAGES stages. A warp has 64 outputs × BM/2 rows. Weights are the A operand of `mma.m16n8k32` and rows the B operand, so that
-// the two parts of a token are neighbours in a lane. The order of inputs and outputs inside a fragment is free, so they are dealt such that a lane reads 8 bytes
-// (weights) and 16 bytes (rows) at a time:
+// the two parts of a token are neighbours in a lane. The order of inputs and outputs inside a fragment is free, so they are dealt such
+// that a lane reads 8 bytes (weights) and 16 bytes (rows) at a time:
 //   * in a stretch of 64 inputs, lane t of four takes the quads 4t.. (a whole 16 bytes of a row) in two products,
 //   * rows g and g + 8 of the A fragment are the neighbours 2g and 2g + 1 among 16 outputs.
 // A stretch of 16 outputs × 64 inputs is 64 pieces of 16 bytes; piece p lies at p ^ 2·(p/16), which spreads the four quads that are read

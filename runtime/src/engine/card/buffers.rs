@@ -1,6 +1,6 @@
 //! What a step on a card works in.
 
-use super::super::pass::{Most, Own, Sequence};
+use super::super::pass::{Most, Own, Sequence, Visible};
 use super::drawing::CardDrawing;
 use super::passes::{attention_shape, most_split, widest};
 use super::staging::Staging;
@@ -293,8 +293,7 @@ impl CardBuffers {
                     pad: 0,
                 };
                 put(room, lists.sequences, i, at);
-                let context =
-                    s.context.iter().map(|visible| visible.chain.len.div_ceil(KV_BLOCK)).sum::<usize>();
+                let context = panels(s.context);
                 for first in (0..s.rows).step_by(unit_rows) {
                     let rows = unit_rows.min(s.rows - first);
                     let at = UnitAt {
@@ -346,10 +345,7 @@ impl CardBuffers {
 
         let single = sequences.iter().all(|s| s.rows == 1);
         let int8 = sequences.iter().all(|s| s.kv.dtype() == KvDtype::I8);
-        let sees = |s: &Sequence<'_>| {
-            s.context.iter().chain([&s.own]).map(|v| v.chain.len.div_ceil(KV_BLOCK)).sum::<usize>()
-        };
-        let few = !int8 || sequences.iter().all(|s| sees(s) <= FEW_PANELS);
+        let few = !int8 || sequences.iter().all(|s| panels(s.context) + panels([&s.own]) <= FEW_PANELS);
         let spread = if !single && self.shape.fill(units, card.device.multiprocessors()) {
             Spread::Warp
         } else if few {
@@ -380,6 +376,11 @@ impl CardBuffers {
         self.graphs[rows][usize::from(few)] = Some(graph);
         Ok(())
     }
+}
+
+/// Blocks of keys of these segments.
+fn panels<'a>(segments: impl IntoIterator<Item = &'a Visible>) -> usize {
+    segments.into_iter().map(|visible| visible.chain.len.div_ceil(KV_BLOCK)).sum()
 }
 
 pub(super) fn narrow(n: usize) -> i32 {
